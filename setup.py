@@ -1,0 +1,58 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    for line in (ROOT / "d2go_fbnetv5" / "version.py").read_text().splitlines():
+        if line.startswith("__version__"):
+            return line.split('"')[1]
+    raise RuntimeError("d2go_fbnetv5/version.py has no __version__")
+
+
+def config_files() -> list[str]:
+    return [str(path.relative_to(ROOT / "configs")) for path in sorted((ROOT / "configs").rglob("*.yaml"))]
+
+
+setup(
+    name="d2go_fbnetv5",
+    version=version(),
+    description="FBNetV5: neural architecture search for many vision tasks in one run",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["d2go_fbnetv5", "d2go_fbnetv5.*"]),
+        "d2go_fbnetv5.tools",
+        "d2go_fbnetv5.configs",
+    ],
+    # As in D2Go: the command line tools and the recipes live at the top level and ship inside the package.
+    package_dir={"d2go_fbnetv5.tools": "tools", "d2go_fbnetv5.configs": "configs"},
+    package_data={"d2go_fbnetv5.configs": config_files()},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.10",
+        "pycocotools>=2.0.7",
+        "opencv-python-headless>=4.8",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "scikit-learn>=1.3",
+        "pyyaml>=6.0",
+        "rich>=13.0",
+        "tensorboard>=2.14",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"dev": ["pytest>=8.0", "ruff>=0.6"]},
+    entry_points={
+        "console_scripts": [
+            "d2go_fbnetv5.train_net = d2go_fbnetv5.tools.train_net:cli",
+            "d2go_fbnetv5.visualize = d2go_fbnetv5.tools.visualize:cli",
+            "d2go_fbnetv5.flops = d2go_fbnetv5.tools.flops:cli",
+        ]
+    },
+)

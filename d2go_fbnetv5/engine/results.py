@@ -1,0 +1,83 @@
+"""What a search found, as plain data: the source of every report and of ``topologies.json``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from d2go_fbnetv5.arch.topology import Topology
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The network found for one task.
+
+    FLOPs are absolute multiply-adds of one image through the backbone (Stage 0 and the kept blocks, no head);
+    relative costs are Appendix E's ``sum(a_b c_b) / sum(c_b)`` over the searchable blocks, in [0, 1].
+    """
+
+    task: str
+    topology: Topology  # most likely, unpruned
+    probabilities: list[list[float]]  # S x P, each in (0, 1)
+    outputs: tuple[str, ...]  # the paths the head reads, such as ("path3",)
+    flops: float
+    flops_pruned: float
+    relative_cost: float
+    relative_cost_pruned: float
+    full_flops: float  # the supernet with every block
+    metric_name: str  # a key of ``metrics``
+    higher_is_better: bool
+    metrics: dict[str, float]
+    random_topologies: list[Topology]  # of equal or greater cost than ``topology``
+    random_metrics: list[float]  # ``metric_name`` of each random topology
+    random_flops: list[float]
+
+    def __post_init__(self) -> None:
+        lengths = (len(self.random_topologies), len(self.random_metrics), len(self.random_flops))
+        if len(set(lengths)) > 1:
+            raise ValueError(f"{self.task}: {lengths} random topologies, metrics and FLOPs; need as many of each")
+
+    @property
+    def pruned(self) -> Topology:
+        """The topology without the blocks that the head cannot reach."""
+        return self.topology.prune(set(self.outputs))
+
+    @property
+    def full_share(self) -> float:
+        """FLOPs of the unpruned network as a share of the full supernet's, in (0, 1]."""
+        return self.flops / self.full_flops
+
+    @property
+    def metric(self) -> float:
+        """The task's primary metric; NaN if it was not measured."""
+        return self.metrics.get(self.metric_name, math.nan)
+
+    @property
+    def random_mean(self) -> float:
+        """Mean metric of the random topologies; NaN without any."""
+        return sum(self.random_metrics) / len(self.random_metrics) if self.random_metrics else math.nan
+
+    @property
+    def random_best(self) -> float:
+        """Metric of the best random topology; NaN without any."""
+        if not self.random_metrics:
+            return math.nan
+        return max(self.random_metrics) if self.higher_is_better else min(self.random_metrics)
+
+    def at_least_as_good_as(self, value: float) -> bool:
+        """Whether the found topology's metric is no worse than ``value``; false if either is NaN."""
+        return self.metric >= value if self.higher_is_better else self.metric <= value
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """One search: what was run, and what it found for each task."""
+
+    family: str
+    num_stages: int
+    size: tuple[int, int]  # (height, width) in pixels at which costs were counted
+    iterations: int
+    seconds: float
+    tasks: tuple[TaskResult, ...]
+    precise_bn_images: int  # images used to re-estimate batch-norm statistics before each evaluation
+    eval_images: int

@@ -1,0 +1,89 @@
+"""The parameter-free, almost compute-free fusion of paths (Appendix B).
+
+Appendix B fixes the arithmetic. The operators are chosen to be fast and exportable: strided slices, ``cat``
+and sums; and the step that shrinks the data comes first (to a lower resolution: slice, then repeat channels;
+to a higher one: average channels, then enlarge).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def repeat_channels(x: Tensor, out_channels: int) -> Tensor:
+    """Repeats all channels as often as needed and drops the rest: N x C x H x W -> N x out x H x W."""
+    repeats = -(-out_channels // x.shape[1])
+    if repeats > 1:
+        x = torch.cat([x] * repeats, dim=1)
+    return x[:, :out_channels] if x.shape[1] != out_channels else x
+
+
+def average_channels(x: Tensor, out_channels: int) -> Tensor:
+    """Averages groups of neighbouring channels: N x C x H x W -> N x out x H x W.
+
+    Channels are padded with zeros to a multiple of ``out_channels`` first, and the zeros count in the average,
+    as Appendix B has it.
+    """
+    group = -(-x.shape[1] // out_channels)
+    if group == 1:
+        missing = out_channels - x.shape[1]
+        return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+    missing = group * out_channels - x.shape[1]
+    if missing:
+        x = F.pad(x, (0, 0, 0, 0, 0, missing))
+    total = x[:, 0::group]
+    for i in range(1, group):
+        total = total + x[:, i::group]
+    return total * (1.0 / group)
+
+
+class Fusion(nn.Module):
+    """Brings a feature from one path to another path's channels and resolution (Appendix B, Figure 4).
+
+    Args:
+        channels: channels of each path, highest resolution first.
+        strides: input pixels per feature of each path, each dividing the next.
+        offsets: the input pixel at the centre of each path's first feature (0 with the usual padding).
+
+    Going down, the feature at the target's own pixel is taken, where the paper says only "down-sample": with
+    the published paddings a plain resize would take features up to two cells away.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], offsets: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.strides = tuple(strides)
+        self.offsets = tuple(offsets) if offsets is not None else (0,) * len(self.channels)
+        if not len(self.channels) == len(self.strides) == len(self.offsets):
+            raise ValueError(
+                f"channels, strides and offsets must be equally long, found {channels}, {strides}, {offsets}"
+            )
+
+    def forward(self, x: Tensor, source: int, target: int, size: tuple[int, int]) -> Tensor:
+        """N x C_source x h x w -> N x C_target x H x W.
+
+        Args:
+            source, target: indices of the paths.
+            size: H and W of the target path's features.
+        """
+        if source == target:
+            return x
+        if source < target:
+            step = self.strides[target] // self.strides[source]
+            start = (self.offsets[target] - self.offsets[source]) // self.strides[source]
+            x = x[:, :, start::step, start::step][:, :, : size[0], : size[1]]
+            if x.shape[2] < size[0] or x.shape[3] < size[1]:
+                x = F.interpolate(x, size=size, mode="nearest")
+            return self._match_channels(x, target)
+        x = self._match_channels(x, target)
+        return F.interpolate(x, size=size, mode="nearest")
+
+    def _match_channels(self, x: Tensor, target: int) -> Tensor:
+        channels = self.channels[target]
+        return repeat_channels(x, channels) if channels >= x.shape[1] else average_channels(x, channels)

@@ -1,0 +1,157 @@
+"""The supernet and the searched network (section 3.1, Appendices A and B)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
+
+from d2go_fbnetv5.arch.families import PATHS, Family, build_family
+from d2go_fbnetv5.arch.fusion import Fusion
+from d2go_fbnetv5.arch.topology import Node, Topology
+
+
+class _PathNetwork(nn.Module):
+    """Stage 0, searchable blocks and fusion, with only the blocks that ``nodes`` names."""
+
+    def __init__(self, family: str | Family, num_stages: int, nodes: Collection[Node]) -> None:
+        super().__init__()
+        self.family = build_family(family)
+        self.num_stages = num_stages
+        self.num_paths = self.family.num_paths
+        self.strides = dict(zip(PATHS, self.family.strides, strict=True))
+        self._min_size = self.family.min_input_size
+        self.fusion = Fusion(self.family.channels, self.family.strides, self.family.offsets)
+        self.stage0 = nn.ModuleDict(
+            {PATHS[p]: self.family.build_partition(p) for p in range(self.num_paths) if (0, p) in nodes}
+        )
+        # Named by stage and path, so that a pruned network's names are a part of its supernet's.
+        self.stages = nn.ModuleDict(
+            {
+                f"stage{s}": nn.ModuleDict(
+                    {
+                        PATHS[p]: self.family.build_stage_block(p)
+                        for p in range(self.num_paths)
+                        if (s, p) in nodes
+                    }
+                )
+                for s in range(1, num_stages + 1)
+            }
+        )
+
+    def _run(self, images: Tensor, topology: Topology) -> list[Tensor]:
+        """Features of the paths that Stage 0 has, under a topology whose kept blocks all exist here."""
+        if min(images.shape[-2:]) < self._min_size:
+            raise ValueError(
+                f"images of {images.shape[-2]} x {images.shape[-1]} pixels: family {self.family.name} needs "
+                f"{self._min_size} x {self._min_size} or more"
+            )
+        features, x = [], images
+        for partition in self.stage0.values():
+            x = partition(x)
+            features.append(x)
+        sizes = [(f.shape[2], f.shape[3]) for f in features]
+        for stage, blocks in enumerate(self.stages.values(), start=1):
+            updated = list(features)
+            for path, size in enumerate(sizes):
+                if not topology.keeps(stage, path):
+                    continue
+                total = features[path]
+                for source, feature in enumerate(features):
+                    if source != path and topology.keeps(stage - 1, source):
+                        total = total + self.fusion(feature, source, path, size)
+                updated[path] = blocks[PATHS[path]](total)
+            features = updated
+        return features
+
+
+class Supernet(_PathNetwork):
+    """All S x P blocks behind Stage 0; a topology chooses which of them run.
+
+    Args:
+        family: name of a family, or the family.
+        num_stages: S, the searchable stages. The paper does not say how many it has; Table 5 implies about 7.
+
+    Attributes:
+        channels, strides: per path name, such as ``{"path0": 24, ...}`` and ``{"path0": 4, ...}``.
+    """
+
+    def __init__(self, family: str | Family, num_stages: int = 7) -> None:
+        if num_stages < 1:
+            raise ValueError(f"num_stages is {num_stages}, allowed is 1 or more")
+        num_paths = build_family(family).num_paths
+        super().__init__(
+            family, num_stages, {(s, p) for s in range(num_stages + 1) for p in range(num_paths)}
+        )
+        self.channels = dict(zip(PATHS, self.family.channels, strict=True))
+
+    def forward(self, images: Tensor, topology: Topology) -> dict[str, Tensor]:
+        """Runs the kept blocks only; a skipped one costs nothing (Eq. 2, Appendix B).
+
+        Args:
+            images: N x 3 x H x W, normalised; H and W need not be multiples of anything.
+            topology: of the supernet's S stages and P paths.
+
+        Returns:
+            "path0" to "path3": N x C_p x about H/4 x W/4 to H/32 x W/32.
+        """
+        if (topology.num_stages, topology.num_paths) != (self.num_stages, self.num_paths):
+            raise ValueError(
+                f"a topology of {topology.num_stages} x {topology.num_paths} stages x paths: "
+                f"this supernet has {self.num_stages} x {self.num_paths}"
+            )
+        return dict(zip(PATHS, self._run(images, topology), strict=True))
+
+
+class Backbone(_PathNetwork):
+    """The searched network alone: the blocks of a topology from which the wanted outputs can be reached.
+
+    Its outputs equal the supernet's under the same topology and weights. A topology found with one family
+    makes a network of any other: ``Backbone("F", topology)``.
+
+    Args:
+        family: name of a family, or the family.
+        topology: the searched topology; it need not be pruned.
+        outputs: names of the paths that the head reads.
+
+    Attributes:
+        topology: the topology, pruned for ``outputs``.
+        channels, strides: per output's name.
+    """
+
+    def __init__(self, family: str | Family, topology: Topology, outputs: Collection[str] = PATHS) -> None:
+        num_paths = build_family(family).num_paths
+        if topology.num_paths != num_paths:
+            raise ValueError(f"a topology of {topology.num_paths} paths: families have {num_paths}")
+        super().__init__(family, topology.num_stages, topology.live_nodes(outputs))
+        self.topology = topology.prune(outputs)
+        self.outputs = tuple(name for name in PATHS if name in outputs)
+        channels = dict(zip(PATHS, self.family.channels, strict=True))
+        self.channels = {name: channels[name] for name in self.outputs}
+        self.strides = {name: self.strides[name] for name in self.outputs}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """N x 3 x H x W, normalised -> the features of ``outputs``, as ``Supernet.forward`` gives them."""
+        features = dict(zip(PATHS, self._run(images, self.topology), strict=False))
+        return {name: features[name] for name in self.outputs}
+
+    def load_supernet(self, supernet: Supernet | Mapping[str, Tensor]) -> None:
+        """Takes over the weights of a supernet of the same family by name.
+
+        Args:
+            supernet: the supernet or its ``state_dict``.
+
+        Raises:
+            ValueError: a weight is missing or has another shape; the message names it.
+        """
+        theirs = supernet.state_dict() if isinstance(supernet, nn.Module) else supernet
+        ours = self.state_dict()
+        for name, value in ours.items():
+            if name not in theirs:
+                raise ValueError(f"the supernet has no {name!r}: is it of family {self.family.name}?")
+            if theirs[name].shape != value.shape:
+                raise ValueError(
+                    f"{name!r} is {tuple(theirs[name].shape)} in the supernet, {tuple(value.shape)} in family "
+                    f"{self.family.name}"
+                )
+        self.load_state_dict({name: theirs[name] for name in ours})

@@ -1,0 +1,215 @@
+"""The searched object: which blocks of the supernet are kept (section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+
+Node = tuple[int, int]
+"""(stage, path); stage 0 is the always-on Stage 0."""
+
+_NUM_PATHS = 4
+
+
+class Topology:
+    """Which of the S x P searchable blocks a network keeps; immutable and hashable.
+
+    Row s of the mask is Stage s + 1: Stage 0 is always on and not part of the mask. What a kept or skipped
+    block means is Eq. 2 and Appendix B: a skipped block passes its path's feature on unchanged, and fusions
+    between different paths exist only where the blocks at both ends are kept.
+
+    Args:
+        mask: S x P of 0/1 or booleans; nested sequences, an array or a tensor.
+
+    Raises:
+        ValueError: the mask is empty, ragged, or holds something else than 0 and 1.
+    """
+
+    __slots__ = ("mask",)
+    mask: tuple[tuple[bool, ...], ...]
+
+    def __init__(self, mask: Any) -> None:
+        rows = mask.tolist() if hasattr(mask, "tolist") else mask
+        if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes)):
+            raise ValueError(f"a topology's mask is S x P of 0 and 1, found {rows!r}")
+        rows = [list(row) if isinstance(row, Iterable) and not isinstance(row, str) else row for row in rows]
+        if (
+            not rows
+            or not all(isinstance(row, list) and row for row in rows)
+            or len({len(r) for r in rows}) != 1
+        ):
+            raise ValueError(f"a topology's mask is S x P of 0 and 1 with equally long rows, found {rows!r}")
+        values = [value for row in rows for value in row]
+        wrong = [value for value in values if isinstance(value, str) or value not in (0, 1)]
+        if wrong:
+            raise ValueError(f"a topology's mask holds 0 and 1 only, found {wrong[0]!r}")
+        object.__setattr__(self, "mask", tuple(tuple(bool(value) for value in row) for row in rows))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a Topology is immutable")
+
+    def __eq__(self, other: object) -> bool:
+        return self.mask == other.mask if isinstance(other, Topology) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.mask)
+
+    def __reduce__(self) -> tuple:
+        return Topology, (self.mask,)
+
+    def __repr__(self) -> str:
+        rows = ", ".join("".join("01"[kept] for kept in row) for row in self.mask)
+        return f"Topology({rows})"
+
+    @property
+    def num_stages(self) -> int:
+        """S, the searchable stages (without Stage 0)."""
+        return len(self.mask)
+
+    @property
+    def num_paths(self) -> int:
+        """P."""
+        return len(self.mask[0])
+
+    @property
+    def num_kept(self) -> int:
+        """How many searchable blocks are kept."""
+        return sum(map(sum, self.mask))
+
+    @property
+    def kept_per_path(self) -> tuple[int, ...]:
+        """How many blocks each path keeps."""
+        return tuple(sum(column) for column in zip(*self.mask, strict=True))
+
+    def keeps(self, stage: int, path: int) -> bool:
+        """Whether the block is in the network; Stage 0 always is."""
+        return stage == 0 or self.mask[stage - 1][path]
+
+    def sources(self, stage: int, path: int) -> tuple[Node, ...]:
+        """The blocks whose outputs are summed into a kept block's input (Appendix B): the path's own latest
+        kept block, and the kept blocks of the previous stage on the other paths."""
+        own = next((s, path) for s in range(stage - 1, -1, -1) if self.keeps(s, path))
+        others = [(stage - 1, p) for p in range(self.num_paths) if p != path and self.keeps(stage - 1, p)]
+        return tuple(sorted([own, *others], key=lambda node: node[1]))
+
+    def edges(self) -> tuple[tuple[Node, Node], ...]:
+        """All connections between blocks, as ((stage, path) from, (stage, path) to)."""
+        return tuple(
+            (source, (stage, path))
+            for stage in range(1, self.num_stages + 1)
+            for path in range(self.num_paths)
+            if self.keeps(stage, path)
+            for source in self.sources(stage, path)
+        )
+
+    def live_nodes(self, outputs: Collection[str]) -> frozenset[Node]:
+        """The blocks, those of Stage 0 among them, from which a wanted output can be reached.
+
+        Args:
+            outputs: names of paths, such as ``{"path3"}``.
+        """
+        paths = self._paths(outputs)
+        stack = [next((s, p) for s in range(self.num_stages, -1, -1) if self.keeps(s, p)) for p in paths]
+        live: set[Node] = set()
+        while stack:
+            stage, path = stack.pop()
+            if (stage, path) in live:
+                continue
+            live.add((stage, path))
+            if stage > 0:
+                stack.extend(self.sources(stage, path))
+            elif path > 0:
+                stack.append((0, path - 1))  # a partition of Stage 0 reads the one before it
+        return frozenset(live)
+
+    def prune(self, outputs: Collection[str]) -> Topology:
+        """Drops the blocks from which no wanted output can be reached; the wanted outputs stay the same.
+
+        Args:
+            outputs: names of the paths that the head reads, such as ``{"path1", "path3"}``.
+
+        Raises:
+            ValueError: no output is named, or an unknown one.
+        """
+        live = self.live_nodes(outputs)
+        return Topology(
+            [[(s, p) in live for p in range(self.num_paths)] for s in range(1, self.num_stages + 1)]
+        )
+
+    def _paths(self, outputs: Collection[str]) -> list[int]:
+        names = {f"path{p}": p for p in range(self.num_paths)}
+        unknown = sorted(set(outputs) - set(names))
+        if unknown or not outputs or isinstance(outputs, str):
+            raise ValueError(f"outputs {outputs!r}: allowed is a set of some of {', '.join(names)}")
+        return [names[name] for name in outputs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; ``from_dict`` reads it back."""
+        return {
+            "num_stages": self.num_stages,
+            "num_paths": self.num_paths,
+            "mask": [[int(kept) for kept in row] for row in self.mask],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Topology:
+        """Reads what ``to_dict`` wrote.
+
+        Raises:
+            ValueError: a key is missing, or the mask is not of the shape that the other keys name.
+        """
+        if not isinstance(data, dict) or "mask" not in data:
+            raise ValueError(f"a topology is a mapping with the key 'mask', found {data!r}")
+        topology = cls(data["mask"])
+        for key, found in (("num_stages", topology.num_stages), ("num_paths", topology.num_paths)):
+            if data.get(key, found) != found:
+                raise ValueError(f"topology: {key} is {data[key]!r}, but the mask has {found}")
+        return topology
+
+    @classmethod
+    def full(cls, stages: int, paths: int = _NUM_PATHS) -> Topology:
+        """Every block kept."""
+        return cls([[True] * paths] * stages)
+
+    @classmethod
+    def random(
+        cls, stages: int, paths: int = _NUM_PATHS, prob: float = 0.5, generator: torch.Generator | None = None
+    ) -> Topology:
+        """Each block kept independently with probability ``prob`` in [0, 1]."""
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob is {prob}, allowed is 0 to 1")
+        return cls(torch.rand(stages, paths, generator=generator) < prob)
+
+    @classmethod
+    def named(cls, name: str, stages: int = 7) -> Topology:
+        """A mainstream topology as the search space expresses it (Appendix C, Figure 5), with four paths.
+
+        Stage 0 is the encoder, or bottom-up, part of each. "linear", the classifiers' topology, keeps nothing
+        else. "unet" and "fpn" climb from Path 2 to Path 0, a block a stage; the paths' own features are the
+        skip connections. "bifpn" (one layer, without the extra edge) climbs and descends again, and "panet" is
+        the same with the top-down part's node on Path 3, which BiFPN drops.
+
+        Raises:
+            ValueError: an unknown name, or too few stages for it.
+        """
+        climb, descend = [2, 1, 0], [1, 2, 3]
+        schedules = {
+            "linear": [],
+            "unet": climb,
+            "fpn": climb,
+            "panet": [3, *climb, *descend],
+            "bifpn": [*climb, *descend],
+        }
+        if name not in schedules:
+            raise ValueError(f"unknown topology {name!r}: allowed are {', '.join(schedules)}")
+        schedule: Sequence[int] = schedules[name]
+        if stages < max(1, len(schedule)):
+            raise ValueError(
+                f"topology {name!r} needs {max(1, len(schedule))} stages or more, found {stages}"
+            )
+        mask = [[False] * _NUM_PATHS for _ in range(stages)]
+        for stage, path in enumerate(schedule):
+            mask[stage][path] = True
+        return cls(mask)

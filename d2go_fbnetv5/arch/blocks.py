@@ -123,8 +123,8 @@ class InvertedResidual(nn.Module):
     """MobileNetV2's block as FBNetV3 uses it: expand (1 x 1), depthwise, squeeze-and-excite, project (1 x 1).
 
     The expansion is left out where it would change nothing (``expansion`` 1). The squeeze has a quarter of
-    the *input's* channels. With equal channels and stride 1 the input is added, and the last batch norm
-    starts at zero, so that a fresh block is the identity.
+    the *input's* channels. Both widths are rounded to multiples of ``divisor``. With equal channels and
+    stride 1 the input is added, and the last batch norm starts at zero, so that a fresh block is the identity.
     """
 
     def __init__(
@@ -137,12 +137,15 @@ class InvertedResidual(nn.Module):
         se: str | None = None,
         act: str = "hs",
         padding: int | None = None,
+        divisor: int = 8,
     ) -> None:
         super().__init__()
-        mid = make_divisible(in_channels * expansion)
+        mid = make_divisible(in_channels * expansion, divisor)
         self.pw = ConvBNAct(in_channels, mid, 1, act=act) if mid != in_channels else None
         self.dw = ConvBNAct(mid, mid, kernel_size, stride, padding, groups=mid, act=act)
-        self.se = SqueezeExcite(mid, make_divisible(int(mid * 0.25 / expansion)), se, act) if se else None
+        self.se = (
+            SqueezeExcite(mid, make_divisible(int(mid * 0.25 / expansion), divisor), se, act) if se else None
+        )
         self.pwl = ConvBNAct(mid, out_channels, 1, act=None)
         self.residual = stride == 1 and in_channels == out_channels
         if self.residual:
@@ -164,10 +167,15 @@ class MBPool(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int = 1984, expansion: float = 6, act: str = "hs"
+        self,
+        in_channels: int,
+        out_channels: int = 1984,
+        expansion: float = 6,
+        act: str = "hs",
+        divisor: int = 8,
     ) -> None:
         super().__init__()
-        mid = make_divisible(in_channels * expansion)
+        mid = make_divisible(in_channels * expansion, divisor)
         self.pw = ConvBNAct(in_channels, mid, 1, act=act)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.pwl = nn.Conv2d(mid, out_channels, 1)
@@ -186,11 +194,12 @@ def build_block(
     stride: int = 1,
     expansion: float = 1,
     padding: int | None = None,
+    divisor: int = 8,
 ) -> nn.Module:
     """Builds one layer from its operator name: N x in x H x W -> N x out x H/stride x W/stride."""
     spec = parse_op(op)
     if spec.kind == "conv":
         return ConvBNAct(in_channels, out_channels, spec.kernel_size, stride, padding, act=spec.act)
     return InvertedResidual(
-        in_channels, out_channels, spec.kernel_size, stride, expansion, spec.se, spec.act, padding
+        in_channels, out_channels, spec.kernel_size, stride, expansion, spec.se, spec.act, padding, divisor
     )

@@ -35,8 +35,10 @@ class Layer:
         for _ in range(self.repeats - 1):
             yield Layer(self.op, self.channels, 1, 1, self.expansion)
 
-    def build(self, in_channels: int) -> nn.Module:
-        return build_block(self.op, in_channels, self.channels, self.stride, self.expansion, self.pad)
+    def build(self, in_channels: int, divisor: int = 8) -> nn.Module:
+        return build_block(
+            self.op, in_channels, self.channels, self.stride, self.expansion, self.pad, divisor
+        )
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class PoolSpec:
     channels: int
     expansion: float
 
-    def build(self, in_channels: int) -> MBPool:
-        return MBPool(in_channels, self.channels, self.expansion, parse_pool_op(self.op))
+    def build(self, in_channels: int, divisor: int = 8) -> MBPool:
+        return MBPool(in_channels, self.channels, self.expansion, parse_pool_op(self.op), divisor)
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class Family:
     Attributes:
         partitions: the layers of each partition; partition p's output is what Stage 0 gives Path p.
         input_size: the side in pixels that the network was published with.
+        divisor: expanded and squeezed channels are rounded to multiples of it.
     """
 
     name: str
     input_size: int
     partitions: tuple[tuple[Layer, ...], ...]
     pool: PoolSpec
+    divisor: int = 8
 
     def __post_init__(self) -> None:
         if len(self.partitions) != NUM_PATHS:
@@ -138,7 +142,7 @@ class Family:
         channels = 3 if path == 0 else self.channels[path - 1]
         layers = []
         for layer in self.partition_layers(path):
-            layers.append(layer.build(channels))
+            layers.append(layer.build(channels, self.divisor))
             channels = layer.channels
         return nn.Sequential(*layers)
 
@@ -147,12 +151,15 @@ class Family:
         channels = self.channels[path]
         last_two = self.partition_layers(path)[-2:]
         return nn.Sequential(
-            *(Layer(layer.op, channels, 1, 1, layer.expansion).build(channels) for layer in last_two)
+            *(
+                Layer(layer.op, channels, 1, 1, layer.expansion).build(channels, self.divisor)
+                for layer in last_two
+            )
         )
 
     def build_pool(self) -> MBPool:
         """MBPool on Path 3: N x C x H x W -> N x ``pool.channels`` x 1 x 1."""
-        return self.pool.build(self.channels[-1])
+        return self.pool.build(self.channels[-1], self.divisor)
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -198,13 +205,18 @@ def _ir(
 
 
 def _fbnetv3(
-    name: str, size: int, stem: tuple[int, int, int], *partitions: list[Layer], pool_expansion: float = 6
+    name: str,
+    size: int,
+    stem: tuple[int, int, int],
+    *partitions: list[Layer],
+    pool_expansion: float = 6,
+    divisor: int = 8,
 ) -> None:
     """``stem``: channels of the first convolution, and channels and repeats of the blocks behind it."""
     first, channels, repeats = stem
     head = [Layer("conv_k3_hs", first, 2, 1), _ir(3, channels, 1, repeats, 1)]
     layers = (tuple(head + partitions[0]), *(tuple(partition) for partition in partitions[1:]))
-    register_family(Family(name, size, layers, PoolSpec("ir_pool_hs", 1984, pool_expansion)))
+    register_family(Family(name, size, layers, PoolSpec("ir_pool_hs", 1984, 6), divisor))
 
 
 for _name, _size in (("A", 224), ("B", 248)):
@@ -290,6 +302,7 @@ _fbnetv3(
     [_ir(3, 30, 2, 1, 4, se=True), _ir(3, 30, 1, 3, 2, se=True)],
     [_ir(3, 54, 2, 1, 4), _ir(3, 54, 1, 3, 2), _ir(3, 80, 1, 1, 4, se=True), _ir(3, 80, 1, 3, 2, se=True)],
     [_ir(3, 138, 2, 1, 4, se=True), _ir(3, 138, 1, 3, 3, se=True), _ir(3, 168, 1, 1, 4, se=True)],
+    divisor=1,
 )
 _fbnetv3(
     "A_R",
@@ -299,6 +312,7 @@ _fbnetv3(
     [_ir(3, 30, 2, 1, 5, se=True), _ir(3, 30, 1, 4, 3, se=True)],
     [_ir(3, 54, 2, 1, 5), _ir(3, 54, 1, 4, 3), _ir(3, 80, 1, 1, 5, se=True), _ir(3, 80, 1, 5, 3, se=True)],
     [_ir(3, 138, 2, 1, 6, se=True), _ir(3, 138, 1, 5, 4, se=True), _ir(3, 168, 1, 1, 6, se=True)],
+    divisor=1,
 )
 register_family(
     Family(

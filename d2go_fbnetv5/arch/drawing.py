@@ -1,7 +1,8 @@
-"""Pictures of topologies in the manner of Figure 3: in a terminal, and as SVG or PNG.
+"""Pictures of topologies in the manner of Figure 3, as SVG or PNG.
 
-Columns are stages, Stage 0 first; rows are paths, the highest resolution first. A kept block is drawn as live
-if a feature that the head reads depends on it, as dead otherwise; a skipped block is a line that passes through.
+Columns are stages, Stage 0 first; rows are paths, the highest resolution first. A kept block is coloured if a
+feature that the head reads depends on it and grey otherwise; a skipped block is an outline that the path's own
+line passes through.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from .topology import Node, Topology
+from d2go_fbnetv5.arch.text_drawing import fusion_edges, last_kept, live_blocks
+from d2go_fbnetv5.arch.topology import Node, Topology
 
 PATH_COLORS = ("#4aa8d8", "#3d7dca", "#5559c1", "#7a3f9d")
 DEAD_COLOR, SKIPPED_COLOR, LINE_COLOR, TEXT_COLOR = "#d4d7dc", "#d4d7dc", "#59616d", "#1d2430"
@@ -37,109 +39,6 @@ class Panel:
     note: str = ""  # beside the title, such as "14 of 28 blocks"
 
 
-# ------------------------------------------------------------------------------------------ what is drawn how
-
-
-def live_blocks(topology: Topology, outputs: Collection[str]) -> frozenset[Node]:
-    """The blocks, Stage 0's among them, that the outputs depend on; without outputs, every kept block."""
-    return topology.live_nodes(outputs or [f"path{p}" for p in range(topology.num_paths)])
-
-
-def live_segments(topology: Topology, outputs: Collection[str]) -> frozenset[Node]:
-    """The (stage, path) after which the path's own line carries a feature that is used.
-
-    The line runs from block to block through the skipped ones, and from the last block to a head.
-    """
-    live = live_blocks(topology, outputs)
-    used: set[Node] = set()
-    for (stage, path), target in topology.edges():
-        if path == target[1] and target in live:
-            used.update((s, path) for s in range(stage, target[0]))
-    for path in range(topology.num_paths):
-        if f"path{path}" in outputs:
-            last = next(s for s in range(topology.num_stages, -1, -1) if topology.keeps(s, path))
-            used.update((s, path) for s in range(last, topology.num_stages + 1))
-    return frozenset(used)
-
-
-def fusion_edges(topology: Topology) -> tuple[tuple[Node, Node], ...]:
-    """The connections between different paths."""
-    return tuple(edge for edge in topology.edges() if edge[0][1] != edge[1][1])
-
-
-# ------------------------------------------------------------------------------------------------- terminal
-
-
-@dataclass(frozen=True)
-class _Glyphs:
-    kept: str
-    dead: str
-    line: str
-    idle: str
-    down: str
-    up: str
-    both: str
-    stage0: str
-    head: str
-
-
-_UNICODE = _Glyphs("███", "░░░", "───", "┄┄┄", "╲", "╱", "╳", "↓", "▶")
-_ASCII = _Glyphs("[#]", "[x]", "---", "...", "\\", "/", "X", "v", ">")
-
-
-def draw_text(
-    topology: Topology,
-    outputs: Collection[str] = (),
-    head: str = "head",
-    ascii_only: bool = False,
-    legend: bool = True,
-) -> str:
-    """The topology as text of a few lines, 6 characters a stage.
-
-    Between two rows stands what crosses there: features fused towards lower resolutions, higher ones, or both.
-
-    Args:
-        outputs: the paths the head reads; empty for no head.
-        head: what the mark at the end of those paths says.
-        ascii_only: for terminals that cannot show box-drawing characters.
-    """
-    glyphs = _ASCII if ascii_only else _UNICODE
-    live, used = live_blocks(topology, outputs), live_segments(topology, outputs)
-    stages = range(topology.num_stages + 1)
-    lines = ["Stage".ljust(8) + "".join(f"{s:^6}" for s in stages).rstrip()]
-    for path in range(topology.num_paths):
-        row = f"Path {path}".ljust(9)
-        for stage in stages:
-            through = glyphs.line if (stage - 1, path) in used and (stage, path) in used else glyphs.idle
-            block = glyphs.kept if (stage, path) in live else glyphs.dead
-            row += block if topology.keeps(stage, path) else through
-            if stage < topology.num_stages or f"path{path}" in outputs:
-                row += glyphs.line if (stage, path) in used else glyphs.idle
-        lines.append(f"{row}{glyphs.head} {head}" if f"path{path}" in outputs else row)
-        if path + 1 < topology.num_paths:
-            lines.append(_crossings(topology, path, glyphs))
-    if legend:
-        lines.append(
-            f"{glyphs.kept} kept  {glyphs.dead} kept, not used by the head  {glyphs.line} passes through  "
-            f"{glyphs.down} {glyphs.up} fused down, up"
-        )
-    return "\n".join(lines)
-
-
-def _crossings(topology: Topology, path: int, glyphs: _Glyphs) -> str:
-    """What passes between the rows of ``path`` and ``path + 1``, after each stage."""
-    row = " " * 9 + f" {glyphs.stage0} "
-    for stage in range(topology.num_stages):
-        pairs = [(a[1], b[1]) for a, b in fusion_edges(topology) if a[0] == stage]
-        down = any(a <= path < b for a, b in pairs)
-        up = any(b <= path < a for a, b in pairs)
-        row += f" {glyphs.both if down and up else glyphs.down if down else glyphs.up if up else ' '}    "
-    return row.rstrip()
-
-
-# -------------------------------------------------------------------------------------------------- picture
-
-
 def draw_figure(panels: Sequence[Panel]) -> Figure:
     """The panels' topologies, one below the other.
 
@@ -149,17 +48,17 @@ def draw_figure(panels: Sequence[Panel]) -> Figure:
     if not panels:
         raise ValueError("no topology to draw")
     stages = max(panel.topology.num_stages for panel in panels)
-    heights = [panel.topology.num_paths * _INCH_PER_PATH + 0.62 for panel in panels]
-    width, legend = (stages + 2.35) * _INCH_PER_STAGE, 0.36
-    figure = Figure(figsize=(width, sum(heights) + legend), facecolor="white")
+    heights = [(panel.topology.num_paths + 0.95) * _INCH_PER_PATH for panel in panels]
+    width, legend = (stages + 2.35) * _INCH_PER_STAGE, 0.4
+    total = top = sum(heights) + legend
+    figure = Figure(figsize=(width, total), facecolor="white")
     FigureCanvasAgg(figure)
-    total, top = sum(heights) + legend, sum(heights) + legend
     for panel, height in zip(panels, heights, strict=True):
         top -= height
         axes = figure.add_axes((0, top / total, 1, height / total))
         axes.set_axis_off()
         axes.set_xlim(-0.95, stages + 1.4)
-        axes.set_ylim(panel.topology.num_paths - 0.4, -1.4 + 0.4 * 0.62 / _INCH_PER_PATH)
+        axes.set_ylim(panel.topology.num_paths - 0.35, -1.3)
         _draw_panel(axes, panel)
     _draw_legend(figure.add_axes((0, 0, 1, legend / total)), stages)
     return figure
@@ -190,16 +89,26 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     topology, outputs = panel.topology, panel.outputs
-    live, used = live_blocks(topology, outputs), live_segments(topology, outputs)
-    axes.text(-0.8, -0.93, panel.title, fontsize=12, weight="bold", color=TEXT_COLOR, va="center")
-    axes.text(0.0 - _BOX_WIDTH / 2, -0.93, panel.note, fontsize=9.5, color=LINE_COLOR, va="center")
+    live = live_blocks(topology, outputs)
+    title = axes.text(
+        -0.8, -0.95, panel.title, fontsize=12, weight="bold", color=TEXT_COLOR, va="center", parse_math=False
+    )
+    axes.annotate(
+        panel.note,
+        xy=(1, 0.5),
+        xycoords=title,
+        xytext=(10, 0),
+        textcoords="offset points",
+        fontsize=9.5,
+        color=LINE_COLOR,
+        va="center",
+        parse_math=False,
+    )
+    _draw_lines(axes, topology, outputs, live)
     for stage in range(topology.num_stages + 1):
         axes.text(stage, -0.52, f"Stage {stage}", fontsize=7.5, color=LINE_COLOR, ha="center", va="center")
     for path in range(topology.num_paths):
         axes.text(-0.8, path, f"Path {path}", fontsize=8.5, color=LINE_COLOR, va="center")
-        _draw_line(axes, topology, path, used)
-        if f"path{path}" in outputs:
-            _draw_head(axes, topology.num_stages + 1, path)
         if path > 0:
             alive = (0, path) in live
             _arrow(axes, (0, path - 1 + 0.29), (0, path - 0.29), LINE_COLOR if alive else SKIPPED_COLOR, 1.2)
@@ -211,18 +120,20 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             _draw_block(axes, topology, (stage, path), live)
 
 
-def _draw_line(axes: Axes, topology: Topology, path: int, used: frozenset[Node]) -> None:
-    """A path's identity connections, with an arrow into each kept block."""
-    for stage in range(topology.num_stages):
-        carries = (stage, path) in used
-        color, width = (LINE_COLOR, 1.3) if carries else (SKIPPED_COLOR, 1.0)
-        start = stage + (_BOX_WIDTH / 2 if topology.keeps(stage, path) else 0)
-        if topology.keeps(stage + 1, path):
-            _arrow(axes, (start, path), (stage + 1 - _BOX_WIDTH / 2, path), color, width)
+def _draw_lines(axes: Axes, topology: Topology, outputs: Collection[str], live: frozenset[Node]) -> None:
+    """The paths' own lines: from block to block, and from the last block to a head or to the end."""
+    for source, target in topology.edges():
+        if source[1] == target[1]:
+            color, width = (LINE_COLOR, 1.3) if target in live else (SKIPPED_COLOR, 1.0)
+            start, end = source[0] + _BOX_WIDTH / 2, target[0] - _BOX_WIDTH / 2
+            _arrow(axes, (start, source[1]), (end, source[1]), color, width)
+    for path in range(topology.num_paths):
+        start = last_kept(topology, path) + _BOX_WIDTH / 2
+        if f"path{path}" in outputs:
+            _draw_head(axes, start, topology.num_stages + 1, path)
         else:
-            axes.plot(
-                [start, stage + 1], [path, path], color=color, lw=width, zorder=2, solid_capstyle="butt"
-            )
+            end = topology.num_stages + _BOX_WIDTH / 2
+            axes.plot([start, end], [path, path], color=SKIPPED_COLOR, lw=1.0, zorder=2)
 
 
 def _draw_block(axes: Axes, topology: Topology, node: Node, live: frozenset[Node]) -> None:
@@ -238,9 +149,7 @@ def _draw_block(axes: Axes, topology: Topology, node: Node, live: frozenset[Node
     axes.add_patch(_rounded_box(stage, path, _BOX_WIDTH, height, zorder=4 if kept else 1, **style))
 
 
-def _draw_head(axes: Axes, x: float, path: int) -> None:
-    start = x - 1 + _BOX_WIDTH / 2
-    axes.plot([x - 1, start], [path, path], color=LINE_COLOR, lw=1.3, zorder=2, solid_capstyle="butt")
+def _draw_head(axes: Axes, start: float, x: float, path: int) -> None:
     _arrow(axes, (start, path), (x - 0.3, path), LINE_COLOR, 1.3)
     axes.add_patch(
         _rounded_box(x, path, 0.6, 0.42, zorder=4, facecolor="white", edgecolor=TEXT_COLOR, linewidth=1.2)

@@ -1,7 +1,7 @@
-"""``topologies.json``: the topologies a search found, with everything later steps need to build and cost them.
+"""``topologies.json``: the topologies a search found, with all that later steps need to build and cost them.
 
     {"format": 1, "family": "A", "num_stages": 7, "size": [224, 224],
-     "tasks": {"det": {"topology": {...}, "outputs": ["path2"], "probabilities": [[...], ...], "flops": 1.2e9, ...}}}
+     "tasks": {"det": {"topology": {...}, "outputs": ["path2"], "probabilities": [[...]], "flops": 1.2e9, ...}}}
 
 Only ``topology`` and ``outputs`` are required of a task, so the file can also be written by hand.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .topology import Topology
+from d2go_fbnetv5.arch.topology import Topology
 
 FORMAT = 1
 NUMBERS = (

@@ -1,0 +1,180 @@
+"""The task contract: a head, a loss and a metric, found by name."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set labels. An empty tuple means "no labels of that kind".
+
+    Attributes:
+        class_names: names of the image classes; ``class_label`` c is ``class_names[c]``.
+        box_names: names of the box classes; ``box_labels`` value c is ``box_names[c]``.
+        sem_seg_names: names of the pixel classes; ``sem_seg`` value c is ``sem_seg_names[c]``.
+        sem_seg_ignore: the ``sem_seg`` value of pixels that are neither trained on nor evaluated.
+    """
+
+    class_names: tuple[str, ...] = ()
+    box_names: tuple[str, ...] = ()
+    sem_seg_names: tuple[str, ...] = ()
+    sem_seg_ignore: int = 255
+
+
+class Evaluator(Protocol):
+    """Collects predictions, then turns them into metrics.
+
+    The truth is read from ``inputs``; an input without the task's label is skipped, and every ``image_id`` is
+    counted once, also when several ranks saw it.
+    """
+
+    def reset(self) -> None: ...
+
+    def process(self, inputs: Sequence[Sample], outputs: Sequence[dict[str, Tensor]]) -> None:
+        """Takes N samples and what the task's evaluation forward gave for them."""
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics over all ranks, the same on each. With several ranks every one of them must call it."""
+
+
+class Task(nn.Module):
+    """A head with its loss and its metric. Knows nothing of the architecture that makes its features.
+
+    A constructor takes ``(channels, info, **options)``: the channels of each feature by name, what the data set
+    labels, and options with defaults, which ``build_task`` checks by name and type.
+
+    Attributes:
+        name: set by ``register_task``.
+        in_features: names of the features that the head reads, such as ``("path2",)``.
+        primary_metric: the key of ``evaluator(...).evaluate()`` that architectures are compared by.
+        higher_is_better: whether a greater primary metric is the better one.
+    """
+
+    name: str
+    in_features: tuple[str, ...]
+    primary_metric: str
+    higher_is_better: bool = True
+
+    def forward(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample]
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, predictions in evaluation.
+
+        Args:
+            features: for each of ``in_features`` an N x C x h x w tensor, computed from
+                ``tasks.images.batch_images(batch, ...)`` of this very batch.
+            batch: N samples. A sample without this task's label has no part in the loss. Evaluation reads no label.
+
+        Returns:
+            Training: scalar losses whose keys begin with ``loss_``; ``{}`` if no sample has the task's label.
+            Evaluation: N output dicts, in the frame of each sample's own (unpadded) ``image``.
+        """
+        raise NotImplementedError
+
+    def evaluator(self, info: DatasetInfo) -> Evaluator:
+        raise NotImplementedError
+
+
+TaskClass = TypeVar("TaskClass", bound=type[Task])
+_TASKS: dict[str, type[Task]] = {}
+
+
+def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
+    """Class decorator that makes a task known to ``build_task`` and sets its ``name``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(cls: TaskClass) -> TaskClass:
+        if name in _TASKS:
+            raise ValueError(
+                f"task name {name!r} is taken by {_TASKS[name].__qualname__}; choose another for {cls}"
+            )
+        cls.name = name
+        _TASKS[name] = cls
+        return cls
+
+    return register
+
+
+def list_tasks() -> list[str]:
+    """The registered names, sorted."""
+    return sorted(_TASKS)
+
+
+def build_task(name: str, channels: Mapping[str, int], info: DatasetInfo, **options: Any) -> Task:
+    """Builds a registered task.
+
+    Args:
+        name: one of ``list_tasks()``.
+        channels: channels of each feature by name, such as ``Supernet.channels``.
+        info: what the data set labels.
+        options: the task's own options. Lists are taken where the default is a tuple.
+
+    Raises:
+        ValueError: an unknown name or option, an option of another type than its default or out of range, a feature
+            that the network lacks, or a data set without the names that the task needs.
+    """
+    if name not in _TASKS:
+        raise ValueError(f"unknown task {name!r}; allowed: {', '.join(list_tasks())}")
+    cls = _TASKS[name]
+    missing = [feature for feature in cls.in_features if feature not in channels]
+    if missing:
+        raise ValueError(f"task {name!r} needs the features {missing}; the network has {sorted(channels)}")
+    return cls(channels, info, **_checked_options(name, cls, options))
+
+
+def require_names(task: str, field: str, info: DatasetInfo) -> tuple[str, ...]:
+    """The names that ``info`` has under ``field``, or a ValueError that says the task cannot do without."""
+    names = getattr(info, field)
+    if not names:
+        raise ValueError(
+            f"task {task!r} needs {field}, but the data set has none (its DatasetInfo.{field} is empty)"
+        )
+    return names
+
+
+def require_range(task: str, low: float = 0.0, high: float = float("inf"), **options: float | None) -> None:
+    """Raises a ValueError that names the first option outside of [low, high]; ``None`` passes."""
+    for option, value in options.items():
+        if value is not None and not low <= value <= high:
+            allowed = f"between {low} and {high}" if high != float("inf") else f"{low} or more"
+            raise ValueError(f"option {option!r} of task {task!r} is {value}; it must be {allowed}")
+
+
+def _checked_options(task: str, cls: type[Task], options: dict[str, Any]) -> dict[str, Any]:
+    parameters = list(inspect.signature(cls).parameters.values())[2:]  # after channels and info
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return options
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    for option in options:
+        if option not in defaults:
+            allowed = ", ".join(sorted(defaults)) or "none"
+            raise ValueError(f"task {task!r} has no option {option!r}; allowed: {allowed}")
+    return {
+        option: _checked_value(task, option, value, defaults[option]) for option, value in options.items()
+    }
+
+
+def _checked_value(task: str, option: str, value: Any, default: Any) -> Any:
+    if default is None or default is inspect.Parameter.empty:
+        return value
+    expected = type(default)
+    if expected is float and type(value) is int:
+        return float(value)
+    if expected is tuple and isinstance(value, (list, tuple)):
+        element = default[0] if default else None
+        return tuple(_checked_value(task, f"{option}[{i}]", item, element) for i, item in enumerate(value))
+    if type(value) is not expected:
+        raise ValueError(
+            f"option {option!r} of task {task!r} is {value!r} ({type(value).__name__}); "
+            f"it must be of type {expected.__name__}, such as {default!r}"
+        )
+    return value

@@ -1,0 +1,65 @@
+"""From samples to the batch that a network takes: normalised, padded right and bottom."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from d2go_fbnetv5.tasks.base import Sample
+
+SIZE_DIVISIBILITY = 32  # the stride of Path 3
+
+
+def image_sizes(batch: Sequence[Sample]) -> list[tuple[int, int]]:
+    """(height, width) of each sample's own, unpadded image."""
+    return [(int(sample["image"].shape[-2]), int(sample["image"].shape[-1])) for sample in batch]
+
+
+def padded_size(batch: Sequence[Sample], size_divisibility: int = SIZE_DIVISIBILITY) -> tuple[int, int]:
+    """The smallest (height, width) that holds every image and is a multiple of ``size_divisibility``.
+
+    Raises:
+        ValueError: the batch is empty.
+    """
+    if not batch:
+        raise ValueError("the batch is empty; it must hold at least one sample")
+    sizes = image_sizes(batch)
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    return tuple(-(-side // size_divisibility) * size_divisibility for side in (height, width))
+
+
+def batch_images(
+    batch: Sequence[Sample],
+    pixel_mean: Tensor | Sequence[float],
+    pixel_std: Tensor | Sequence[float],
+    size_divisibility: int = SIZE_DIVISIBILITY,
+) -> Tensor:
+    """Normalises the images and pads them right and bottom to one size.
+
+    Args:
+        batch: N samples whose ``image`` is a C x h x w tensor with values in 0..255; sizes may differ.
+        pixel_mean: C values in 0..255. If a tensor, the result lies on its device, else on the first image's.
+        pixel_std: C positive values.
+        size_divisibility: the common size is a multiple of it.
+
+    Returns:
+        N x C x H x W float32 with (H, W) = ``padded_size(batch, size_divisibility)``. Padding is 0, the mean's value.
+
+    Raises:
+        ValueError: the batch is empty, or an image has another number of channels than the mean and deviation.
+    """
+    height, width = padded_size(batch, size_divisibility)
+    device = pixel_mean.device if isinstance(pixel_mean, Tensor) else batch[0]["image"].device
+    mean = torch.as_tensor(pixel_mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+    std = torch.as_tensor(pixel_std, dtype=torch.float32, device=device).view(-1, 1, 1)
+    images = torch.zeros(len(batch), len(mean), height, width, device=device)
+    for padded, sample in zip(images, batch, strict=True):
+        image = sample["image"]
+        if image.dim() != 3 or len(image) != len(mean) or len(image) != len(std):
+            raise ValueError(
+                f"image {sample.get('image_id')} has shape {tuple(image.shape)}; it must be C x H x W with as many "
+                f"channels as pixel_mean ({len(mean)}) and pixel_std ({len(std)}) have"
+            )
+        region = padded[:, : image.shape[-2], : image.shape[-1]]
+        region.copy_(image).sub_(mean).div_(std)
+    return images

@@ -1,0 +1,77 @@
+"""Semantic segmentation: a single convolution on Path 2 (Appendix F.1)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, Sample, Task, register_task, require_names
+from d2go_fbnetv5.tasks.images import image_sizes, padded_size
+from d2go_fbnetv5.tasks.metrics import SemSegMetrics
+
+
+@register_task("seg")
+class Segmentation(Task):
+    """Cross-entropy over the pixels of the samples that have a ``sem_seg``; logits are upsampled bilinearly.
+
+    Args:
+        channels: channels of ``path2``.
+        info: needs ``sem_seg_names``; pixels of ``sem_seg_ignore`` have no part in the loss.
+        kernel_size: of the convolution, odd.
+
+    Outputs: ``sem_seg``, H x W int64, the best-scored class of each pixel of the sample's image.
+    """
+
+    in_features = ("path2",)
+    primary_metric = "mIoU"
+
+    def __init__(self, channels: Mapping[str, int], info: DatasetInfo, kernel_size: int = 1):
+        super().__init__()
+        names = require_names(self.name, "sem_seg_names", info)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f"option 'kernel_size' of task {self.name!r} is {kernel_size}; it must be odd and positive"
+            )
+        self.ignore = info.sem_seg_ignore
+        self.predictor = nn.Conv2d(channels["path2"], len(names), kernel_size, padding=kernel_size // 2)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.zeros_(self.predictor.bias)
+
+    def forward(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample]
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        size = padded_size(batch)
+        if not self.training:
+            logits = self._logits(features["path2"], size)
+            sizes = image_sizes(batch)
+            return [{"sem_seg": x[:, :h, :w].argmax(0)} for x, (h, w) in zip(logits, sizes, strict=True)]
+        labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
+        if not labelled:
+            return {}
+        logits = self._logits(features["path2"][labelled], size)
+        truth = padded_sem_seg([batch[i] for i in labelled], size, self.ignore).to(logits.device)
+        total = F.cross_entropy(logits, truth, ignore_index=self.ignore, reduction="sum")
+        return {"loss_sem_seg": total / (truth != self.ignore).sum().clamp(min=1)}
+
+    def evaluator(self, info: DatasetInfo) -> Evaluator:
+        return SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)
+
+    def _logits(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(self.predictor(feature).float(), size, mode="bilinear", align_corners=False)
+
+
+def padded_sem_seg(batch: Sequence[Sample], size: tuple[int, int], ignore: int) -> Tensor:
+    """N x H x W int64: each sample's ``sem_seg``, padded right and bottom to ``size`` with ``ignore``.
+
+    Raises:
+        ValueError: a label map is not as large as its image.
+    """
+    maps = torch.full((len(batch), *size), ignore, dtype=torch.int64)
+    for padded, sample, (h, w) in zip(maps, batch, image_sizes(batch), strict=True):
+        if tuple(sample["sem_seg"].shape) != (h, w):
+            raise ValueError(
+                f"sem_seg of image {sample.get('image_id')} is {tuple(sample['sem_seg'].shape)}, its image {(h, w)}"
+            )
+        padded[:h, :w] = sample["sem_seg"]
+    return maps

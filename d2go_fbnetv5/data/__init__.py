@@ -1,0 +1,18 @@
+"""Data sets, joint transforms and loaders. See ``multitask`` for the format of one's own data."""
+
+from d2go_fbnetv5.data import builtin as builtin
+from d2go_fbnetv5.data.digits import DigitScenes
+from d2go_fbnetv5.data.loader import build_eval_loader, build_train_loader
+from d2go_fbnetv5.data.registry import build_dataset, list_datasets, register_dataset
+from d2go_fbnetv5.data.transforms import EvalTransform, TrainTransform
+
+__all__ = [
+    "DigitScenes",
+    "EvalTransform",
+    "TrainTransform",
+    "build_dataset",
+    "build_eval_loader",
+    "build_train_loader",
+    "list_datasets",
+    "register_dataset",
+]

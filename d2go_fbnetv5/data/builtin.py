@@ -1,0 +1,18 @@
+"""The data sets that every config can name without registering anything."""
+
+from d2go_fbnetv5.data.digits import DigitScenes
+from d2go_fbnetv5.data.registry import register_dataset
+
+
+@register_dataset("digit_scenes_train")
+def digit_scenes_train(
+    size: int | tuple[int, int] = 128, num_images: int = 8192, seed: int = 0, max_digits: int = 5
+) -> DigitScenes:
+    return DigitScenes("train", size, num_images, seed, max_digits)
+
+
+@register_dataset("digit_scenes_val")
+def digit_scenes_val(
+    size: int | tuple[int, int] = 128, num_images: int = 512, seed: int = 0, max_digits: int = 5
+) -> DigitScenes:
+    return DigitScenes("val", size, num_images, seed, max_digits)

@@ -1,0 +1,150 @@
+"""Loaders for training (endless, exactly resumable) and evaluation (every image once over all ranks)."""
+
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from d2go_fbnetv5.data.order import TrainOrder
+
+Transform = Callable[[dict, int], dict]
+
+
+def build_train_loader(
+    dataset: Any,
+    transform: Transform | None,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_iteration: int = 0,
+    num_workers: int = 0,
+    groups: Sequence[bool] | np.ndarray | None = None,
+) -> Iterator[list[dict]]:
+    """Endless batches of ``batch_size`` transformed samples for this rank.
+
+    Order and augmentation are a function of (seed, position) alone: they don't depend on ``num_workers``, and
+    starting at iteration k gives what an uninterrupted run would. See ``TrainOrder`` for the ranks and ``groups``.
+
+    Raises what the data set raises (ValueError, FileNotFoundError), from a worker too, with its own message.
+    """
+    order = TrainOrder(len(dataset), batch_size, seed, rank, world_size, start_iteration, groups)
+    return iter(_make_loader(_Reader(dataset, transform, seed), order, num_workers))
+
+
+def build_eval_loader(
+    dataset: Any,
+    transform: Transform | None,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+) -> "_Loader":
+    """Batches of this rank's samples ``rank, rank + world_size, ...``, the last batch may be smaller.
+
+    Over all ranks every image comes exactly once. Can be iterated any number of times and has a length.
+    """
+    if batch_size < 1:
+        raise ValueError(f"evaluation loader: batch_size is {batch_size}, it must be at least 1")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"evaluation loader: rank is {rank}, it must be 0 to {world_size - 1}")
+    mine = [(index, index) for index in range(rank, len(dataset), world_size)]
+    batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+    return _make_loader(_Reader(dataset, transform, seed=0), batches, num_workers)
+
+
+class _Reader(torch.utils.data.Dataset):
+    """Reads and transforms the sample of a (position, index) pair."""
+
+    def __init__(self, dataset: Any, transform: Transform | None, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> "dict | _Failure":
+        position, index = item
+        try:
+            sample = self.dataset[index]
+            if self.transform is not None:
+                state = np.random.SeedSequence((self.seed, position)).generate_state(1, np.uint64)
+                sample = self.transform(sample, int(state[0] >> np.uint64(1)))
+        except (ValueError, OSError) as error:
+            if get_worker_info() is None:
+                raise
+            # torch would wrap the message into the worker's traceback.
+            return _Failure(error, traceback.format_exc())
+        return sample
+
+
+class _RemoteTraceback(Exception):  # noqa: N818
+    """Shows, as the cause of an error, where in a worker it was raised."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class _Failure:
+    def __init__(self, error: Exception, where: str) -> None:
+        self.error, self.where = error, where
+
+
+class _Loader:
+    """A DataLoader over lists of samples, whose workers' errors are raised as they were."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in self._loader:
+            samples = _unpack(batch) if isinstance(batch, torch.Tensor) else batch
+            for sample in samples:
+                if isinstance(sample, _Failure):
+                    raise sample.error from _RemoteTraceback(sample.where)
+            yield samples
+
+
+def _make_loader(reader: _Reader, batches: Any, num_workers: int) -> _Loader:
+    if num_workers < 0:
+        raise ValueError(f"num_workers is {num_workers}, it must be at least 0")
+    return _Loader(
+        DataLoader(
+            reader,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_pack if num_workers else list,
+            worker_init_fn=_start_worker,
+            persistent_workers=num_workers > 0,
+            # DataLoader draws a seed for its workers; without this it would be from the global generator.
+            generator=torch.Generator(),
+        )
+    )
+
+
+def _start_worker(worker: int) -> None:
+    # A worker is one process of many: threads of its own would fight for the same cores.
+    cv2.setNumThreads(0)
+
+
+def _pack(samples: list) -> torch.Tensor:
+    """A batch as one tensor of bytes: one block of shared memory and one file handle, whatever the batch's size.
+
+    Sent one by one, a few batches of a few hundred tensors exceed the usual limit on open files.
+    """
+    plain = [_map_values(sample, torch.Tensor, torch.Tensor.numpy) for sample in samples]
+    return torch.frombuffer(bytearray(pickle.dumps(plain, protocol=5)), dtype=torch.uint8)
+
+
+def _unpack(packed: torch.Tensor) -> list:
+    return [_map_values(sample, np.ndarray, torch.from_numpy) for sample in pickle.loads(packed.numpy())]
+
+
+def _map_values(sample: Any, kind: type, convert: Callable) -> Any:
+    if not isinstance(sample, dict):
+        return sample
+    return {key: convert(value) if isinstance(value, kind) else value for key, value in sample.items()}

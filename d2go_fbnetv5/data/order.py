@@ -1,0 +1,87 @@
+"""The order of training samples: a pure function of (seed, iteration), so that a run resumes at the exact sample."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+class _Stream:
+    """Endless passes over some indices, each pass in a new order. Position p is in pass p // len."""
+
+    def __init__(self, indices: np.ndarray, seed: int, group: int) -> None:
+        self.indices, self.seed, self.group = indices, seed, group
+        self._pass, self._order = -1, indices
+
+    def __getitem__(self, position: int) -> int:
+        number, offset = divmod(position, len(self.indices))
+        if number != self._pass:
+            rng = np.random.default_rng((self.seed, self.group, number))
+            self._pass, self._order = number, self.indices[rng.permutation(len(self.indices))]
+        return int(self._order[offset])
+
+
+class TrainOrder:
+    """Which samples make up which batch of an endless training run.
+
+    Every pass over the set has an order of its own. All ranks read one global order: iteration k takes its next
+    ``world_size * batch_size`` samples, and rank r the r-th part of those, so that the global batches depend only
+    on their size and not on how many ranks share them.
+
+    Args:
+        length: number of samples in the set, at least 1.
+        batch_size: samples per iteration of this rank.
+        seed: non-negative.
+        rank, world_size: this process and how many there are.
+        start_iteration: the iteration that the iterator begins with.
+        groups: for each sample True or False; a batch then has samples of one kind only (such as upright images).
+            Both kinds appear in proportion to their numbers, evenly spread.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_iteration: int = 0,
+        groups: Sequence[bool] | np.ndarray | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("the data set's length", length, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("world_size", world_size, 1),
+            ("start_iteration", start_iteration, 0),
+        ):
+            if value < least:
+                raise ValueError(f"training order: {name} is {value}, it must be at least {least}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"training order: rank is {rank}, it must be 0 to {world_size - 1}")
+        self.length, self.batch_size, self.start_iteration = length, batch_size, start_iteration
+        self.rank, self.world_size = rank, world_size
+        flags = np.zeros(length, dtype=bool) if groups is None else np.asarray(groups, dtype=bool)
+        if flags.shape != (length,):
+            raise ValueError(f"training order: groups has shape {flags.shape}, expected ({length},)")
+        self._streams = tuple(
+            _Stream(np.flatnonzero(flags == bool(group)), seed, group) for group in range(2)
+        )
+
+    def batch(self, iteration: int) -> list[tuple[int, int]]:
+        """This rank's (position, index) pairs; a position occurs once in a run and is what augmentation seeds on."""
+        # Of the first k iterations floor(k * share) belong to the second group: no state, and evenly spread.
+        second = len(self._streams[1].indices)
+        before = iteration * second // self.length
+        group = int((iteration + 1) * second // self.length > before)
+        ordinal = before if group else iteration - before
+        offset = self.rank * self.batch_size
+        first = ordinal * self.world_size * self.batch_size + offset
+        position = iteration * self.world_size * self.batch_size + offset
+        stream = self._streams[group]
+        return [(position + j, stream[first + j]) for j in range(self.batch_size)]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        iteration = self.start_iteration
+        while True:
+            yield self.batch(iteration)
+            iteration += 1

@@ -1,0 +1,142 @@
+"""Joint transforms: image, boxes and label map go through the same torchvision operators."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+# ImageNet's mean colour, which is zero after the usual normalisation.
+FILL_COLOUR = (124, 116, 104)
+_IGNORE = DatasetInfo.sem_seg_ignore
+Size = int | tuple[int, int]
+
+
+class TrainTransform:
+    """Resize, random crop, random flip, colour jitter.
+
+    ``transform(sample, seed)`` is a pure function: torch's global generators stay as they are, and neither the
+    sample nor its tensors are written to. The image stays uint8; labels that a sample lacks stay missing.
+
+    Args:
+        short_side: the image's short side after resizing, in pixels; of several one is drawn per sample.
+        crop: side, or (height, width), of the random crop; None for no crop. A smaller image is padded: the image
+            with grey, the label map with 255 (don't care).
+        flip: probability of a horizontal flip. Let it be 0 where mirroring changes the class (digits, letters).
+        color: strength of the jitter: brightness, contrast and saturation are each scaled by 1 - color to
+            1 + color; 0 turns it off.
+        max_size: bound on the long side after resizing, None for none.
+        min_visible: a box of which the crop leaves a smaller share of the area is dropped.
+    """
+
+    def __init__(
+        self,
+        short_side: int | Sequence[int] = 256,
+        crop: Size | None = 224,
+        flip: float = 0.5,
+        color: float = 0.4,
+        max_size: int | None = None,
+        min_visible: float = 0.25,
+    ) -> None:
+        sides = [short_side] if isinstance(short_side, int) else list(short_side)
+        _check_sizes("TrainTransform", sides, crop, max_size)
+        for name, value in (("flip", flip), ("color", color), ("min_visible", min_visible)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"TrainTransform: {name} is {value}, it must be 0 to 1")
+        self._resize = v2.RandomShortestSize(sides, max_size=max_size)
+        steps: list[torch.nn.Module] = []
+        if crop is not None:
+            fill = {tv_tensors.Image: list(FILL_COLOUR), tv_tensors.Mask: _IGNORE, "others": 0}
+            steps.append(v2.RandomCrop(crop, pad_if_needed=True, fill=fill))
+        if flip:
+            steps.append(v2.RandomHorizontalFlip(flip))
+        if color:
+            steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color))
+        self._change = v2.Compose(steps) if steps else v2.Identity()
+        self._min_visible = min_visible
+
+    def __call__(self, sample: dict, seed: int) -> dict:
+        # Only the CPU's generator: torch.manual_seed would reseed the GPUs' as well.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return _apply(sample, self._resize, self._change, self._min_visible)
+
+
+class EvalTransform:
+    """Resize, and crop the centre if ``crop`` is given. ``seed`` is there for the common signature and unused.
+
+    Boxes and label map follow, so predictions and truth share the frame of the transformed image.
+
+    Args:
+        short_side: the image's short side after resizing, in pixels; None keeps the image's size.
+        crop: side, or (height, width), of the centre crop; at most ``short_side``. None for the whole image.
+        max_size: bound on the long side after resizing, None for none; not together with ``crop``.
+        min_visible: a box of which the crop leaves a smaller share of the area is dropped.
+    """
+
+    def __init__(
+        self,
+        short_side: int | None = 256,
+        crop: Size | None = None,
+        max_size: int | None = None,
+        min_visible: float = 0.25,
+    ) -> None:
+        _check_sizes("EvalTransform", [] if short_side is None else [short_side], crop, max_size)
+        if crop is not None:
+            largest = crop if isinstance(crop, int) else max(crop)
+            if short_side is None or largest > short_side:
+                raise ValueError(
+                    f"EvalTransform: crop is {crop}, it must be at most short_side, {short_side}"
+                )
+            if max_size is not None:
+                raise ValueError("EvalTransform: crop and max_size exclude each other")
+        self._resize = v2.Identity() if short_side is None else v2.Resize([short_side], max_size=max_size)
+        self._change = v2.Identity() if crop is None else v2.CenterCrop(crop)
+        self._min_visible = min_visible
+
+    def __call__(self, sample: dict, seed: int = 0) -> dict:
+        return _apply(sample, self._resize, self._change, self._min_visible)
+
+
+def _check_sizes(owner: str, sides: Sequence[int], crop: Size | None, max_size: int | None) -> None:
+    crops = [] if crop is None else [crop] if isinstance(crop, int) else list(crop)
+    if any(side < 1 for side in sides) or (owner == "TrainTransform" and not sides):
+        raise ValueError(f"{owner}: short_side is {list(sides)}, sizes must be at least 1")
+    if any(side < 1 for side in crops):
+        raise ValueError(f"{owner}: crop is {crop}, it must be at least 1")
+    if max_size is not None and sides and max_size < max(sides):
+        raise ValueError(f"{owner}: max_size is {max_size}, it must be at least short_side, {max(sides)}")
+
+
+def _apply(sample: dict, resize: Callable, change: Callable, min_visible: float) -> dict:
+    """The sample resized (nothing is lost), then changed (a crop may cut boxes)."""
+    fields = {"image": tv_tensors.Image(sample["image"])}
+    if "boxes" in sample:
+        fields["boxes"] = tv_tensors.BoundingBoxes(
+            sample["boxes"].reshape(-1, 4), format="XYXY", canvas_size=tuple(sample["image"].shape[-2:])
+        )
+    if "sem_seg" in sample:
+        fields["sem_seg"] = tv_tensors.Mask(sample["sem_seg"])
+    resized = resize(fields)
+    changed = change(resized)
+
+    result = dict(sample)
+    result["image"] = changed["image"].as_subclass(torch.Tensor).contiguous()
+    if "sem_seg" in sample:
+        result["sem_seg"] = changed["sem_seg"].as_subclass(torch.Tensor).contiguous()
+    if "boxes" in sample:
+        before = resized["boxes"].as_subclass(torch.Tensor)
+        after = v2.functional.clamp_bounding_boxes(changed["boxes"]).as_subclass(torch.Tensor)
+        area = _area(after)
+        keep = (area > 0) & (area >= min_visible * _area(before))
+        result["boxes"] = after[keep]
+        for key in ("box_labels", "box_is_crowd"):
+            if key in sample:
+                result[key] = sample[key][keep]
+    return result
+
+
+def _area(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -3,16 +3,20 @@
 from d2go_fbnetv5.data import builtin as builtin
 from d2go_fbnetv5.data.digits import DigitScenes
 from d2go_fbnetv5.data.loader import build_eval_loader, build_train_loader
+from d2go_fbnetv5.data.multitask import MultitaskDataset
+from d2go_fbnetv5.data.multitask_writer import write_multitask
 from d2go_fbnetv5.data.registry import build_dataset, list_datasets, register_dataset
 from d2go_fbnetv5.data.transforms import EvalTransform, TrainTransform
 
 __all__ = [
     "DigitScenes",
     "EvalTransform",
+    "MultitaskDataset",
     "TrainTransform",
     "build_dataset",
     "build_eval_loader",
     "build_train_loader",
     "list_datasets",
     "register_dataset",
+    "write_multitask",
 ]

@@ -1,0 +1,104 @@
+"""Writes any data set of samples in the multitask format."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+
+def write_multitask(dataset: Any, folder: str | Path) -> Path:
+    """Writes a data set's samples to a new folder that ``MultitaskDataset`` reads back exactly.
+
+    The folder holds ``index.json``, ``images/*.png`` and ``sem_seg/*.png``. It appears complete or not at all.
+
+    Args:
+        dataset: ``len()``, ``[index] -> sample``, ``.info``. A sample's image has the size its labels refer to.
+        folder: must not exist yet, or be empty.
+
+    Returns:
+        The path of the index.
+
+    Raises:
+        ValueError: the folder holds something already, or two samples have the same ``image_id``.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already and is not an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write(dataset, partial)
+        partial.chmod(0o755)  # mkdtemp's folders are private
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder / "index.json"
+
+
+def _write(dataset: Any, folder: Path) -> None:
+    info = dataset.info
+    (folder / "images").mkdir()
+    if info.sem_seg_names:
+        (folder / "sem_seg").mkdir()
+    images, annotations = [], []
+    for number in range(len(dataset)):
+        sample = dataset[number]
+        name = f"{number:06d}.png"
+        height, width = sample["image"].shape[-2:]
+        entry = {"id": sample["image_id"], "file_name": f"images/{name}", "height": height, "width": width}
+        _write_png(folder / "images" / name, sample["image"].numpy().transpose(1, 2, 0)[..., ::-1])
+        if "class_label" in sample:
+            entry["class_label"] = sample["class_label"]
+        if "sem_seg" in sample:
+            entry["sem_seg_file_name"] = f"sem_seg/{name}"
+            _write_png(folder / "sem_seg" / name, sample["sem_seg"].numpy())
+        if "boxes" in sample:
+            annotations += _annotations(sample, len(annotations))
+        elif info.box_names:
+            entry["has_boxes"] = False
+        images.append(entry)
+    if len({image["id"] for image in images}) < len(images):
+        raise ValueError("the data set has the same image_id more than once, so it cannot be written")
+
+    index: dict[str, Any] = {"images": images}
+    if info.box_names:
+        index["annotations"] = annotations
+        index["categories"] = [{"id": label + 1, "name": name} for label, name in enumerate(info.box_names)]
+    if info.class_names:
+        index["class_names"] = list(info.class_names)
+    if info.sem_seg_names:
+        index["sem_seg_names"] = list(info.sem_seg_names)
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _annotations(sample: dict, first: int) -> list[dict]:
+    boxes, labels = sample["boxes"].double(), sample["box_labels"].tolist()
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    rows = zip(boxes[:, :2].tolist(), sizes.tolist(), labels, strict=True)
+    annotations = [
+        {
+            "id": first + number + 1,
+            "image_id": sample["image_id"],
+            "category_id": label + 1,
+            "bbox": [*corner, *size],
+            "area": size[0] * size[1],
+        }
+        for number, (corner, size, label) in enumerate(rows)
+    ]
+    if "box_is_crowd" in sample:
+        for annotation, crowd in zip(annotations, sample["box_is_crowd"].tolist(), strict=True):
+            annotation["iscrowd"] = int(crowd)
+    return annotations
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    written, data = cv2.imencode(".png", np.ascontiguousarray(pixels, dtype=np.uint8))
+    if not written:
+        raise OSError(f"image {path} cannot be encoded")
+    path.write_bytes(data.tobytes())

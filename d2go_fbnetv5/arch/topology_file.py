@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,9 +84,13 @@ def save_topologies(
         "tasks": {name: _plain(entry) for name, entry in entries.items()},
     }
     _parse(content, os.fspath(path))
+    text = json.dumps(content, indent=1, allow_nan=False)
+    text = re.sub(
+        r"\[[\d\s.,e+-]+\]", lambda row: "[" + " ".join(row[0][1:-1].split()) + "]", text
+    )  # a row a line
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
     try:
-        Path(temporary).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        Path(temporary).write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

@@ -35,7 +35,9 @@ class TaskResult:
     def __post_init__(self) -> None:
         lengths = (len(self.random_topologies), len(self.random_metrics), len(self.random_flops))
         if len(set(lengths)) > 1:
-            raise ValueError(f"{self.task}: {lengths} random topologies, metrics and FLOPs; need as many of each")
+            raise ValueError(
+                f"{self.task}: {lengths} random topologies, metrics and FLOPs; need as many of each"
+            )
 
     @property
     def pruned(self) -> Topology:
@@ -81,3 +83,7 @@ class SearchResults:
     tasks: tuple[TaskResult, ...]
     precise_bn_images: int  # images used to re-estimate batch-norm statistics before each evaluation
     eval_images: int
+    cost_target: float | None = (
+        None  # of the cost regulariser, relative as in Appendix E; None: there was none
+    )
+    cost_metric: str = "flops"  # what the regulariser counted

@@ -1,0 +1,38 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"
+
+
+def format_count(value: float | None) -> str:
+    """Three significant digits with a unit of thousands: 726.4e6 -> "726M", 1.36e9 -> "1.36G"."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        scaled = float(f"{value / size:.3g}")
+        if abs(scaled) >= 1:
+            return f"{scaled:.{max(0, 2 - int(math.log10(abs(scaled))))}f}{unit}"
+    return f"{value:.3g}"
+
+
+def format_metric(value: float | None) -> str:
+    """A metric with three decimals; a dash where there is none."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def format_share(value: float | None) -> str:
+    """A share in [0, 1] as a percentage."""
+    return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.0f}%"
+
+
+def format_duration(seconds: float) -> str:
+    """ "48 s", "5 min 12 s" or "10 h 3 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,100 @@
+"""What the models share: Detectron2's contract, and how samples become a network's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2go_fbnetv5.arch import Backbone
+from d2go_fbnetv5.tasks.images import batch_images, image_sizes, padded_size
+
+Sample = dict[str, Any]
+Sizes = list[tuple[int, int]]
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, 0..255
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class SearchedModel(nn.Module):
+    """A searched backbone with a head.
+
+    Training: ``forward(batch)`` returns a dict of scalar losses. A sample without the model's kind of label
+    has no part in them; if no sample has it, the losses are zero. Evaluation: ``forward(batch)`` returns one
+    dict a sample, in the frame of that sample's own (unpadded) image. Images of different padded sizes are
+    then run apart, so that a prediction does not depend on what else is in the batch.
+
+    Args:
+        backbone: gives the features that the head reads.
+        pixel_mean: per channel of the image, in 0..255.
+        pixel_std: per channel, positive.
+        size_divisibility: images are padded, right and bottom, to a multiple of it.
+    """
+
+    in_features: tuple[str, ...]
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        size_divisibility: int = 32,
+    ) -> None:
+        super().__init__()
+        missing = [name for name in self.in_features if name not in backbone.channels]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} reads {', '.join(self.in_features)}; "
+                f"the backbone gives {', '.join(backbone.channels)}"
+            )
+        self.backbone = backbone
+        self.size_divisibility = size_divisibility
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32), persistent=False)
+        # With one feature left on Path 3, batch norm could not be trained on a single image.
+        feature_sizes = backbone.family.feature_sizes
+        self._least = next(n for n in range(32, 1024, 32) if min(feature_sizes((n, n))[-1]) > 1)
+
+    def forward(self, batch: Sequence[Sample]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        if self.training:
+            return self.losses(batch)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, sample in enumerate(batch):
+            groups.setdefault(padded_size([sample], self.size_divisibility), []).append(i)
+        outputs: list[dict[str, Tensor]] = [{} for _ in batch]
+        for indices in groups.values():
+            for i, output in zip(indices, self.predict([batch[i] for i in indices]), strict=True):
+                outputs[i] = output
+        return outputs
+
+    def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
+        """Scalar losses of a training batch."""
+        raise NotImplementedError
+
+    def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
+        """Predictions for samples that all have the same padded size."""
+        raise NotImplementedError
+
+    def images(self, batch: Sequence[Sample]) -> tuple[Tensor, Sizes]:
+        """N x 3 x H x W, normalised and padded with zeros, and each image's own (height, width)."""
+        images = batch_images(batch, self.pixel_mean, self.pixel_std, self.size_divisibility)
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, max(0, self._least - width), 0, max(0, self._least - height)))
+        return images, image_sizes(batch)
+
+
+def require_labels(labels: Tensor, num_classes: int, key: str, sample: Sample) -> None:
+    """Raises a ValueError that names the sample if a label is not in 0..num_classes - 1."""
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"image {sample.get('image_id')}: {key} {int(labels.min())}..{int(labels.max())}; "
+            f"allowed is 0..{num_classes - 1}"
+        )
+
+
+def zero_loss(*tensors: Tensor) -> Tensor:
+    """0 that depends on the tensors, so that every parameter behind them still gets a (zero) gradient."""
+    return sum(tensor.sum() for tensor in tensors) * 0.0

@@ -1,0 +1,160 @@
+"""Lite MaskFormer: semantic segmentation as mask classification with light decoders (Appendix G.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2go_fbnetv5.arch import Backbone
+from d2go_fbnetv5.models.base import PIXEL_MEAN, PIXEL_STD, Sample, SearchedModel, Sizes, require_labels
+from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, Segments, segments_of
+from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
+from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
+
+
+class SegmentationModule(nn.Module):
+    """Queries and per-pixel embeddings -> each query's class and mask.
+
+    The mask embedding is an MLP of three layers; a mask is its dot product with every pixel's embedding.
+    """
+
+    def __init__(self, num_classes: int, dim: int = 256, mask_dim: int = 256) -> None:
+        super().__init__()
+        self.classes = nn.Linear(dim, num_classes + 1)
+        self.mask_embedding = nn.Sequential(
+            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, mask_dim)
+        )
+
+    def forward(self, queries: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """N x Q x D and N x M x h x w -> N x Q x (K + 1) logits, "no object" last, and N x Q x h x w logits."""
+        masks = self.mask_embedding(queries) @ pixels.flatten(2)
+        return self.classes(queries), masks.unflatten(2, pixels.shape[-2:])
+
+
+class LiteMaskFormer(SearchedModel):
+    """Pixel decoder on Path 1, transformer decoder on Path 3.
+
+    Reads ``sem_seg`` of a sample (H x W int64, ``ignore`` where nobody cares); predicts ``sem_seg``, the same at
+    the image's size: per pixel the class with the greatest sum over queries of class probability (softmax
+    without "no object") times mask probability (sigmoid).
+
+    Args:
+        backbone: has the outputs ``path1`` and ``path3``.
+        num_classes: K.
+        ignore: the label of pixels that have no part in the loss.
+        num_queries: segments that can be predicted.
+        num_layers: of the transformer decoder.
+        feedforward_dim: hidden units of its feed-forward part.
+        dropout: its dropout probability.
+        auxiliary_loss: also score what each layer but the last predicts (with one layer there is none).
+        class_weight, mask_weight, dice_weight, no_object_weight: of the loss, MaskFormer's by default.
+    """
+
+    in_features = ("path1", "path3")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        ignore: int = 255,
+        num_queries: int = 100,
+        dim: int = 256,
+        num_heads: int = 8,
+        feedforward_dim: int = 2048,
+        num_layers: int = 1,
+        dropout: float = 0.1,
+        auxiliary_loss: bool = True,
+        class_weight: float = 1.0,
+        mask_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        no_object_weight: float = 0.1,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        size_divisibility: int = 32,
+    ) -> None:
+        super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
+        self.num_classes = num_classes
+        self.ignore = ignore
+        self.auxiliary_loss = auxiliary_loss
+        self.pixel_decoder = PixelDecoder(backbone.channels["path1"], dim)
+        self.transformer_decoder = TransformerDecoder(
+            backbone.channels["path3"], num_queries, dim, num_heads, feedforward_dim, num_layers, dropout
+        )
+        self.segmentation = SegmentationModule(num_classes, dim, dim)
+        self.loss = MaskFormerLoss(num_classes, class_weight, mask_weight, dice_weight, no_object_weight)
+
+    def head(self, features: dict[str, Tensor], valid: Tensor | None = None) -> list[SegmentPrediction]:
+        """What each decoder layer predicts from ``path1`` and ``path3``; ``valid`` as `TransformerDecoder` takes it."""
+        pixels = self.pixel_decoder(features["path1"])
+        return [
+            SegmentPrediction(*self.segmentation(queries, pixels))
+            for queries in self.transformer_decoder(features["path3"], valid)
+        ]
+
+    def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
+        """``loss_class``, ``loss_mask``, ``loss_dice`` and those of auxiliary predictions."""
+        images, sizes = self.images(batch)
+        features = self.backbone(images)
+        valid = valid_features(sizes, images.shape[-2:], features["path3"].shape[-2:], images.device)
+        predictions = self.head(features, valid)
+        if not self.auxiliary_loss:
+            predictions = predictions[-1:]
+        labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
+        targets = [self.targets(batch[i], images.shape[-2:], images.device) for i in labelled]
+        predictions = [
+            SegmentPrediction(p.class_logits[labelled], p.mask_logits[labelled]) for p in predictions
+        ]
+        return self.loss(predictions, targets)
+
+    def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
+        images, sizes = self.images(batch)
+        features = self.backbone(images)
+        valid = valid_features(sizes, images.shape[-2:], features["path3"].shape[-2:], images.device)
+        prediction = self.head(features, valid)[-1]
+        return [
+            {"sem_seg": label_map(classes, masks, images.shape[-2:], size)}
+            for classes, masks, size in zip(
+                prediction.class_logits, prediction.mask_logits, sizes, strict=True
+            )
+        ]
+
+    def targets(self, sample: Sample, padded: tuple[int, int], device: torch.device) -> Segments:
+        """The segments of a sample, its label map padded with ``ignore``.
+
+        Raises:
+            ValueError: a label out of range, or a label map that is not as large as its image.
+        """
+        sem_seg = torch.as_tensor(sample["sem_seg"]).to(torch.int64)
+        height, width = sample["image"].shape[-2:]
+        if sem_seg.shape != (height, width):
+            raise ValueError(
+                f"image {sample.get('image_id')}: sem_seg is {tuple(sem_seg.shape)}; expected {(height, width)}, "
+                "as the image"
+            )
+        require_labels(sem_seg[sem_seg != self.ignore], self.num_classes, "sem_seg", sample)
+        padding = (0, padded[1] - width, 0, padded[0] - height)
+        return segments_of(F.pad(sem_seg, padding, value=self.ignore).to(device), self.ignore)
+
+
+def valid_features(
+    sizes: Sizes, padded: tuple[int, int], feature_size: tuple[int, int], device: torch.device
+) -> Tensor:
+    """N x h x w booleans: the features that an image of (height, width) covers of those of its padded size."""
+    valid = torch.zeros(len(sizes), *feature_size, dtype=torch.bool, device=device)
+    for mask, size in zip(valid, sizes, strict=True):
+        rows, columns = (-(-n * f // p) for n, f, p in zip(size, feature_size, padded, strict=True))
+        mask[: max(1, rows), : max(1, columns)] = True
+    return valid
+
+
+def label_map(
+    class_logits: Tensor, mask_logits: Tensor, padded: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Q x (K + 1) and Q x h x w logits -> H x W int64 at the image's own size."""
+    masks = F.interpolate(mask_logits[None].float(), padded, mode="bilinear", align_corners=False)[0]
+    masks = masks[:, : size[0], : size[1]].sigmoid()
+    classes = class_logits.float().softmax(1)[:, :-1]
+    return torch.einsum("qk,qhw->khw", classes, masks).argmax(0)

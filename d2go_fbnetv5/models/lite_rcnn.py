@@ -1,0 +1,132 @@
+"""Lite R-CNN: Faster R-CNN with light heads on Path 1 (Appendix G.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import remove_small_boxes
+
+from d2go_fbnetv5.arch import Backbone
+from d2go_fbnetv5.models.base import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Sample,
+    SearchedModel,
+    require_labels,
+    zero_loss,
+)
+from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHead
+from d2go_fbnetv5.models.roi_head import BoxTargets, ROIHead
+
+_LEAST_SIDE = 1e-2  # pixels; the logarithm of a smaller box's side is no target
+
+
+class LiteRCNN(SearchedModel):
+    """Proposals from an RPN on Path 1, then a light box head on each proposal's 6 x 6 features.
+
+    Reads ``boxes`` (M x 4 XYXY pixels) and ``box_labels`` (M in 0..K - 1) of a sample; boxes that
+    ``box_is_crowd`` marks are left out. Predicts ``boxes``, ``scores`` and ``labels`` within the image.
+
+    Args:
+        backbone: has the output ``path1``.
+        num_classes: K.
+        anchor_sizes: square roots of the anchors' areas in pixels; with the three ``aspect_ratios`` (height
+            over width) the paper's 15 anchors.
+        train_proposals: boxes kept before and after NMS in training.
+        test_proposals: the same in evaluation; the paper passes 30 on.
+        regions_per_image: sampled for the box head in training.
+        score_threshold: detections that score less are dropped.
+        max_detections: kept per image.
+    """
+
+    in_features = ("path1",)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        train_proposals: tuple[int, int] = (2000, 1000),
+        test_proposals: tuple[int, int] = (1000, 30),
+        regions_per_image: int = 512,
+        score_threshold: float = 0.05,
+        max_detections: int = 100,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        size_divisibility: int = 32,
+    ) -> None:
+        super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
+        self.num_classes = num_classes
+        channels, stride = backbone.channels["path1"], backbone.strides["path1"]
+        self.rpn = RegionProposalNetwork(
+            AnchorGenerator((tuple(anchor_sizes),), (tuple(aspect_ratios),)),
+            LiteRPNHead(channels, len(anchor_sizes) * len(aspect_ratios)),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": train_proposals[0], "testing": test_proposals[0]},
+            post_nms_top_n={"training": train_proposals[1], "testing": test_proposals[1]},
+            nms_thresh=0.7,
+        )
+        box_head = LiteBoxHead(channels)
+        self.roi_head = ROIHead(
+            box_head,
+            BoxPredictor(box_head.out_channels, num_classes),
+            stride,
+            regions_per_image=regions_per_image,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+        )
+
+    def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
+        """``loss_rpn_cls``, ``loss_rpn_loc``, ``loss_cls`` and ``loss_box_reg``, named as in Detectron2."""
+        images, sizes = self.images(batch)
+        feature = self.backbone(images)["path1"]
+        labelled = [i for i, sample in enumerate(batch) if "boxes" in sample]
+        if not labelled:
+            names = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
+            return {name: zero_loss(*self.parameters()) for name in names}
+        targets = [self.targets(batch[i], feature.device) for i in labelled]
+        images, feature = images[labelled], feature[labelled].float()
+        proposals, losses = self.rpn(
+            ImageList(images, [sizes[i] for i in labelled]),
+            {"path1": feature},
+            [{"boxes": target.boxes} for target in targets],
+        )
+        return {
+            "loss_rpn_cls": losses["loss_objectness"],
+            "loss_rpn_loc": losses["loss_rpn_box_reg"],
+            **self.roi_head.losses(feature, proposals, targets),
+        }
+
+    def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
+        images, sizes = self.images(batch)
+        feature = self.backbone(images)["path1"].float()
+        proposals, _ = self.rpn(ImageList(images, sizes), {"path1": feature})
+        return self.roi_head.predict(feature, proposals, sizes)
+
+    def targets(self, sample: Sample, device: torch.device) -> BoxTargets:
+        """The boxes to train on: without crowds, and without boxes that have no area.
+
+        Raises:
+            ValueError: a label out of range, or another number of labels than of boxes.
+        """
+        boxes = torch.as_tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.as_tensor(sample["box_labels"], dtype=torch.int64).reshape(-1)
+        if len(boxes) != len(labels):
+            raise ValueError(
+                f"image {sample.get('image_id')}: {len(boxes)} boxes, but {len(labels)} box_labels"
+            )
+        require_labels(labels, self.num_classes, "box_labels", sample)
+        if "box_is_crowd" in sample:
+            single = ~torch.as_tensor(sample["box_is_crowd"], dtype=torch.bool).reshape(-1)
+            boxes, labels = boxes[single], labels[single]
+        kept = remove_small_boxes(boxes, _LEAST_SIDE)
+        return BoxTargets(boxes[kept].to(device), labels[kept].to(device))

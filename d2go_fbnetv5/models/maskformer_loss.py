@@ -1,0 +1,153 @@
+"""MaskFormer's loss: classification of every query, focal and dice loss of the matched masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from d2go_fbnetv5.models.base import zero_loss
+from d2go_fbnetv5.models.matcher import FOCAL_ALPHA, FOCAL_GAMMA, hungarian_match, matching_cost
+
+
+@dataclass(frozen=True)
+class SegmentPrediction:
+    """What a decoder layer predicts: ``class_logits`` N x Q x (K + 1), ``mask_logits`` N x Q x h x w."""
+
+    class_logits: Tensor
+    mask_logits: Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of an image: ``labels`` M, ``masks`` M x H x W booleans, and ``valid`` H x W booleans, False
+    where the label map says "don't care" and where the image was padded. The order has no meaning."""
+
+    labels: Tensor
+    masks: Tensor
+    valid: Tensor
+
+
+def segments_of(sem_seg: Tensor, ignore: int) -> Segments:
+    """One segment per class of a label map (H x W int64); pixels of ``ignore`` belong to none."""
+    labels = sem_seg.unique()
+    labels = labels[labels != ignore]
+    return Segments(labels, sem_seg[None] == labels[:, None, None], sem_seg != ignore)
+
+
+def focal_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Sigmoid focal loss of M masks, each the mean over its valid pixels: M x H x W three times -> M."""
+    truth, valid = truth.to(logits.dtype), valid.to(logits.dtype)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    prob = logits.sigmoid()
+    miss = prob * (1 - truth) + (1 - prob) * truth
+    alpha = FOCAL_ALPHA * truth + (1 - FOCAL_ALPHA) * (1 - truth)
+    loss = alpha * miss**FOCAL_GAMMA * cross_entropy * valid
+    return loss.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
+
+
+def dice_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """1 - (2 |A B| + 1) / (|A| + |B| + 1) of M masks over their valid pixels: M x H x W three times -> M."""
+    valid = valid.to(logits.dtype).flatten(1)
+    prob, truth = logits.sigmoid().flatten(1) * valid, truth.to(logits.dtype).flatten(1) * valid
+    return 1 - (2 * (prob * truth).sum(1) + 1) / (prob.sum(1) + truth.sum(1) + 1)
+
+
+class MaskFormerLoss(nn.Module):
+    """Matches queries to segments and scores them; does not depend on the segments' order.
+
+    Args:
+        num_classes: K.
+        class_weight, mask_weight, dice_weight: of the three terms, in the matching too.
+        no_object_weight: of the queries that match nothing, within the classification.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_weight: float = 1.0,
+        mask_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        no_object_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.weights = (class_weight, mask_weight, dice_weight)
+        weight = torch.ones(num_classes + 1)
+        weight[-1] = no_object_weight
+        self.register_buffer("class_weights", weight, persistent=False)
+
+    def forward(
+        self, predictions: Sequence[SegmentPrediction], targets: Sequence[Segments]
+    ) -> dict[str, Tensor]:
+        """Weighted losses of each prediction, the last being the network's result.
+
+        Args:
+            predictions: those of earlier decoder layers get auxiliary losses with the suffix ``_0``, ``_1``, ...
+            targets: N images' segments, all of one (padded) size H x W.
+
+        Returns:
+            ``loss_class``, ``loss_mask``, ``loss_dice``, each a scalar.
+        """
+        losses = {}
+        count = _mean_over_ranks(
+            sum(len(t.labels) for t in targets), predictions[-1].class_logits.device
+        ).clamp(min=1)
+        for layer, prediction in enumerate(predictions):
+            suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
+            for name, loss in self._one(prediction, targets, count).items():
+                losses[f"loss_{name}{suffix}"] = loss
+        return losses
+
+    def _one(
+        self, prediction: SegmentPrediction, targets: Sequence[Segments], count: Tensor
+    ) -> dict[str, Tensor]:
+        class_logits, mask_logits = prediction.class_logits.float(), prediction.mask_logits.float()
+        classes = torch.full(class_logits.shape[:2], self.num_classes, device=class_logits.device)
+        mask, dice = class_logits.new_zeros(()), class_logits.new_zeros(())
+        for i, target in enumerate(targets):
+            if len(target.labels) == 0:
+                continue
+            queries, segments = self.match(class_logits[i], mask_logits[i], target)
+            classes[i, queries] = target.labels[segments]
+            matched = mask_logits[i][None, queries]
+            logits = F.interpolate(matched, target.valid.shape, mode="bilinear", align_corners=False)[0]
+            valid = target.valid.expand_as(logits)
+            mask = mask + focal_loss(logits, target.masks[segments], valid).sum()
+            dice = dice + dice_loss(logits, target.masks[segments], valid).sum()
+        mask = mask + zero_loss(mask_logits)  # with nothing matched, every parameter still gets a gradient
+        if len(targets) > 0:
+            cross_entropy = F.cross_entropy(class_logits.transpose(1, 2), classes, self.class_weights)
+        else:
+            cross_entropy = zero_loss(class_logits)
+        class_weight, mask_weight, dice_weight = self.weights
+        return {
+            "class": class_weight * cross_entropy,
+            "mask": mask_weight * mask / count,
+            "dice": dice_weight * dice / count,
+        }
+
+    @torch.no_grad()
+    def match(self, class_logits: Tensor, mask_logits: Tensor, target: Segments) -> tuple[Tensor, Tensor]:
+        """Indices of queries and of the segments they match, decided at the predictions' resolution."""
+        size = mask_logits.shape[-2:]
+        masks, valid = _nearest(target.masks, size), _nearest(target.valid[None], size)[0]
+        return hungarian_match(
+            matching_cost(class_logits, mask_logits, target.labels, masks, valid, *self.weights)
+        )
+
+
+def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """M x H x W booleans, M at least 1, at another size."""
+    return F.interpolate(masks[None].float(), size, mode="nearest")[0].bool()
+
+
+def _mean_over_ranks(value: int, device: torch.device) -> Tensor:
+    total = torch.tensor(float(value), device=device)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(total)
+        total /= distributed.get_world_size()
+    return total

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -49,6 +49,8 @@ class FasterRCNN(Task):
         score_thresh: detections with a lower score are dropped.
         nms_thresh: IoU above which the worse of two detections of a class is dropped.
         detections_per_image: the most that are returned.
+        input_norm: batch norm before the head, over labelled and unlabelled samples alike. Without it the head meets
+            features whose scale grows with the number of blocks that a topology keeps.
 
     Outputs: ``boxes`` (M x 4 XYXY pixels of the sample's image), ``scores`` (M, falling) and ``labels`` (M int64,
     indices of ``info.box_names``).
@@ -78,6 +80,7 @@ class FasterRCNN(Task):
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         detections_per_image: int = 100,
+        input_norm: bool = False,
     ):
         super().__init__()
         names = require_names(self.name, "box_names", info)
@@ -109,6 +112,7 @@ class FasterRCNN(Task):
         )
         require_range(self.name, roi_sampling_ratio=roi_sampling_ratio)
         (feature,) = self.in_features
+        self.norm = nn.BatchNorm2d(channels[feature]) if input_norm else nn.Identity()
         self.rpn = RegionProposalNetwork(
             StrideAnchorGenerator((self.stride,), (anchor_sizes,), (anchor_ratios,)),
             RPNHead(channels[feature], len(anchor_sizes) * len(anchor_ratios)),
@@ -138,22 +142,23 @@ class FasterRCNN(Task):
     def forward(
         self, features: Mapping[str, Tensor], batch: Sequence[Sample]
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        features = {name: features[name] for name in self.in_features}
-        device = features[self.in_features[0]].device
+        (name,) = self.in_features
+        feature = self.norm(features[name])
+        device = feature.device
         targets = None
         if self.training:
             labelled = [i for i, sample in enumerate(batch) if "boxes" in sample]
             if not labelled:
                 return {}
             if len(labelled) < len(batch):
-                features = {name: feature[labelled] for name, feature in features.items()}
+                feature = feature[labelled]
                 batch = [batch[i] for i in labelled]
             targets = [detection_target(sample, device) for sample in batch]
         sizes = image_sizes(batch)
         # Box arithmetic in half precision is off by whole pixels.
         with torch.autocast(device.type, enabled=False):
-            features = {name: feature.float() for name, feature in features.items()}
-            images = ImageList(features[self.in_features[0]], sizes)  # of which only the sizes are read
+            features = {name: feature.float()}
+            images = ImageList(features[name], sizes)  # of which only the sizes are read
             proposals, rpn_losses = self.rpn(images, features, targets)
             proposals = [
                 boxes if len(boxes) else boxes.new_tensor([[0, 0, width, height]])  # a loss of nothing is NaN

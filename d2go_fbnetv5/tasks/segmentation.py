@@ -19,6 +19,8 @@ class Segmentation(Task):
         channels: channels of ``path2``.
         info: needs ``sem_seg_names``; pixels of ``sem_seg_ignore`` have no part in the loss.
         kernel_size: of the convolution, odd.
+        input_norm: batch norm before the convolution, over labelled and unlabelled samples alike. Without it the
+            head meets features whose scale grows with the number of blocks that a topology keeps.
 
     Outputs: ``sem_seg``, H x W int64, the best-scored class of each pixel of the sample's image.
     """
@@ -26,7 +28,9 @@ class Segmentation(Task):
     in_features = ("path2",)
     primary_metric = "mIoU"
 
-    def __init__(self, channels: Mapping[str, int], info: DatasetInfo, kernel_size: int = 1):
+    def __init__(
+        self, channels: Mapping[str, int], info: DatasetInfo, kernel_size: int = 1, input_norm: bool = False
+    ):
         super().__init__()
         names = require_names(self.name, "sem_seg_names", info)
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -34,6 +38,7 @@ class Segmentation(Task):
                 f"option 'kernel_size' of task {self.name!r} is {kernel_size}; it must be odd and positive"
             )
         self.ignore = info.sem_seg_ignore
+        self.norm = nn.BatchNorm2d(channels["path2"]) if input_norm else nn.Identity()
         self.predictor = nn.Conv2d(channels["path2"], len(names), kernel_size, padding=kernel_size // 2)
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
@@ -43,13 +48,13 @@ class Segmentation(Task):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         size = padded_size(batch)
         if not self.training:
-            logits = self._logits(features["path2"], size)
+            logits = self._logits(self.norm(features["path2"]), size)
             sizes = image_sizes(batch)
             return [{"sem_seg": x[:, :h, :w].argmax(0)} for x, (h, w) in zip(logits, sizes, strict=True)]
         labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
         if not labelled:
             return {}
-        logits = self._logits(features["path2"][labelled], size)
+        logits = self._logits(self.norm(features["path2"])[labelled], size)
         truth = padded_sem_seg([batch[i] for i in labelled], size, self.ignore).to(logits.device)
         total = F.cross_entropy(logits, truth, ignore_index=self.ignore, reduction="sum")
         return {"loss_sem_seg": total / (truth != self.ignore).sum().clamp(min=1)}

@@ -209,3 +209,17 @@ def test_segmentation_of_a_smaller_image_equals_itself_alone_away_from_its_borde
         alone = task({"path2": features["path2"][1:, :, :4, :4]}, batch[1:])[0]["sem_seg"]
     inside = slice(0, 64 - 8)  # beyond the last cell's centre, bilinear upsampling reads the padding
     assert torch.equal(together[inside, inside], alone[inside, inside])
+
+
+@pytest.mark.parametrize("name", ["det", "seg"])
+def test_input_norm_makes_a_head_blind_to_the_scale_of_its_features(name):
+    batch, features = labelled_batch([(64, 64)] * 3), random_features(3, 64, 64)
+    batch[1] = without(batch[1], *LABELS[name])
+    losses = []
+    for scale in (1.0, 1000.0):
+        task = build(name, input_norm=True)
+        torch.manual_seed(3)
+        losses.append(task({"path2": scale * features["path2"]}, batch))
+        assert task.norm.running_mean.any()
+        assert len(task.eval()(features, batch)) == 3
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-4)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import Backbone
-from d2go_fbnetv5.tasks.images import batch_images, image_sizes, padded_size
+from d2go_fbnetv5.tasks.images import batch_images, image_sizes
 
 Sample = dict[str, Any]
 Sizes = list[tuple[int, int]]
@@ -54,7 +54,8 @@ class SearchedModel(nn.Module):
         self.size_divisibility = size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32), persistent=False)
-        # With one feature left on Path 3, batch norm could not be trained on a single image.
+        # With one feature left on Path 3, batch norm could not be trained on a single image. The bound is itself
+        # a multiple of 32, so that a small image is padded to what every size_divisibility in use allows.
         feature_sizes = backbone.family.feature_sizes
         self._least = next(n for n in range(32, 1024, 32) if min(feature_sizes((n, n))[-1]) > 1)
 
@@ -63,7 +64,7 @@ class SearchedModel(nn.Module):
             return self.losses(batch)
         groups: dict[tuple[int, int], list[int]] = {}
         for i, sample in enumerate(batch):
-            groups.setdefault(padded_size([sample], self.size_divisibility), []).append(i)
+            groups.setdefault(self.padded_size(image_sizes([sample])[0]), []).append(i)
         outputs: list[dict[str, Tensor]] = [{} for _ in batch]
         for indices in groups.values():
             for i, output in zip(indices, self.predict([batch[i] for i in indices]), strict=True):
@@ -82,8 +83,14 @@ class SearchedModel(nn.Module):
         """N x 3 x H x W, normalised and padded with zeros, and each image's own (height, width)."""
         images = batch_images(batch, self.pixel_mean, self.pixel_std, self.size_divisibility)
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, max(0, self._least - width), 0, max(0, self._least - height)))
-        return images, image_sizes(batch)
+        target = self.padded_size((height, width))
+        return F.pad(images, (0, target[1] - width, 0, target[0] - height)), image_sizes(batch)
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) that an image of ``size`` is padded to when it is alone in the batch."""
+        divisor = self.size_divisibility
+        height, width = (max(-(-side // divisor) * divisor, self._least) for side in size)
+        return height, width
 
 
 def require_labels(labels: Tensor, num_classes: int, key: str, sample: Sample) -> None:

@@ -63,6 +63,7 @@ class LiteRCNN(SearchedModel):
     ) -> None:
         super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
         self.num_classes = num_classes
+        self.test_proposals = test_proposals[1]
         channels, stride = backbone.channels["path1"], backbone.strides["path1"]
         self.rpn = RegionProposalNetwork(
             AnchorGenerator((tuple(anchor_sizes),), (tuple(aspect_ratios),)),

@@ -1,0 +1,79 @@
+"""Trained weights from a file into a model."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from d2go_fbnetv5.models.base import SearchedModel
+
+_SUPERNET = "supernet."  # how a search names its supernet's weights
+
+
+def load_weights(model: SearchedModel, path: str | os.PathLike[str]) -> str:
+    """Takes over a checkpoint's weights by name.
+
+    Args:
+        model: is changed in place.
+        path: a checkpoint, or a plain ``state_dict``, of a model of the same class, or of a search or a supernet
+            of the same family; the latter two give the backbone its weights and leave the head as it is.
+
+    Returns:
+        "model" or "supernet": which of them the file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or a weight is missing, unknown or of another shape; the message names it.
+    """
+    state = _read(path)
+    supernet = {
+        name.removeprefix(_SUPERNET): value for name, value in state.items() if name.startswith(_SUPERNET)
+    }
+    if not supernet and any(name.startswith("stage0.") for name in state):
+        supernet = state
+    try:
+        if supernet:
+            model.backbone.load_supernet(supernet)
+            return "supernet"
+        _require_same(model.state_dict(), state)
+    except ValueError as error:
+        raise ValueError(f"weights {os.fspath(path)!r}: {error}") from error
+    model.load_state_dict(state)
+    return "model"
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    where = os.fspath(path)
+    if not os.path.isfile(where):
+        raise FileNotFoundError(f"weights {where!r}: no such file")
+    try:
+        content = torch.load(where, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"weights {where!r}: not a checkpoint of tensors ({error})") from error
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights {where!r}: found no named tensors, nor any under the key 'model'")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _require_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    missing = [name for name in ours if name not in theirs]
+    unknown = [name for name in theirs if name not in ours]
+    if missing or unknown:
+        raise ValueError(
+            f"not of this model: {len(missing)} of its {len(ours)} weights are missing ({_some(missing)}), "
+            f"{len(unknown)} are unknown ({_some(unknown)})"
+        )
+    for name, value in ours.items():
+        if theirs[name].shape != value.shape:
+            raise ValueError(
+                f"{name!r} is {tuple(theirs[name].shape)} in the file, {tuple(value.shape)} in the model"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

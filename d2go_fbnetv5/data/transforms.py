@@ -106,8 +106,8 @@ def _check_sizes(owner: str, sides: Sequence[int], crop: Size | None, max_size: 
         raise ValueError(f"{owner}: short_side is {list(sides)}, sizes must be at least 1")
     if any(side < 1 for side in crops):
         raise ValueError(f"{owner}: crop is {crop}, it must be at least 1")
-    if max_size is not None and sides and max_size < max(sides):
-        raise ValueError(f"{owner}: max_size is {max_size}, it must be at least short_side, {max(sides)}")
+    if max_size is not None and sides and max_size <= max(sides):
+        raise ValueError(f"{owner}: max_size is {max_size}, it must be greater than short_side, {max(sides)}")
 
 
 def _apply(sample: dict, resize: Callable, change: Callable, min_visible: float) -> dict:

@@ -1,0 +1,85 @@
+"""Each task's distribution over topologies (Eq. 3, 4) and the proxy that is sampled instead (section 3.3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from d2go_fbnetv5.arch import Topology
+
+
+class ArchDistribution(nn.Module):
+    """Independent Bernoulli probabilities pi of keeping each block, for each of T tasks.
+
+    Every decision of the search about architectures is in ``probs``; nothing in a task is.
+
+    Args:
+        num_tasks, num_stages, num_paths: T, S, P.
+        init_prob: the start of every probability.
+        prob_min: ``project`` keeps probabilities in [prob_min, 1 - prob_min], so that no block is ever decided
+            beyond return and Eq. 10 stays finite.
+
+    Attributes:
+        probs: T x S x P parameter.
+    """
+
+    def __init__(
+        self, num_tasks: int, num_stages: int, num_paths: int, init_prob: float = 0.5, prob_min: float = 0.02
+    ) -> None:
+        super().__init__()
+        if not 0 < prob_min < 0.5:
+            raise ValueError(f"prob_min is {prob_min}, allowed is more than 0 and less than 0.5")
+        if not prob_min <= init_prob <= 1 - prob_min:
+            raise ValueError(f"init_prob is {init_prob}, allowed is {prob_min} to {1 - prob_min}")
+        self.prob_min = prob_min
+        self.probs = nn.Parameter(torch.full((num_tasks, num_stages, num_paths), init_prob))
+
+    @property
+    def num_tasks(self) -> int:
+        return self.probs.shape[0]
+
+    def log_prob(self, masks: Tensor) -> Tensor:
+        """log p_t(a) of Eq. 4: masks N x S x P of 0/1 -> T x N, differentiable in ``probs``.
+
+        Its gradient is a_b / pi_b - (1 - a_b) / (1 - pi_b); Eq. 10 as printed lacks the second sign.
+        """
+        kept = masks.to(self.probs.dtype)[None]
+        probs = self.probs[:, None]
+        return (kept * probs.log() + (1 - kept) * (1 - probs).log()).sum(dim=(2, 3))
+
+    def log_proxy(self, log_prob: Tensor) -> Tensor:
+        """log q(a) with q = mean of the p_t (section 3.3.3): log_prob T x N -> N."""
+        return torch.logsumexp(log_prob, dim=0) - math.log(self.num_tasks)
+
+    @torch.no_grad()
+    def sample_proxy(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Samples from q: for each sample a task is drawn uniformly, then a mask from its distribution.
+
+        Args:
+            generator: a CPU generator.
+
+        Returns:
+            N x S x P booleans on the CPU.
+        """
+        probs = self.probs.detach().cpu()
+        tasks = torch.randint(self.num_tasks, (num_samples,), generator=generator)
+        return torch.rand((num_samples, *probs.shape[1:]), generator=generator) < probs[tasks]
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Puts every probability back into [prob_min, 1 - prob_min]."""
+        self.probs.clamp_(self.prob_min, 1 - self.prob_min)
+
+    @torch.no_grad()
+    def entropy(self) -> Tensor:
+        """Mean entropy of a block's decision in bits, per task: T values in [0, 1]."""
+        p = self.probs.double()
+        bits = -(p * p.log2() + (1 - p) * (1 - p).log2())
+        return bits.mean(dim=(1, 2)).to(self.probs.dtype)
+
+    @torch.no_grad()
+    def most_likely(self) -> list[Topology]:
+        """Per task the blocks whose probability is over 0.5, not pruned."""
+        return [Topology(mask) for mask in (self.probs > 0.5).cpu()]

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from d2go_fbnetv5.arch import Fusion, build_family
+from d2go_fbnetv5.arch.fusion import average_channels, repeat_channels
+
+
+def test_channels_repeat_and_the_rest_is_dropped():
+    x = torch.arange(3.0).reshape(1, 3, 1, 1)
+    assert repeat_channels(x, 7).flatten().tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert repeat_channels(x, 3) is x
+    assert repeat_channels(x, 4).flatten().tolist() == [0, 1, 2, 0]
+
+
+def test_groups_of_neighbouring_channels_are_averaged_with_zeros_at_the_end():
+    x = torch.tensor([1.0, 3.0, 5.0, 7.0, 9.0]).reshape(1, 5, 1, 1)
+    # C'_in = ceil(5 / 2) * 2 = 6; groups of three: (1 + 3 + 5) / 3, (7 + 9 + 0) / 3.
+    torch.testing.assert_close(average_channels(x, 2).flatten(), torch.tensor([3.0, 16 / 3]))
+    torch.testing.assert_close(average_channels(x, 5), x)
+
+
+@pytest.mark.parametrize("name", ["A", "A_C", "F"])
+def test_matches_appendix_b_literally(name):
+    """The fast order (shrink first) equals the paper's (resize, then match channels)."""
+    family = build_family(name)
+    fusion = Fusion(family.channels, family.strides, family.offsets)
+    sizes = family.feature_sizes((192, 224))
+    features = [torch.randn(2, c, *s) for c, s in zip(family.channels, sizes, strict=True)]
+    for source in range(4):
+        for target in range(4):
+            found = fusion(features[source], source, target, sizes[target])
+            x, c_out = features[source], family.channels[target]
+            assert found.shape == (2, c_out, *sizes[target])
+            if source == target:
+                assert found is x
+                continue
+            if source < target:
+                step = family.strides[target] // family.strides[source]
+                start = (family.offsets[target] - family.offsets[source]) // family.strides[source]
+                x = x[:, :, start::step, start::step][:, :, : sizes[target][0], : sizes[target][1]]
+                expected = x.repeat(1, -(-c_out // x.shape[1]), 1, 1)[:, :c_out]
+            else:
+                x = torch.nn.functional.interpolate(x, size=sizes[target], mode="nearest")
+                group = -(-x.shape[1] // c_out)
+                padded = torch.cat([x, x.new_zeros(2, group * c_out - x.shape[1], *x.shape[2:])], dim=1)
+                expected = padded.view(2, c_out, group, *x.shape[2:]).mean(dim=2)
+            torch.testing.assert_close(found, expected)
+
+
+def test_going_down_takes_the_feature_on_the_same_pixel():
+    """Features that hold their own pixel's column still do after fusion, whatever the padding."""
+    for name in ("A", "C", "E", "F", "N"):
+        family = build_family(name)
+        fusion = Fusion((1, 1, 1, 1), family.strides, family.offsets)
+        sizes = family.feature_sizes((171, 203))
+        columns = [
+            (family.offsets[p] + family.strides[p] * torch.arange(w)).float().expand(1, 1, h, w)
+            for p, (h, w) in enumerate(sizes)
+        ]
+        for source in range(4):
+            for target in range(source + 1, 4):
+                assert torch.equal(fusion(columns[source], source, target, sizes[target]), columns[target])
+
+
+def test_unequal_lengths_are_refused():
+    with pytest.raises(ValueError, match="equally long"):
+        Fusion((1, 2), (4, 8, 16))

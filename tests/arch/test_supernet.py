@@ -1,0 +1,164 @@
+import statistics
+import time
+
+import pytest
+import torch
+
+from d2go_fbnetv5 import Backbone, Supernet, Topology
+from d2go_fbnetv5.arch import PATHS, block_costs, build_family, list_families
+
+
+def lively(network):
+    """Random statistics and scales, so that no block is the identity and no two paths agree by chance."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", list_families())
+def test_backbone_equals_supernet(name):
+    supernet = lively(Supernet(name, num_stages=3))
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 3, 75, 96, generator=generator)
+    for outputs in (PATHS, ("path2",), ("path1", "path3")):
+        topology = Topology.random(3, generator=generator)
+        backbone = Backbone(name, topology, outputs).eval()
+        backbone.load_supernet(supernet)
+        with torch.no_grad():
+            expected, found = supernet(x, topology), backbone(x)
+        assert list(found) == list(outputs)
+        for path in outputs:
+            torch.testing.assert_close(found[path], expected[path], atol=1e-5, rtol=1e-5)
+            assert found[path].shape[1] == backbone.channels[path] == supernet.channels[path]
+
+
+def test_dead_blocks_are_gone():
+    topology = Topology.full(2)
+    backbone = Backbone("N", topology, {"path0"})
+    names = {".".join(key.split(".")[:3]) for key in backbone.state_dict() if key.startswith("stages")}
+    # The last stage serves Path 0 alone; everything at the stage before is fused into it.
+    assert names == {f"stages.stage1.path{p}" for p in range(4)} | {"stages.stage2.path0"}
+    linear = Backbone("N", Topology.named("linear", 2), {"path1"})
+    assert set(linear.stage0) == {"path0", "path1"}
+
+
+def test_skipped_blocks_do_not_run():
+    supernet = Supernet("N", num_stages=2).eval()
+    ran = []
+    for stage, blocks in supernet.stages.items():
+        for path, block in blocks.items():
+            block.register_forward_hook(lambda *_, key=(stage, path): ran.append(key))
+    topology = Topology([[1, 0, 0, 1], [0, 0, 1, 0]])
+    supernet(torch.zeros(1, 3, 64, 64), topology)
+    assert sorted(ran) == [("stage1", "path0"), ("stage1", "path3"), ("stage2", "path2")]
+
+
+def test_equation_2_and_appendix_b_by_hand():
+    supernet = lively(Supernet("N", num_stages=2))
+    topology = Topology([[1, 0, 0, 0], [0, 1, 0, 0]])
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        stage0, feature = [], x
+        for partition in supernet.stage0.values():
+            feature = partition(feature)
+            stage0.append(feature)
+        sizes = [f.shape[2:] for f in stage0]
+
+        def fuse(feature, source, target):
+            return supernet.fusion(feature, source, target, sizes[target])
+
+        path0 = stage0[0] + sum(fuse(stage0[p], p, 0) for p in (1, 2, 3))
+        path0 = supernet.stages["stage1"]["path0"](path0)
+        # Stage 1 keeps Path 0 alone, so only it is fused into Stage 2's Path 1.
+        path1 = supernet.stages["stage2"]["path1"](stage0[1] + fuse(path0, 0, 1))
+        found = supernet(x, topology)
+    for name, expected in zip(PATHS, (path0, path1, stage0[2], stage0[3]), strict=True):
+        torch.testing.assert_close(found[name], expected)
+
+
+def test_gradients_reach_kept_blocks_only():
+    supernet = lively(Supernet("N", num_stages=2)).train()
+    topology = Topology([[1, 0, 1, 0], [0, 1, 0, 1]])
+    features = supernet(torch.randn(2, 3, 64, 64), topology)
+    sum(f.square().mean() for f in features.values()).backward()
+    for s, row in enumerate(topology.mask, start=1):
+        for p, kept in enumerate(row):
+            gradients = [w.grad for w in supernet.stages[f"stage{s}"][PATHS[p]].parameters()]
+            assert all((g is not None) == kept for g in gradients)
+
+
+def test_a_topology_goes_to_any_family():
+    topology = Topology.named("unet")
+    for name in list_families():
+        backbone = Backbone(name, topology, {"path0"})
+        assert backbone.topology == topology
+        assert backbone.channels == {"path0": build_family(name).channels[0]}
+
+
+def test_errors_name_what_is_wrong():
+    supernet = Supernet("N", num_stages=3)
+    with pytest.raises(ValueError, match="2 x 4 stages x paths: this supernet has 3 x 4"):
+        supernet(torch.zeros(1, 3, 64, 64), Topology.full(2))
+    with pytest.raises(ValueError, match="16 x 200 pixels: family A needs 49 x 49"):
+        Supernet("A", 1)(torch.zeros(1, 3, 16, 200), Topology.full(1))
+    with pytest.raises(ValueError, match="num_stages is 0"):
+        Supernet("N", 0)
+    with pytest.raises(ValueError, match="3 paths: families have 4"):
+        Backbone("N", Topology([[1, 0, 1]]))
+    with pytest.raises(ValueError, match="in the supernet"):
+        Backbone("N", Topology.full(3)).load_supernet(Supernet("A_C", 3))
+    with pytest.raises(ValueError, match=r"no 'stages.stage3.path0.*family N"):
+        Backbone("N", Topology.full(3)).load_supernet(Supernet("N", 2))
+
+
+def test_cost_of_networks():
+    costs = block_costs("A", (224, 224))
+    topology = Topology([[1, 0, 0, 1], [0, 0, 1, 0]])
+    total = sum(costs.stage0) + costs.blocks[0] + costs.blocks[3] + costs.blocks[2]
+    assert costs.network(topology) == total
+    assert costs.network(topology, {"path2"}) == total
+    assert costs.network(topology, {"path3"}) == sum(costs.stage0) + costs.blocks[3]
+    assert costs.network(Topology.full(1), {"path3"}) == sum(costs.stage0) + costs.blocks[3]
+    kept = costs.blocks[0] + costs.blocks[3] + costs.blocks[2]
+    assert costs.relative(topology) == pytest.approx(kept / (2 * sum(costs.blocks)))
+    assert costs.matrix(2)[1].tolist() == list(costs.blocks)
+
+
+def test_cost_equals_the_built_backbone():
+    topology = Topology.random(3, generator=torch.Generator().manual_seed(5))
+    for outputs in ({"path0"}, {"path3"}, set(PATHS)):
+        backbone = Backbone("N", topology, outputs)
+        found = sum(p.numel() for p in backbone.parameters())
+        assert block_costs("N", (96, 96), "params").network(topology, outputs) == found
+
+
+def test_latency_is_measured_and_metrics_are_checked():
+    costs = block_costs("N", (64, 64), "latency")
+    assert min(costs.stage0 + costs.blocks) > 0
+    with pytest.raises(ValueError, match="'energy': allowed are flops, params, latency"):
+        block_costs("N", (64, 64), "energy")
+    with pytest.raises(ValueError, match=r"size \(32, 224\).*49 pixels or more"):
+        block_costs("A", (32, 224))
+
+
+@pytest.mark.slow
+def test_time_grows_with_the_flops_of_the_kept_blocks():
+    supernet = Supernet("A").eval()
+    costs = block_costs("A", (224, 224))
+    generator = torch.Generator().manual_seed(0)
+    topologies = [Topology.random(7, prob=p, generator=generator) for p in torch.linspace(0.05, 0.95, 20)]
+    x = torch.zeros(1, 3, 224, 224)
+    times = {t: [] for t in topologies}
+    with torch.inference_mode():
+        for _ in range(5):
+            for t in topologies:
+                start = time.perf_counter()
+                supernet(x, t)
+                times[t].append(time.perf_counter() - start)
+    flops = [costs.network(t) for t in topologies]
+    correlation = statistics.correlation(flops, [min(times[t]) for t in topologies])
+    assert correlation > 0.9

@@ -1,0 +1,182 @@
+"""From a configuration to data, optimizer and schedule. Models and tools take typed arguments; cfg ends here."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from fvcore.common.param_scheduler import ParamScheduler
+from torch import nn
+from torch.utils.data import ConcatDataset, Subset
+
+from d2go_fbnetv5.data import (
+    EvalTransform,
+    TrainTransform,
+    build_dataset,
+    build_eval_loader,
+    build_train_loader,
+)
+from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.distributed import rank, world_size
+from d2go_fbnetv5.engine.precision import Precision
+from d2go_fbnetv5.engine.schedule import build_schedule
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+Batch = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run, this process' part of it.
+
+    Attributes:
+        info: what is labelled.
+        batch_size: training images per process and step.
+    """
+
+    info: DatasetInfo
+    train_set: Any
+    test_set: Any
+    train_transform: Callable
+    eval_transform: Callable
+    batch_size: int
+    num_workers: int
+    seed: int
+
+    def train_batches(self, start_iteration: int = 0) -> Iterator[Batch]:
+        """Endless batches, the first one that of `start_iteration`."""
+        return build_train_loader(
+            self.train_set,
+            self.train_transform,
+            self.batch_size,
+            self.seed,
+            rank(),
+            world_size(),
+            start_iteration,
+            self.num_workers,
+        )
+
+    def statistics_batches(self, count: int) -> list[Batch]:
+        """About `count` training batches over all processes, as many on each, to estimate statistics on."""
+        batches = self.train_batches()
+        return [next(batches) for _ in range(-(-count // world_size()))]
+
+    def eval_batches(self, max_images: int = 0) -> Iterable[Batch]:
+        """This process' part of the test set, or of its first `max_images`; can be iterated over and over."""
+        dataset = self.test_set
+        if 0 < max_images < len(dataset):
+            dataset = Subset(dataset, range(max_images))
+        return build_eval_loader(
+            dataset, self.eval_transform, self.batch_size, rank(), world_size(), self.num_workers
+        )
+
+    def num_eval_images(self, max_images: int = 0) -> int:
+        return min(max_images, len(self.test_set)) if max_images else len(self.test_set)
+
+
+def build_data(cfg: CfgNode, seed: int) -> Data:
+    """Open the data sets of DATASETS.
+
+    Raises:
+        ValueError, FileNotFoundError: an unknown name, a broken index, sets that label different things.
+    """
+    train_sets = [_open(cfg, name) for name in cfg.DATASETS.TRAIN]
+    test_set = _open(cfg, cfg.DATASETS.TEST[0])
+    info = train_sets[0].info
+    for name, dataset in zip((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), (*train_sets, test_set), strict=True):
+        if len(dataset) == 0:
+            raise ValueError(f"the data set {name} is empty")
+        if dataset.info != info:
+            raise ValueError(
+                f"the data sets {cfg.DATASETS.TRAIN[0]} and {name} do not have the same class names"
+            )
+    crop = cfg.INPUT.CROP
+    return Data(
+        info=info,
+        train_set=train_sets[0] if len(train_sets) == 1 else ConcatDataset(train_sets),
+        test_set=test_set,
+        train_transform=TrainTransform(
+            short_side=list(cfg.INPUT.MIN_SIZE_TRAIN),
+            crop=tuple(crop.SIZE) if crop.ENABLED else None,
+            flip=0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0,
+            color=cfg.FBNETV5_DATA.COLOR_JITTER,
+        ),
+        eval_transform=EvalTransform(
+            short_side=cfg.INPUT.MIN_SIZE_TEST or None, crop=cfg.FBNETV5_DATA.CROP_SIZE_TEST or None
+        ),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=seed,
+    )
+
+
+def _open(cfg: CfgNode, name: str) -> Any:
+    options = cfg.FBNETV5_DATA.DATASETS.get(name, {})
+    if not isinstance(options, CfgNode) and options:
+        raise ValueError(f"FBNETV5_DATA.DATASETS.{name} is {options!r}, allowed: a group of options")
+    options = as_dict(options) if options else {}
+    return build_dataset(options.pop("READER", name), **options)
+
+
+def build_param_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """A model's weights and its normalisation layers' weights with a decay of their own."""
+    solver = cfg.SOLVER
+    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    norm_ids = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        ("weights", [p for p in trained if id(p) not in norm_ids], solver.WEIGHT_DECAY),
+        ("norms", [p for p in trained if id(p) in norm_ids], solver.WEIGHT_DECAY_NORM),
+    ]
+    return [
+        {"name": name, "params": params, "lr": solver.BASE_LR, "weight_decay": decay}
+        for name, params, decay in groups
+        if params
+    ]
+
+
+def build_optimizer(cfg: CfgNode, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """SGD or AdamW over groups that bring their own rates and decays."""
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER == "adamw":
+        return torch.optim.AdamW(param_groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), eps=solver.EPS)
+    return torch.optim.SGD(
+        param_groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
+    )
+
+
+def build_lr_schedule(cfg: CfgNode) -> ParamScheduler:
+    """The multiplier of every group's rate over progress in [0, 1)."""
+    solver = cfg.SOLVER
+    return build_schedule(
+        solver.LR_SCHEDULER_NAME,
+        solver.MAX_ITER,
+        steps=solver.STEPS,
+        gamma=solver.GAMMA,
+        num_decays=solver.NUM_DECAYS,
+        end_factor=solver.BASE_LR_END / solver.BASE_LR,
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_method=solver.WARMUP_METHOD,
+    )
+
+
+def build_precision(cfg: CfgNode, device: torch.device) -> Precision:
+    return Precision(device, cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else None)
+
+
+def build_clipping(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], None] | None:
+    """Detectron2's: "value" clips each entry, "norm" each parameter's norm."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return None
+
+    def clip_gradients(parameters: Iterable[nn.Parameter]) -> None:
+        if clip.CLIP_TYPE == "value":
+            torch.nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+        else:
+            for parameter in parameters:
+                torch.nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    return clip_gradients

@@ -1,0 +1,122 @@
+"""The configuration keys this host shares with Detectron2 and D2Go, and the ones of FBNetV5.
+
+Names, types and values of shared keys are Detectron2's and D2Go's own, so that one YAML file means the same
+in every host. Only keys that this host reads are listed.
+"""
+
+from fvcore.common.config import CfgNode
+
+
+def detectron2_config() -> CfgNode:
+    """The part of Detectron2's default configuration which this host reads."""
+    cfg = CfgNode()
+    cfg.VERSION = 2
+
+    cfg.MODEL = CfgNode()
+    cfg.MODEL.DEVICE = "cuda"
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]
+    cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
+
+    cfg.INPUT = CfgNode()
+    cfg.INPUT.MIN_SIZE_TRAIN = (800,)
+    cfg.INPUT.MIN_SIZE_TEST = 800
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    cfg.INPUT.CROP = CfgNode({"ENABLED": False, "TYPE": "relative_range", "SIZE": [0.9, 0.9]})
+    cfg.INPUT.FORMAT = "BGR"
+
+    cfg.DATASETS = CfgNode({"TRAIN": (), "TEST": ()})
+    cfg.DATALOADER = CfgNode({"NUM_WORKERS": 4})
+
+    cfg.SOLVER = CfgNode()
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
+    cfg.SOLVER.MAX_ITER = 40000
+    cfg.SOLVER.BASE_LR = 0.001
+    cfg.SOLVER.BASE_LR_END = 0.0
+    cfg.SOLVER.MOMENTUM = 0.9
+    cfg.SOLVER.NESTEROV = False
+    cfg.SOLVER.WEIGHT_DECAY = 0.0001
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.GAMMA = 0.1
+    cfg.SOLVER.STEPS = (30000,)
+    cfg.SOLVER.NUM_DECAYS = 3
+    cfg.SOLVER.WARMUP_FACTOR = 1.0 / 1000
+    cfg.SOLVER.WARMUP_ITERS = 1000
+    cfg.SOLVER.WARMUP_METHOD = "linear"
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5000
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+    cfg.SOLVER.CLIP_GRADIENTS = CfgNode(
+        {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0}
+    )
+    cfg.SOLVER.AMP = CfgNode({"ENABLED": False})
+
+    cfg.TEST = CfgNode({"EVAL_PERIOD": 0})
+    cfg.TEST.PRECISE_BN = CfgNode({"ENABLED": False, "NUM_ITER": 200})
+
+    cfg.OUTPUT_DIR = "./output"
+    cfg.SEED = -1
+    cfg.CUDNN_BENCHMARK = False
+    return cfg
+
+
+def add_fbnetv5_config(cfg: CfgNode) -> None:
+    """Add FBNetV5's keys to a configuration of this host, of Detectron2 or of D2Go, in place.
+
+    Keys of D2Go that our recipes use are added where they are missing (plain Detectron2, this host).
+    """
+    node = type(cfg)
+    _add_missing(cfg, "MODEL_EMA", node())
+    _add_missing(cfg.MODEL_EMA, "ENABLED", False)
+    _add_missing(cfg.MODEL_EMA, "DECAY", 0.999)
+    # Whether batch-norm statistics are averaged too; they are copied otherwise.
+    _add_missing(cfg.MODEL_EMA, "INCLUDE_BUFFER", True)
+    _add_missing(cfg.MODEL, "DDP_FIND_UNUSED_PARAMETERS", False)
+    _add_missing(cfg.SOLVER, "OPTIMIZER", "sgd")
+    _add_missing(cfg.SOLVER, "BETAS", (0.9, 0.999))
+    _add_missing(cfg.SOLVER, "EPS", 1e-08)
+    _add_missing(cfg.SOLVER.AMP, "PRECISION", "float16")
+    _add_missing(cfg, "WRITER_PERIOD", 20)
+
+    # How many of the newest checkpoints are kept.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
+
+    cfg.MODEL.FBNETV5 = node()
+    cfg.MODEL.FBNETV5.FAMILY = "A"
+    cfg.MODEL.FBNETV5.NUM_STAGES = 7
+    # A topologies.json, for models that are built from what a search found.
+    cfg.MODEL.FBNETV5.TOPOLOGY = ""
+
+    # Data sets by the name used in DATASETS: {name: {READER: a registered reader, its options...}}; options alone
+    # where the name is a registered one itself ("digit_scenes_train").
+    cfg.FBNETV5_DATA = node()
+    cfg.FBNETV5_DATA.DATASETS = node(new_allowed=True)
+    # Strength of the random brightness, contrast and saturation, 0 (none) to 1.
+    cfg.FBNETV5_DATA.COLOR_JITTER = 0.0
+    # Side of the central crop at evaluation in pixels, 0 for the whole image.
+    cfg.FBNETV5_DATA.CROP_SIZE_TEST = 0
+
+    search = cfg.SEARCH = node()
+    search.ALGORITHM = "multitask"
+    search.TASKS = ["cls", "det", "seg"]
+    # Options of a task's head by its name: {"det": {"hidden": 256}}.
+    search.HEADS = node(new_allowed=True)
+    search.SAMPLES_PER_RANK = 4
+    search.ARCH_WARMUP_ITERS = 0
+    search.ARCH_LR_FACTOR = 0.01
+    search.INIT_PROB = 0.5
+    # Probabilities are kept in [PROB_MIN, 1 - PROB_MIN].
+    search.PROB_MIN = 0.02
+    search.LOSS_WINDOW = 200
+    search.IMPORTANCE_WEIGHTED = True
+    search.SELF_NORMALIZE = True
+    # Appendix E: WEIGHT * max(0, relative cost - TARGET). SIZE is [height, width], [] for the family's own.
+    search.COST = node({"METRIC": "flops", "TARGET": 0.5, "WEIGHT": 1.0, "SIZE": []})
+    # MAX_IMAGES of the validation set are used, 0 for all of them.
+    search.EVAL = node({"RANDOM_TOPOLOGIES": 8, "BN_ITERS": 20, "MAX_IMAGES": 0})
+
+
+def _add_missing(node: CfgNode, key: str, value: object) -> None:
+    if key not in node:
+        setattr(node, key, value)

@@ -1,0 +1,78 @@
+"""What a process needs to know of the others; everything works without torch.distributed too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and talks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's `value` (anything picklable), in the order of ranks."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """Process 0's `value` (anything picklable)."""
+    if not is_distributed():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """The mean of each key over the processes that have it. Every process must call it."""
+    if not is_distributed():
+        return dict(values)
+    gathered = gather(dict(values))
+    keys = list(dict.fromkeys(key for part in gathered for key in part))
+    columns = {key: [part[key] for part in gathered if key in part] for key in keys}
+    return {key: sum(column) / len(column) for key, column in columns.items()}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model without DistributedDataParallel around it."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+@torch.no_grad()
+def average_batch_norm(model: nn.Module) -> None:
+    """Give every process the mean over processes of the batch-norm statistics, in place.
+
+    Each process gathers its own while it trains; those that are evaluated or stored should see all images.
+    """
+    if not is_distributed():
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            for buffer in (module.running_mean, module.running_var):
+                dist.all_reduce(buffer)
+                buffer /= world_size()

@@ -1,0 +1,45 @@
+"""An exponential moving average of a model's weights, on torch's AveragedModel."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from d2go_fbnetv5.engine.distributed import unwrap
+from d2go_fbnetv5.engine.loop import Hook, TrainLoop
+
+
+class EMA(AveragedModel):
+    """After each step, average = decay * average + (1 - decay) * model, starting from the model as it was given.
+
+    Args:
+        model: not in DistributedDataParallel.
+        decay: in [0, 1).
+        include_buffers: whether floating-point buffers (batch-norm statistics) are averaged; others are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999, include_buffers: bool = True) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"MODEL_EMA.DECAY is {decay}, allowed: 0 <= decay < 1")
+
+        @torch.no_grad()
+        def average(averages: Sequence[Tensor], values: Sequence[Tensor], _: Tensor | int) -> None:
+            if averages[0].is_floating_point():
+                torch._foreach_lerp_(averages, values, 1.0 - decay)
+            else:
+                torch._foreach_copy_(averages, values)
+
+        super().__init__(model, multi_avg_fn=average, use_buffers=include_buffers)
+        self.requires_grad_(False)
+        self.n_averaged.fill_(1)
+
+
+class EMAHook(Hook):
+    """Updates the average after each step; comes after everything that changes weights."""
+
+    def __init__(self, ema: EMA) -> None:
+        self.ema = ema
+
+    def after_step(self, loop: TrainLoop) -> None:
+        self.ema.update_parameters(unwrap(loop.model))

@@ -1,0 +1,73 @@
+"""The history of a run: metrics.json, one JSON object a line, as Detectron2 writes it."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from d2go_fbnetv5.engine.checkpoint import write_atomically
+
+METRICS_FILE = "metrics.json"
+
+
+class History:
+    """Appends records to OUTPUT_DIR/metrics.json.
+
+    Args:
+        folder: OUTPUT_DIR.
+        start_iteration: records of this iteration and later ones, left by a run that was interrupted after its
+            last checkpoint, are dropped, as is a line that was only half written.
+    """
+
+    def __init__(self, folder: str | Path, start_iteration: int = 0) -> None:
+        path = Path(folder, METRICS_FILE)
+        kept = [r for r in read_history(folder) if r.get("iteration", -1) < start_iteration]
+        write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for as long as the run)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(f"{json.dumps(_plain(record))}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def write_evaluation(folder: str | Path, record: Mapping[str, Any]) -> None:
+    """Append an evaluation's record, in place of one that the same iteration has already."""
+    iteration = record["iteration"]
+    kept = [r for r in read_history(folder) if not (r.get("iteration") == iteration and is_evaluation(r))]
+    lines = [json.dumps(_plain(r)) for r in [*kept, record]]
+    write_atomically(Path(folder, METRICS_FILE), "".join(f"{line}\n" for line in lines))
+
+
+def is_evaluation(record: Mapping[str, Any]) -> bool:
+    return any(key.startswith("eval") for key in record)
+
+
+def read_history(folder: str | Path) -> list[dict[str, Any]]:
+    """The records of OUTPUT_DIR/metrics.json in order, [] where there is none."""
+    path = Path(folder, METRICS_FILE)
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the run was killed while it wrote this line
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: null stands for a value that is not a finite number."""
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,29 @@
+"""Log messages: short lines on the console, everything in OUTPUT_DIR/log.txt."""
+
+import logging
+import sys
+from pathlib import Path
+
+LOG_FILE = "log.txt"
+
+
+def setup_logging(is_main: bool) -> None:
+    """Messages on stderr; of processes other than the first only warnings."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    if not any(getattr(handler, "d2go_fbnetv5", False) for handler in root.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.setLevel(logging.INFO if is_main else logging.WARNING)
+        handler.d2go_fbnetv5 = True
+        root.addHandler(handler)
+
+
+def log_to_file(folder: Path) -> None:
+    """Append to the folder's log.txt from now on, also the tracebacks that the console spares its reader."""
+    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.DEBUG)
+    logger = logging.getLogger("d2go_fbnetv5")
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)

@@ -1,0 +1,131 @@
+"""The training loop: a step is three calls, everything else is a hook."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2go_fbnetv5.engine.distributed import rank, unwrap
+from d2go_fbnetv5.engine.nonfinite import FiniteGuard
+from d2go_fbnetv5.engine.precision import Precision
+from d2go_fbnetv5.engine.seeding import seed_all
+
+
+class Hook:
+    """What happens around the steps. Every method does nothing unless it is overridden."""
+
+    def before_train(self, loop: TrainLoop) -> None: ...
+
+    def before_step(self, loop: TrainLoop) -> None: ...
+
+    def after_step(self, loop: TrainLoop) -> None: ...
+
+    def after_train(self, loop: TrainLoop) -> None:
+        """After the last step of a run that was not interrupted."""
+
+    def close(self) -> None:
+        """Whatever way the run ended: give back files and terminals."""
+
+
+class TrainLoop:
+    """Trains any module that turns a list of samples into a dict of scalar losses.
+
+    Args:
+        model: in training mode, on its device, perhaps in DistributedDataParallel.
+        optimizer: over the model's parameters.
+        data: endless batches, the first one that of `start_iteration`.
+        max_iter: the iteration to stop before.
+        start_iteration: the first one to do, > 0 after a resume.
+        hooks: called in this order.
+        seed: the run's seed, >= 0; the generators are seeded anew at every step.
+        device: where samples' tensors are moved to.
+        precision: autocast and gradient scaling.
+        clip_gradients: called with the parameters before each optimizer step.
+
+    Attributes:
+        iteration: the step in progress, from 0.
+        losses: of the last step, detached scalars on the device; reading them may wait for it.
+        data_time, step_time: seconds the last step waited for data, and took in all.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: Iterator[list[dict[str, Any]]],
+        max_iter: int,
+        *,
+        start_iteration: int = 0,
+        hooks: Sequence[Hook] = (),
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        precision: Precision | None = None,
+        clip_gradients: Any = None,
+    ) -> None:
+        self.model, self.optimizer, self.data = model, optimizer, data
+        self.max_iter, self.start_iteration, self.iteration = max_iter, start_iteration, start_iteration
+        self.hooks = list(hooks)
+        self.seed, self.device = seed, torch.device(device)
+        self.precision = precision or Precision(self.device)
+        self.clip_gradients = clip_gradients
+        self.guard = FiniteGuard(self.device)
+        self.losses: dict[str, Tensor] = {}
+        self.data_time = self.step_time = 0.0
+
+    def run(self) -> None:
+        """Do the steps from `start_iteration` to `max_iter`.
+
+        Raises:
+            NonFiniteError: a loss or a weight is not a finite number.
+        """
+        self.model.train()
+        try:
+            for hook in self.hooks:
+                hook.before_train(self)
+            for self.iteration in range(self.start_iteration, self.max_iter):
+                for hook in self.hooks:
+                    hook.before_step(self)
+                self.step()
+                for hook in self.hooks:
+                    hook.after_step(self)
+            self.guard.check()
+            for hook in self.hooks:
+                hook.after_train(self)
+        finally:
+            for hook in self.hooks:
+                hook.close()
+
+    def step(self) -> None:
+        """One batch: losses, gradients, update."""
+        start = time.perf_counter()
+        batch = [to_device(sample, self.device) for sample in next(self.data)]
+        self.data_time = time.perf_counter() - start
+        seed_all(self.seed, rank(), self.iteration)
+
+        with self.precision.autocast():
+            losses = self.model(batch)
+            total = sum(losses.values())
+        self.losses = {name: loss.detach() for name, loss in losses.items()}
+        self.guard.watch(self.iteration, self.losses, sampled_topologies(self.model))
+
+        self.optimizer.zero_grad()
+        self.precision.backward(total)
+        self.precision.step(self.optimizer, self.clip_gradients)
+        self.step_time = time.perf_counter() - start
+
+
+def to_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The sample with its tensors on `device`."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in sample.items()
+    }
+
+
+def sampled_topologies(model: nn.Module) -> list[Any]:
+    """What the model says it sampled in its last step, [] for one that samples nothing."""
+    return list(getattr(unwrap(model), "diagnostics", {}).get("topologies", []))

@@ -1,0 +1,44 @@
+"""Mixed precision where there is a GPU: autocast, and loss scaling for float16."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Precision:
+    """How a step computes: in float32, or by torch.amp.
+
+    Args:
+        device: autocast is used on "cuda" only; elsewhere everything stays in float32.
+        dtype: of `DTYPES`' names, None for float32.
+    """
+
+    def __init__(self, device: torch.device | str, dtype: str | None = None) -> None:
+        used = DTYPES[dtype] if dtype and torch.device(device).type == "cuda" else None
+        self._dtype = used
+        self.scaler = torch.amp.GradScaler("cuda", enabled=used is torch.float16)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Around a forward pass."""
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast("cuda", dtype=self._dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_gradients: Callable[[Iterable[nn.Parameter]], None] | None = None,
+    ) -> None:
+        """Clip the gradients at their true scale, and update, unless float16 overflowed."""
+        if clip_gradients is not None:
+            self.scaler.unscale_(optimizer)
+            clip_gradients(p for group in optimizer.param_groups for p in group["params"])
+        self.scaler.step(optimizer)
+        self.scaler.update()

@@ -1,0 +1,108 @@
+"""What the host needs to know of a kind of model: how it is built, trained and judged.
+
+A new MODEL.META_ARCHITECTURE is one subclass of `Recipe` and one registration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fvcore.common.config import CfgNode
+from rich.console import Console
+from torch import nn
+
+from d2go_fbnetv5.engine.build import Data, build_param_groups
+from d2go_fbnetv5.engine.evaluation import evaluate, precise_batch_norm
+
+
+class Recipe:
+    """One kind of model under one configuration.
+
+    The model turns a list of samples into a dict of scalar losses in training, and into a list of output dicts in
+    evaluation; it has `evaluator(info)` unless `evaluate` is overridden. Its `after_step()`, if it has one, is
+    called after each optimizer step.
+
+    Args:
+        cfg: validated by `validate`.
+        data: of the run.
+        seed: of the run, >= 0.
+
+    Attributes:
+        model: on the CPU until the host moves it.
+    """
+
+    model: nn.Module
+
+    def __init__(self, cfg: CfgNode, data: Data, seed: int) -> None:
+        self.cfg, self.data, self.seed = cfg, data, seed
+        self.model = self.build_model()
+
+    @classmethod
+    def validate(cls, cfg: CfgNode, world_size: int) -> None:
+        """Check this kind's own keys. Raises ValueError that names the key, the value, and what is allowed."""
+
+    def build_model(self) -> nn.Module:
+        raise NotImplementedError
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, each with its base rate."""
+        return build_param_groups(self.cfg, self.model)
+
+    def records(self) -> Mapping[str, Any]:
+        """Further entries of each record in the history. Every process calls it."""
+        return {}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of the model, or of an average of its weights, by name. Every process must call it."""
+        test = self.cfg.TEST
+        evaluator = model.evaluator(self.data.info)
+        if not test.PRECISE_BN.ENABLED:
+            return evaluate(model, self.data.eval_batches(), evaluator)
+        with precise_batch_norm(model, self.data.statistics_batches(test.PRECISE_BN.NUM_ITER)):
+            return evaluate(model, self.data.eval_batches(), evaluator)
+
+    def conclude(
+        self, averaged: nn.Module | None, output_dir: Path, iterations: int, seconds: float, console: Console
+    ) -> dict[str, float]:
+        """Judge the trained model and leave what the user came for. Every process must call it.
+
+        Args:
+            averaged: the model with averaged weights, if MODEL_EMA is on.
+            output_dir: written to by process 0 alone.
+            iterations, seconds: how long it was trained.
+            console: for process 0 alone.
+
+        Returns:
+            the metrics by name, for the history.
+        """
+        metrics = self.evaluate(self.model)
+        if averaged is not None:
+            metrics |= {f"ema/{name}": value for name, value in self.evaluate(averaged).items()}
+        return metrics
+
+
+RecipeClass = TypeVar("RecipeClass", bound=type[Recipe])
+_RECIPES: dict[str, type[Recipe]] = {}
+
+
+def register_recipe(name: str) -> Callable[[RecipeClass], RecipeClass]:
+    """Class decorator: makes a `Recipe` the one of MODEL.META_ARCHITECTURE `name`; a taken name is a ValueError."""
+
+    def register(cls: RecipeClass) -> RecipeClass:
+        if name in _RECIPES:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {name!r} is registered already, as {_RECIPES[name].__name__}"
+            )
+        _RECIPES[name] = cls
+        return cls
+
+    return register
+
+
+def get_recipe(name: str) -> type[Recipe]:
+    """The recipe of a MODEL.META_ARCHITECTURE; an unknown name is a ValueError that lists those known."""
+    if name not in _RECIPES:
+        raise ValueError(f"MODEL.META_ARCHITECTURE is {name!r}, allowed: {', '.join(sorted(_RECIPES))}")
+    return _RECIPES[name]

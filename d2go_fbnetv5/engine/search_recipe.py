@@ -1,0 +1,202 @@
+"""MODEL.META_ARCHITECTURE "MultitaskSearch": Algorithm 4 on a supernet of a family, judged and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from d2go_fbnetv5.arch import Supernet, block_costs, build_family, list_families
+from d2go_fbnetv5.arch.cost import METRICS, check_size
+from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_main
+from d2go_fbnetv5.engine.history import read_history
+from d2go_fbnetv5.engine.recipe import Recipe, register_recipe
+from d2go_fbnetv5.engine.report import search_table, write_search_report
+from d2go_fbnetv5.engine.results import SearchResults
+from d2go_fbnetv5.engine.search_eval import SearchJudge
+from d2go_fbnetv5.engine.validate import check_choice, check_range
+from d2go_fbnetv5.search import CostRegularizer, MultitaskSearch
+from d2go_fbnetv5.tasks import batch_images, build_task, list_tasks
+
+ALGORITHMS = ("multitask",)
+
+
+@register_recipe("MultitaskSearch")
+class SearchRecipe(Recipe):
+    """A search over the topologies of MODEL.FBNETV5.FAMILY for SEARCH.TASKS."""
+
+    model: MultitaskSearch
+
+    @classmethod
+    def validate(cls, cfg: CfgNode, world_size: int) -> None:
+        check_choice(cfg, "MODEL.FBNETV5.FAMILY", list_families())
+        check_range(cfg, "MODEL.FBNETV5.NUM_STAGES", 1)
+        check_choice(cfg, "SEARCH.ALGORITHM", ALGORITHMS)
+        tasks = cfg.SEARCH.TASKS
+        unknown = [name for name in tasks if name not in list_tasks()]
+        if not tasks or unknown or len(set(tasks)) != len(tasks):
+            raise ValueError(
+                f"SEARCH.TASKS is {tasks}, allowed: one or more of {', '.join(list_tasks())}, each once"
+            )
+        strangers = [name for name in cfg.SEARCH.HEADS if name not in tasks]
+        if strangers:
+            raise ValueError(
+                f"SEARCH.HEADS has options for {strangers[0]!r}, allowed: those of SEARCH.TASKS, {tasks}"
+            )
+        for name, options in cfg.SEARCH.HEADS.items():
+            if not isinstance(options, CfgNode):
+                raise ValueError(f"SEARCH.HEADS.{name} is {options!r}, allowed: a group of options")
+        check_range(cfg, "SEARCH.PROB_MIN", 0, 0.49, open_low=True)
+        check_range(cfg, "SEARCH.INIT_PROB", cfg.SEARCH.PROB_MIN, 1 - cfg.SEARCH.PROB_MIN)
+        for key in ("ARCH_WARMUP_ITERS", "ARCH_LR_FACTOR", "LOSS_WINDOW", "COST.WEIGHT"):
+            check_range(cfg, f"SEARCH.{key}", 0)
+        check_choice(cfg, "SEARCH.COST.METRIC", METRICS)
+        check_range(cfg, "SEARCH.COST.TARGET", 0, 1)
+        for key in ("RANDOM_TOPOLOGIES", "MAX_IMAGES"):
+            check_range(cfg, f"SEARCH.EVAL.{key}", 0)
+        check_range(cfg, "SEARCH.EVAL.BN_ITERS", 1)
+        cls._validate_sizes(cfg)
+        per_rank = cfg.SOLVER.IMS_PER_BATCH // world_size
+        check_range(cfg, "SEARCH.SAMPLES_PER_RANK", 1, per_rank)
+        if world_size > 1 and not cfg.MODEL.DDP_FIND_UNUSED_PARAMETERS:
+            raise ValueError(
+                "MODEL.DDP_FIND_UNUSED_PARAMETERS is False, allowed with several processes: True, "
+                "because each of them samples topologies of its own"
+            )
+
+    @staticmethod
+    def _validate_sizes(cfg: CfgNode) -> None:
+        family = build_family(cfg.MODEL.FBNETV5.FAMILY)
+        if cfg.SEARCH.COST.SIZE:
+            try:
+                check_size(cfg.SEARCH.COST.SIZE, family)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"SEARCH.COST.SIZE: {error}") from error
+        if cfg.INPUT.CROP.ENABLED and min(cfg.INPUT.CROP.SIZE) < family.min_input_size:
+            raise ValueError(
+                f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}, allowed for family {family.name}: "
+                f"{family.min_input_size} pixels or more"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width at which costs are counted."""
+        family = build_family(self.cfg.MODEL.FBNETV5.FAMILY)
+        return tuple(self.cfg.SEARCH.COST.SIZE) or (family.input_size, family.input_size)
+
+    def build_model(self) -> MultitaskSearch:
+        cfg, search = self.cfg, self.cfg.SEARCH
+        supernet = Supernet(cfg.MODEL.FBNETV5.FAMILY, cfg.MODEL.FBNETV5.NUM_STAGES)
+        tasks = []
+        for name in search.TASKS:
+            options = as_dict(search.HEADS[name]) if name in search.HEADS else {}
+            try:
+                tasks.append(build_task(name, supernet.channels, self.data.info, **options))
+            except ValueError as error:
+                raise ValueError(f"SEARCH.TASKS, SEARCH.HEADS.{name}: {error}") from error
+        cost = None
+        if search.COST.WEIGHT > 0:
+            costs = block_costs(cfg.MODEL.FBNETV5.FAMILY, self.size, search.COST.METRIC, cfg.MODEL.DEVICE)
+            # Measured latencies differ from process to process; the price of a topology must not.
+            costs = broadcast(costs)
+            cost = CostRegularizer(costs.matrix(supernet.num_stages), search.COST.TARGET, search.COST.WEIGHT)
+        return MultitaskSearch(
+            supernet,
+            tasks,
+            samples_per_rank=search.SAMPLES_PER_RANK,
+            arch_warmup_iters=search.ARCH_WARMUP_ITERS,
+            init_prob=search.INIT_PROB,
+            loss_window=search.LOSS_WINDOW,
+            cost=cost,
+            importance_weighted=search.IMPORTANCE_WEIGHTED,
+            self_normalize=search.SELF_NORMALIZE,
+            prob_min=search.PROB_MIN,
+            seed=self.seed,
+            preprocess=partial(
+                preprocess, pixel_mean=tuple(cfg.MODEL.PIXEL_MEAN), pixel_std=tuple(cfg.MODEL.PIXEL_STD)
+            ),
+        )
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        solver = self.cfg.SOLVER
+        return self.model.param_groups(
+            lr=solver.BASE_LR,
+            arch_lr_factor=self.cfg.SEARCH.ARCH_LR_FACTOR,
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        )
+
+    def records(self) -> Mapping[str, Any]:
+        probs = self.model.distribution.probs.detach().tolist()
+        return {f"probs/{name}": task_probs for name, task_probs in zip(self.model.tasks, probs, strict=True)}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        judge = self._judge(model)
+        topologies = model.most_likely()
+        return {
+            f"{task}/{name}": value
+            for task, topology in topologies.items()
+            for name, value in judge.metrics(task, topology).items()
+        }
+
+    def conclude(
+        self, averaged: nn.Module | None, output_dir: Path, iterations: int, seconds: float, console: Console
+    ) -> dict[str, float]:
+        # Averaged probabilities lag behind; what the search found is in the model itself.
+        evals, size = self.cfg.SEARCH.EVAL, self.size
+        judge = self._judge(self.model)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task(
+                "evaluating topologies", total=len(self.model.tasks) * (1 + evals.RANDOM_TOPOLOGIES)
+            )
+            tasks = tuple(
+                judge.result(name, evals.RANDOM_TOPOLOGIES, self.seed, lambda: progress.advance(bar))
+                for name in self.model.tasks
+            )
+        metrics = {f"{task.task}/{name}": value for task in tasks for name, value in task.metrics.items()}
+        if is_main():
+            priced = self.cfg.SEARCH.COST.WEIGHT > 0
+            results = SearchResults(
+                family=self.cfg.MODEL.FBNETV5.FAMILY,
+                num_stages=self.cfg.MODEL.FBNETV5.NUM_STAGES,
+                size=size,
+                iterations=iterations,
+                seconds=seconds,
+                tasks=tasks,
+                precise_bn_images=sum(len(batch) for batch in judge.statistics),
+                eval_images=self.data.num_eval_images(evals.MAX_IMAGES),
+                cost_target=self.cfg.SEARCH.COST.TARGET if priced else None,
+                cost_metric=self.cfg.SEARCH.COST.METRIC,
+            )
+            write_search_report(output_dir, results, read_history(output_dir))
+            console.print(search_table(results))
+        barrier()
+        return metrics
+
+    def _judge(self, model: nn.Module) -> SearchJudge:
+        average_batch_norm(model)
+        evals = self.cfg.SEARCH.EVAL
+        batches = self.data.eval_batches(evals.MAX_IMAGES)
+        return SearchJudge(
+            search=model,
+            flops=block_costs(self.cfg.MODEL.FBNETV5.FAMILY, self.size, "flops"),
+            info=self.data.info,
+            statistics=self.data.statistics_batches(evals.BN_ITERS),
+            # A limited number of images fits into memory, and is not decoded anew for each topology.
+            eval_batches=list(batches) if evals.MAX_IMAGES else batches,
+        )
+
+
+def preprocess(
+    batch: Sequence[dict[str, Any]], pixel_mean: Sequence[float], pixel_std: Sequence[float]
+) -> Tensor:
+    """The supernet's input: N x 3 x H x W, normalised, padded to one size, channels last."""
+    return batch_images(batch, pixel_mean, pixel_std).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,163 @@
+"""Ranges and choices of a configuration, checked before anything is built or written."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from d2go_fbnetv5.engine.precision import DTYPES
+from d2go_fbnetv5.engine.schedule import SCHEDULES
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+def check_choice(cfg: CfgNode, key: str, allowed: Sequence[Any]) -> None:
+    """Raise a ValueError unless the key's value is one of those allowed."""
+    value = get(cfg, key)
+    if value not in allowed:
+        raise ValueError(f"{key} is {value!r}, allowed: {', '.join(map(str, allowed))}")
+
+
+def check_range(
+    cfg: CfgNode, key: str, low: float, high: float = float("inf"), *, open_low: bool = False
+) -> None:
+    """Raise a ValueError unless low <= value <= high (low < value with `open_low`)."""
+    value = get(cfg, key)
+    if not low <= value <= high or (open_low and value == low):
+        least = f"more than {low:g}" if open_low else f"{low:g} or more"
+        most = "" if high == float("inf") else f" and at most {high:g}"
+        raise ValueError(f"{key} is {value!r}, allowed: {least}{most}")
+
+
+def get(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = cfg
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def validate(cfg: CfgNode, world_size: int = 1) -> None:
+    """Check everything that holds for all models.
+
+    Args:
+        cfg: scaled to `world_size` already.
+        world_size: processes in all.
+
+    Raises:
+        ValueError: names the key, the value found, and what is allowed.
+    """
+    for check in (_solver, _input, _runtime):
+        check(cfg)
+    _batches(cfg, world_size)
+
+
+def _solver(cfg: CfgNode) -> None:
+    check_choice(cfg, "SOLVER.LR_SCHEDULER_NAME", SCHEDULES)
+    check_choice(cfg, "SOLVER.WARMUP_METHOD", ("linear", "constant"))
+    check_choice(cfg, "SOLVER.OPTIMIZER", OPTIMIZERS)
+    check_choice(cfg, "SOLVER.AMP.PRECISION", tuple(DTYPES))
+    check_choice(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm"))
+    check_range(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0, open_low=True)
+    for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "CHECKPOINT_KEEP", "IMS_PER_BATCH", "NUM_DECAYS"):
+        check_range(cfg, f"SOLVER.{key}", 1)
+    check_range(cfg, "SOLVER.BASE_LR", 0, open_low=True)
+    check_range(cfg, "SOLVER.BASE_LR_END", 0, cfg.SOLVER.BASE_LR)
+    check_range(cfg, "SOLVER.MOMENTUM", 0, 1)
+    check_range(cfg, "SOLVER.GAMMA", 0, open_low=True)
+    for key in ("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WARMUP_FACTOR", "WARMUP_ITERS", "REFERENCE_WORLD_SIZE"):
+        check_range(cfg, f"SOLVER.{key}", 0)
+    steps = cfg.SOLVER.STEPS
+    if not all(type(step) is int and step > 0 for step in steps) or list(steps) != sorted(set(steps)):
+        raise ValueError(f"SOLVER.STEPS is {steps}, allowed: rising iteration numbers from 1")
+    check_range(cfg, "MODEL_EMA.DECAY", 0, 1 - 1e-12)
+
+
+def _input(cfg: CfgNode) -> None:
+    check_choice(cfg, "INPUT.FORMAT", ("RGB",))
+    check_choice(cfg, "INPUT.RANDOM_FLIP", ("horizontal", "none"))
+    sides = cfg.INPUT.MIN_SIZE_TRAIN
+    if not sides or not all(type(side) is int and side >= 1 for side in sides):
+        raise ValueError(f"INPUT.MIN_SIZE_TRAIN is {sides}, allowed: one or more sides in pixels")
+    check_range(cfg, "INPUT.MIN_SIZE_TEST", 0)
+    if cfg.INPUT.CROP.ENABLED:
+        check_choice(cfg, "INPUT.CROP.TYPE", ("absolute",))
+        size = cfg.INPUT.CROP.SIZE
+        if len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
+            raise ValueError(f"INPUT.CROP.SIZE is {size}, allowed: [height, width] in whole pixels")
+    check_range(cfg, "FBNETV5_DATA.COLOR_JITTER", 0, 1)
+    check_range(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", 0)
+    if cfg.INPUT.MIN_SIZE_TEST:
+        check_range(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", 0, cfg.INPUT.MIN_SIZE_TEST)
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty, allowed: one or more names of data sets")
+    if len(cfg.DATASETS.TEST) != 1:
+        raise ValueError(f"DATASETS.TEST is {cfg.DATASETS.TEST}, allowed: the name of one data set")
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        values = cfg.MODEL[key]
+        if len(values) != 3 or not all(isinstance(v, (int, float)) and v >= 0 for v in values):
+            raise ValueError(f"MODEL.{key} is {values}, allowed: three numbers, for R, G, B in 0..255")
+    if min(cfg.MODEL.PIXEL_STD) <= 0:
+        raise ValueError(f"MODEL.PIXEL_STD is {cfg.MODEL.PIXEL_STD}, allowed: more than 0")
+
+
+def _runtime(cfg: CfgNode) -> None:
+    for key in ("DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD"):
+        check_range(cfg, key, 0)
+    check_range(cfg, "TEST.PRECISE_BN.NUM_ITER", 1)
+    check_range(cfg, "WRITER_PERIOD", 1)
+    if not cfg.OUTPUT_DIR:
+        raise ValueError("OUTPUT_DIR is empty, allowed: a folder")
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, allowed: cpu, cuda") from error
+    available: dict[str, Callable[[], bool]] = {"cpu": lambda: True, "cuda": torch.cuda.is_available}
+    if device.type not in available:
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, allowed: cpu, cuda")
+    if not available[device.type]():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no such device here; allowed: cpu"
+        )
+
+
+def _batches(cfg: CfgNode, world_size: int) -> None:
+    total = cfg.SOLVER.IMS_PER_BATCH
+    if total % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {total}, allowed: multiples of the {world_size} processes it is split over"
+        )
+
+
+def scale_to_world_size(cfg: CfgNode, world_size: int) -> None:
+    """Scale a recipe that was written for SOLVER.REFERENCE_WORLD_SIZE processes, in place (0: leave it).
+
+    As in Detectron2 and D2Go: the batch of each process stays, the rate follows the whole batch (linear scaling,
+    for SGD) and iteration counts shrink so that as many images are seen.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference in (0, world_size):
+        return
+    scale = world_size / reference
+    solver = cfg.SOLVER
+    solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * scale)
+    if solver.OPTIMIZER == "sgd":
+        solver.BASE_LR *= scale
+        solver.BASE_LR_END *= scale
+    solver.MAX_ITER = max(1, round(solver.MAX_ITER / scale))
+    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / scale)
+    solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)
+    solver.CHECKPOINT_PERIOD = max(1, round(solver.CHECKPOINT_PERIOD / scale))
+    cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
+    scale_search_to_world_size(cfg, scale)
+    solver.REFERENCE_WORLD_SIZE = world_size
+
+
+def scale_search_to_world_size(cfg: CfgNode, scale: float) -> None:
+    """The part of it that concerns our own keys, for hosts that scale the others themselves.
+
+    Args:
+        scale: processes now / processes that the recipe was written for.
+    """
+    cfg.SEARCH.ARCH_WARMUP_ITERS = round(cfg.SEARCH.ARCH_WARMUP_ITERS / scale)

@@ -69,6 +69,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ValueError: another suffix.
+        FileNotFoundError: the folder does not exist.
     """
     target = Path(path)
     metadata = {
@@ -78,6 +79,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     }
     if target.suffix not in metadata:
         raise ValueError(f"{target}: cannot draw {target.suffix!r}; allowed are {', '.join(metadata)}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such folder")
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         with matplotlib.rc_context({"svg.hashsalt": "d2go_fbnetv5", "svg.fonttype": "path"}):
@@ -152,7 +155,7 @@ def _draw_block(axes: Axes, topology: Topology, node: Node, live: frozenset[Node
 def _draw_head(axes: Axes, start: float, x: float, path: int) -> None:
     _arrow(axes, (start, path), (x - 0.3, path), LINE_COLOR, 1.3)
     axes.add_patch(
-        _rounded_box(x, path, 0.6, 0.42, zorder=4, facecolor="white", edgecolor=TEXT_COLOR, linewidth=1.2)
+        _rounded_box(x, path, 0.6, 0.42, zorder=4, facecolor="none", edgecolor=TEXT_COLOR, linewidth=1.2)
     )
     axes.text(x, path + 0.01, "head", fontsize=8.5, color=TEXT_COLOR, ha="center", va="center", zorder=5)
 

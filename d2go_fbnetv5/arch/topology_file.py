@@ -85,9 +85,8 @@ def save_topologies(
     }
     _parse(content, os.fspath(path))
     text = json.dumps(content, indent=1, allow_nan=False)
-    text = re.sub(
-        r"\[[\d\s.,e+-]+\]", lambda row: "[" + " ".join(row[0][1:-1].split()) + "]", text
-    )  # a row a line
+    # Rows of numbers on one line, for whoever reads the file; no text in JSON has a line break within.
+    text = re.sub(r"\[\n[\d\s.,e+-]+\]", lambda row: "[" + " ".join(row[0][1:-1].split()) + "]", text)
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
     try:
         Path(temporary).write_text(text + "\n", encoding="utf-8")

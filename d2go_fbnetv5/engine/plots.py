@@ -144,7 +144,7 @@ def _draw_comparison(axes: Axes, task: TaskResult) -> None:
     if task.random_metrics:
         axes.axhline(task.random_mean, color=RANDOM_COLOR, lw=0.9, ls=(0, (3, 3)), zorder=1)
     axes.scatter(
-        [100 * task.full_share],
+        [100 * task.full_share_pruned],
         [task.metric],
         s=130,
         marker="*",
@@ -153,7 +153,7 @@ def _draw_comparison(axes: Axes, task: TaskResult) -> None:
         zorder=3,
     )
     axes.set_title(_plain(task.task), fontsize=9.5, weight="bold", color=TEXT_COLOR)
-    axes.set_xlabel("FLOPs, % of the full supernet", fontsize=8, color=LINE_COLOR)
+    axes.set_xlabel("pruned FLOPs, % of the full supernet", fontsize=8, color=LINE_COLOR)
     axes.set_ylabel(_plain(task.metric_name), fontsize=8, color=LINE_COLOR)
     axes.margins(0.12)
     axes.legend(fontsize=7.5, frameon=False, labelcolor=LINE_COLOR)

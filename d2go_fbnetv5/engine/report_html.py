@@ -49,6 +49,7 @@ def render_report(
     )
 
 
+_COSTS = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}
 _TOPOLOGIES_NOTE = (
     "Columns are stages, rows are paths: Path 0 has the highest resolution. Grey blocks are kept, but no feature "
     "that the head reads depends on them; they are pruned where the network is built."
@@ -68,7 +69,7 @@ def _header(results: SearchResults) -> str:
         "precise BN images": f"{results.precise_bn_images:,}",
     }
     if results.cost_target is not None:
-        facts["cost target"] = f"{format_share(results.cost_target)} of {results.cost_metric}"
+        facts["cost target"] = f"{format_share(results.cost_target)} of {_COSTS[results.cost_metric]}"
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
     count = len(results.tasks)
     networks = "a network topology for one task" if count == 1 else f"network topologies for {count} tasks"
@@ -121,7 +122,7 @@ def _table_note(results: SearchResults) -> str:
     count = max((len(task.random_metrics) for task in results.tasks), default=0)
     return (
         "In brackets: pruned for the task’s head. FLOPs are multiply-adds of the backbone with Stage 0, without a "
-        f"head. Random: {count} topologies of equal or greater cost. All metrics are on validation data, with the "
+        f"head. Random: {count} topologies that cost as much or more, pruned. All metrics are on validation data, with the "
         "same supernet weights and batch-norm statistics re-estimated for each topology."
     )
 
@@ -207,7 +208,7 @@ def _figure(figure: Figure, description: str, small: bool = False) -> str:
     """The figure as an image within the page; an SVG of its own, so that nothing of it leaks into the page."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "d2go_fbnetv5", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     kind = "figure small" if small else "figure"
     image = f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'

@@ -11,7 +11,6 @@ STYLE = """
     --accent: #6ea8ea; --good: #58c7a8; --bad: #ee8a6a; --heat: 90 150 225;
   }
   .figure img { filter: invert(0.9) hue-rotate(180deg); }
-  .figure { background: #1a1a1a; }
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -28,14 +27,14 @@ h3 { font-size: 0.9rem; font-weight: 600; margin: 0 0 6px; }
   letter-spacing: 0.09em; text-transform: uppercase;
 }
 .lead { margin: 0 0 24px; color: var(--soft); font-size: 1.05rem; max-width: 44em; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 14px 18px; margin: 0 0 28px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(102px, 1fr)); gap: 14px 18px; margin: 0 0 28px; }
 .facts dt { color: var(--soft); font-size: 0.78rem; }
 .facts dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums; }
 section {
   background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 20px 22px; margin: 0 0 18px;
 }
 .note { margin: 12px 0 0; color: var(--soft); font-size: 0.86rem; max-width: 60em; }
-.figure { overflow-x: auto; background: #fff; border-radius: 8px; }
+.figure { overflow-x: auto; }
 .figure img { display: block; width: 100%; min-width: 620px; height: auto; }
 .figure.small img { min-width: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }

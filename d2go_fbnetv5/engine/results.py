@@ -28,9 +28,9 @@ class TaskResult:
     metric_name: str  # a key of ``metrics``
     higher_is_better: bool
     metrics: dict[str, float]
-    random_topologies: list[Topology]  # of equal or greater cost than ``topology``
+    random_topologies: list[Topology]  # pruned, of equal or greater cost than ``topology`` pruned
     random_metrics: list[float]  # ``metric_name`` of each random topology
-    random_flops: list[float]
+    random_flops: list[float]  # of each, pruned
 
     def __post_init__(self) -> None:
         lengths = (len(self.random_topologies), len(self.random_metrics), len(self.random_flops))
@@ -48,6 +48,11 @@ class TaskResult:
     def full_share(self) -> float:
         """FLOPs of the unpruned network as a share of the full supernet's, in (0, 1]."""
         return self.flops / self.full_flops
+
+    @property
+    def full_share_pruned(self) -> float:
+        """FLOPs of the pruned network as a share of the full supernet's, in (0, 1]."""
+        return self.flops_pruned / self.full_flops
 
     @property
     def metric(self) -> float:

@@ -1,0 +1,161 @@
+import json
+
+import pytest
+import torch
+
+from d2go_fbnetv5.arch.topology import Topology
+from d2go_fbnetv5.arch.topology_file import load_topologies, save_topologies
+
+
+@pytest.fixture
+def topology():
+    return Topology.random(5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def content(tmp_path, topology):
+    """A correct file's content, to be spoilt."""
+    path = tmp_path / "good.json"
+    probs = [[0.25] * 4] * 5
+    entry = {
+        "topology": topology,
+        "outputs": ("path2",),
+        "probabilities": probs,
+        "flops": 12.5,
+        "metrics": {"AP": 0.5},
+    }
+    save_topologies(path, "A", 5, (224, 192), {"det": entry})
+    return json.loads(path.read_text())
+
+
+def load(tmp_path, content):
+    path = tmp_path / "bad.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return load_topologies(path)
+
+
+def test_round_trip(tmp_path, topology):
+    path = tmp_path / "topologies.json"
+    entries = {
+        "cls": {
+            "topology": topology,
+            "probabilities": [[0.1, 0.9, 0.5, 1e-05]] * 5,
+            "outputs": ("path1", "path3"),
+            "flops": 123456789.0,
+            "flops_pruned": 1e6,
+            "relative_cost": 0.5,
+            "relative_cost_pruned": 0.25,
+            "blocks_kept": topology.num_kept,
+            "blocks_kept_pruned": 1,
+            "metrics": {"top1": 0.75},
+            "random": {"topologies": [Topology.full(5)], "metrics": [0.5]},
+        },
+        "horizon [1,  2]": {"topology": Topology.full(5), "outputs": ["path0"]},
+    }
+    save_topologies(path, "A_C", 5, (224, 192), entries)
+    file = load_topologies(path)
+    assert (file.family, file.num_stages, file.size) == ("A_C", 5, (224, 192))
+    assert list(file.tasks) == list(entries)
+    entry = file.task("cls")
+    assert entry.topology == topology
+    assert entry.outputs == ("path1", "path3")
+    assert entry.probabilities == ((0.1, 0.9, 0.5, 1e-05),) * 5
+    assert (entry.flops, entry.flops_pruned) == (123456789.0, 1e6)
+    assert (entry.relative_cost, entry.relative_cost_pruned) == (0.5, 0.25)
+    assert (entry.blocks_kept, entry.blocks_kept_pruned) == (topology.num_kept, 1)
+    assert entry.metrics == {"top1": 0.75}
+    assert Topology.from_dict(entry.random["topologies"][0]) == Topology.full(5)
+    bare = file.task("horizon [1,  2]")
+    assert (bare.probabilities, bare.flops, bare.metrics) == (None, None, {})
+
+
+def test_metric_without_a_sample_is_null(tmp_path, topology):
+    path = tmp_path / "topologies.json"
+    entry = {"topology": topology, "outputs": ["path0"], "metrics": {"AP": float("nan")}}
+    save_topologies(path, "A", 5, (64, 64), {"det": entry})
+    assert "NaN" not in path.read_text()
+    assert load_topologies(path).task("det").metrics == {"AP": None}
+
+
+def test_unknown_task_names_those_there_are(tmp_path, content):
+    file = load(tmp_path, content)
+    with pytest.raises(ValueError, match=r"bad\.json: no task 'seg'; available: det"):
+        file.task("seg")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_topologies(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c.update(format=2), "'format' is 2; expected 1"),
+        (lambda c: c.pop("family"), "'family' is None"),
+        (lambda c: c.update(num_stages=6), r"'tasks.det.topology' is 5 x 4 .* expected 6 stages"),
+        (lambda c: c.update(num_stages=True), "'num_stages' is True; expected a positive integer"),
+        (lambda c: c.update(size=[224]), r"'size' is \[224\]; expected \[height, width\]"),
+        (lambda c: c.update(tasks={}), "'tasks' is an object; expected an object with at least one task"),
+        (lambda c: c["tasks"].update(det=[]), "'tasks.det' is a list; expected an object"),
+        (lambda c: c["tasks"]["det"].pop("topology"), "'tasks.det.topology' is nothing"),
+        (
+            lambda c: c["tasks"]["det"]["topology"].update(mask=[[2]]),
+            "'tasks.det.topology' is not a topology: .*2",
+        ),
+        (
+            lambda c: c["tasks"]["det"]["topology"].update(num_stages=4),
+            "'tasks.det.topology' is not a topology",
+        ),
+        (
+            lambda c: c["tasks"]["det"].update(outputs=["path4"]),
+            r"'tasks.det.outputs' is \['path4'\]; .*path3",
+        ),
+        (lambda c: c["tasks"]["det"].update(outputs="path3"), "'tasks.det.outputs' is path3"),
+        (
+            lambda c: c["tasks"]["det"].update(probabilities=[[0.5] * 4] * 3),
+            "'tasks.det.probabilities' is 3 x 4; .*5 x 4",
+        ),
+        (
+            lambda c: c["tasks"]["det"]["probabilities"][1].__setitem__(2, 1.5),
+            "is 1.5; expected numbers from 0 to 1",
+        ),
+        (
+            lambda c: c["tasks"]["det"].update(flops=-1),
+            "'tasks.det.flops' is -1; expected a number of at least 0",
+        ),
+        (lambda c: c["tasks"]["det"].update(metrics=3), "'tasks.det.metrics' is 3; expected an object"),
+    ],
+)
+def test_wrong_content_is_named(tmp_path, content, spoil, message):
+    spoil(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path, content)
+    assert str(caught.value).startswith(str(tmp_path / "bad.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not JSON, line 1"), ("[]", "the top level is a list; expected an object"), ("", "not JSON")],
+)
+def test_no_object(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, text)
+
+
+def test_binary_file_and_folder(tmp_path):
+    (tmp_path / "image.json").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match="not a text file"):
+        load_topologies(tmp_path / "image.json")
+    with pytest.raises(ValueError, match="is a folder"):
+        load_topologies(tmp_path)
+
+
+def test_wrong_entry_leaves_the_old_file(tmp_path, topology):
+    path = tmp_path / "topologies.json"
+    save_topologies(path, "A", 5, (64, 64), {"det": {"topology": topology, "outputs": ["path2"]}})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="expected 7 stages"):
+        save_topologies(path, "A", 7, (64, 64), {"det": {"topology": topology, "outputs": ["path2"]}})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["topologies.json"]

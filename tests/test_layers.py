@@ -1,0 +1,116 @@
+"""The package's layers: who may import whom, and that the core needs no host."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "d2go_fbnetv5"
+
+# What a layer may import besides itself, and the modules of ours that anyone may.
+ALLOWED = {
+    "arch": set(),
+    "search": {"arch"},
+    "tasks": {"arch"},
+    "models": {"arch", "tasks"},
+    "data": {"arch", "tasks"},
+    "engine": {"arch", "search", "tasks", "models", "data"},
+    "export": {"arch", "tasks", "models", "data", "engine"},
+    "zoo": {"arch", "models"},
+    "plugins": {"arch", "search", "tasks", "models", "data", "engine", "export", "zoo"},
+    "runner": {"plugins"},
+    "__init__": {"arch", "search", "tasks"},
+}
+ANYONE = {"version"}
+HOSTS = ("detectron2", "d2go", "mobile_cv")
+
+
+def imported_modules(tree: ast.AST, package: tuple[str, ...]) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it; ``package`` resolves relative ones."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            # "from d2go_fbnetv5 import arch" names the module in the second place.
+            found.update(f"{module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def wrong_imports(path: Path, source: str) -> list[str]:
+    relative = path.relative_to(ROOT)
+    layer = relative.parts[0].removesuffix(".py")
+    package = ("d2go_fbnetv5", *relative.parts[:-1])
+    wrong = []
+    for name in sorted(imported_modules(ast.parse(source), package)):
+        top, _, rest = name.partition(".")
+        if top in HOSTS and layer != "plugins":
+            wrong.append(f"{relative} imports {name}")
+        if top == "d2go_fbnetv5":
+            target = rest.split(".")[0]
+            modules = {p.name.removesuffix(".py") for p in ROOT.iterdir()}
+            if target in modules and target not in ALLOWED[layer] | ANYONE | {layer}:
+                wrong.append(f"{relative} imports {name}")
+            if target not in modules and layer != "__init__" and target != "__version__":
+                wrong.append(f"{relative} imports {name} through the package's front door")
+    return wrong
+
+
+def test_imports_point_in_one_direction_only():
+    files = sorted(ROOT.rglob("*.py"))
+    assert len(files) > 20
+    assert [line for path in files for line in wrong_imports(path, path.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("arch/x.py", "from d2go_fbnetv5.search import MultitaskSearch"),
+        ("arch/x.py", "def f():\n    import d2go_fbnetv5.engine.config"),
+        ("search/x.py", "from ..tasks.base import Task"),
+        ("tasks/x.py", "from d2go_fbnetv5 import data"),
+        ("data/x.py", "from d2go_fbnetv5.engine import config"),
+        ("engine/x.py", "import detectron2.config"),
+        ("search/x.py", "from d2go_fbnetv5 import Topology"),
+    ],
+)
+def test_a_wrong_import_is_found(file, source):
+    assert len(wrong_imports(ROOT / file, source)) == 1
+
+
+def test_right_imports_pass():
+    source = "import torch\nfrom d2go_fbnetv5.version import __version__\nfrom ..arch import Topology\nfrom .base import Task"
+    assert wrong_imports(ROOT / "tasks" / "x.py", source) == []
+
+
+def test_core_imports_without_the_hosts():
+    program = f"""
+import importlib, pkgutil, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HOSTS!r}:
+            raise ImportError(f"blocked: {{name}}")
+
+sys.meta_path.insert(0, Blocked())
+import d2go_fbnetv5
+names = [m.name for m in pkgutil.walk_packages(d2go_fbnetv5.__path__, "d2go_fbnetv5.", onerror=lambda name: None)]
+core = [n for n in names if n.split(".")[1] not in ("plugins", "runner", "tools", "configs")]
+for name in core:
+    importlib.import_module(name)
+print(len(core))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 20

@@ -1,0 +1,143 @@
+"""Count the FLOPs and parameters of a family's blocks, or of a searched network.
+
+    python tools/flops.py --family A --size 224x224
+    python tools/flops.py --topology output/demo/topologies.json --task det --json
+
+One multiply-add is one FLOP; convolutions and linear layers of the backbone are counted, without a head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from d2go_fbnetv5.arch import PATHS, BlockCosts, block_costs, build_family, list_families
+from d2go_fbnetv5.arch.topology_file import TopologyEntry, load_topologies
+from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
+from d2go_fbnetv5.engine.formatting import format_count, format_share
+
+METRICS = ("flops", "params")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns the exit status, 2 for wrong input."""
+    args = _parser().parse_args(argv)
+    try:
+        costs = _costs(args)
+    except USER_ERRORS as error:
+        print(f"flops: {sentence(error)}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(costs, indent=2))
+    else:
+        Console().print(_table(costs))
+    return 0
+
+
+def cli() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="d2go_fbnetv5.flops", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--family", help=f"one of {', '.join(list_families())}; default: the topology file's, or A"
+    )
+    parser.add_argument(
+        "--size", help="HEIGHTxWIDTH in pixels; default: the topology file's, or the family's own"
+    )
+    parser.add_argument(
+        "--topology", metavar="FILE", help="a topologies.json: cost a searched network as well"
+    )
+    parser.add_argument("--task", help="which of the file's tasks; may be left out if there is one")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _costs(args: argparse.Namespace) -> dict[str, Any]:
+    file = load_topologies(args.topology) if args.topology else None
+    if file is None and args.task:
+        raise ValueError(f"--task {args.task} needs --topology FILE")
+    family = build_family(args.family or (file.family if file else "A"))
+    size = (
+        _parse_size(args.size) if args.size else file.size if file else (family.input_size, family.input_size)
+    )
+    costs = {metric: block_costs(family, size, metric) for metric in METRICS}
+    answer: dict[str, Any] = {
+        "family": family.name,
+        "size": list(size),
+        "stage0": {metric: sum(costs[metric].stage0) for metric in METRICS},
+        "stage0_partitions": _per_path(costs, "stage0"),
+        "blocks": _per_path(costs, "blocks"),
+    }
+    if file is not None:
+        if args.task is None and len(file.tasks) > 1:
+            raise ValueError(f"--task is missing; {file.path} has {', '.join(file.tasks)}")
+        task = args.task or next(iter(file.tasks))
+        answer["network"] = {"task": task, **_network(file.task(task), costs)}
+    return answer
+
+
+def _per_path(costs: dict[str, BlockCosts], part: str) -> dict[str, dict[str, float]]:
+    return {
+        name: {metric: getattr(costs[metric], part)[path] for metric in METRICS}
+        for path, name in enumerate(PATHS)
+    }
+
+
+def _network(entry: TopologyEntry, costs: dict[str, BlockCosts]) -> dict[str, Any]:
+    pruned = entry.topology.prune(entry.outputs)
+    answer: dict[str, Any] = {
+        "outputs": list(entry.outputs),
+        "num_stages": entry.topology.num_stages,
+        "blocks_kept": entry.topology.num_kept,
+        "blocks_kept_pruned": pruned.num_kept,
+        "relative_cost": costs["flops"].relative(entry.topology),
+        "relative_cost_pruned": costs["flops"].relative(pruned),
+    }
+    for metric in METRICS:
+        answer[metric] = costs[metric].network(entry.topology)
+        answer[f"{metric}_pruned"] = costs[metric].network(entry.topology, entry.outputs)
+    return answer
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"--size {text}: expected HEIGHTxWIDTH in pixels, such as 224x224")
+    return int(sides[0]), int(sides[1])
+
+
+def _table(costs: dict[str, Any]) -> Table:
+    height, width = costs["size"]
+    table = Table(title=f"Family {costs['family']} at {height}x{width}", box=SIMPLE_HEAD)
+    table.add_column("part")
+    table.add_column("FLOPs", justify="right")
+    table.add_column("parameters", justify="right")
+    rows = [("Stage 0", costs["stage0"])]
+    rows += [(f"block on Path {path}", costs["blocks"][name]) for path, name in enumerate(PATHS)]
+    for name, row in rows:
+        table.add_row(name, *(format_count(row[metric]) for metric in METRICS))
+    if "network" in costs:
+        network = costs["network"]
+        table.add_section()
+        for label, suffix in (("", ""), (", pruned", "_pruned")):
+            blocks = network[f"blocks_kept{suffix}"]
+            share = format_share(network[f"relative_cost{suffix}"])
+            name = f"{network['task']}{label}: {blocks} blocks, {share} of their cost"
+            table.add_row(name, *(format_count(network[f"{metric}{suffix}"]) for metric in METRICS))
+    return table
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,160 @@
+"""Draw what a search found, or a named topology, in the terminal or as a picture.
+
+python tools/visualize.py output/demo                                    the topologies of a run
+python tools/visualize.py output/demo --output topologies.svg            ... as a picture
+python tools/visualize.py output/demo --probabilities                    every block's probability over time
+python tools/visualize.py --named unet --stages 7                        a topology of the paper's Appendix C
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from d2go_fbnetv5.arch import Topology
+from d2go_fbnetv5.arch.drawing import Panel, draw_figure, save_figure
+from d2go_fbnetv5.arch.text_drawing import draw_text
+from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
+from d2go_fbnetv5.engine.formatting import format_count
+from d2go_fbnetv5.engine.history import METRICS_FILE, read_history
+from d2go_fbnetv5.engine.plots import probabilities_figure
+from d2go_fbnetv5.engine.series import series, thin
+
+_LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns the exit status, 2 for wrong input."""
+    args = _parser().parse_args(argv)
+    ascii_only = args.ascii or not _shows(_LEVELS + "█░─┄╲╱╳↓▶·")
+    try:
+        figure, text = (
+            _probabilities(args, ascii_only) if args.probabilities else _topologies(args, ascii_only)
+        )
+        if args.output:
+            save_figure(figure, args.output)
+    except USER_ERRORS as error:
+        print(f"visualize: {sentence(error)}", file=sys.stderr)
+        return 2
+    print(f"Wrote {args.output}" if args.output else text)
+    return 0
+
+
+def cli() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="d2go_fbnetv5.visualize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source", nargs="?", metavar="RUN_DIR", help="a search's output folder, or a topologies.json"
+    )
+    parser.add_argument(
+        "--named", metavar="NAME", help="linear, unet, fpn, panet or bifpn instead of a search's"
+    )
+    parser.add_argument("--stages", type=int, default=7, help="searchable stages of --named (default 7)")
+    parser.add_argument("--task", action="append", metavar="NAME", help="only this task; may be repeated")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="probabilities over time, from metrics.json"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="write a picture, .svg, .png or .pdf, instead of text"
+    )
+    parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
+    return parser
+
+
+def _topologies(args: argparse.Namespace, ascii_only: bool) -> tuple[Figure | None, str]:
+    if (args.source is None) == (args.named is None):
+        raise ValueError("give either RUN_DIR (or a topologies.json) or --named NAME")
+    panels = _named_panels(args) if args.named else _file_panels(args)
+    blocks = []
+    for index, panel in enumerate(panels):
+        last = index == len(panels) - 1
+        drawing = draw_text(panel.topology, panel.outputs, ascii_only=ascii_only, legend=last)
+        title = f"{panel.title}: {panel.note}" if panel.note else panel.title
+        blocks.append(f"{title}\n\n{drawing}")
+    return (draw_figure(panels) if args.output else None), "\n\n".join(blocks)
+
+
+def _named_panels(args: argparse.Namespace) -> list[Panel]:
+    topology = Topology.named(args.named, stages=args.stages)
+    blocks = topology.num_stages * topology.num_paths
+    return [Panel(args.named, topology, note=f"{topology.num_kept} of {blocks} blocks kept")]
+
+
+def _file_panels(args: argparse.Namespace) -> list[Panel]:
+    source = Path(args.source)
+    path = source / "topologies.json" if source.is_dir() else source
+    if not path.is_file():
+        hint = "; --probabilities shows a search under way" if source.is_dir() else ""
+        raise ValueError(f"{path}: no such file{hint}")
+    file = load_topologies(path)
+    panels = []
+    for name in args.task or file.tasks:
+        entry = file.task(name)
+        topology, used = entry.topology, entry.topology.prune(entry.outputs).num_kept
+        blocks = topology.num_stages * topology.num_paths
+        note = f"{topology.num_kept} of {blocks} blocks kept, {used} used by the head"
+        if entry.flops_pruned is not None:
+            note += f", {format_count(entry.flops_pruned)} FLOPs"
+        panels.append(Panel(name, topology, entry.outputs, note))
+    return panels
+
+
+def _probabilities(args: argparse.Namespace, ascii_only: bool) -> tuple[Figure | None, str]:
+    if args.source is None or args.named:
+        raise ValueError("--probabilities needs RUN_DIR, a search's output folder")
+    folder = Path(args.source) if Path(args.source).is_dir() else Path(args.source).parent
+    history = read_history(folder)
+    found = list(dict.fromkeys(key[6:] for line in history for key in line if key.startswith("probs/")))
+    if not found:
+        raise ValueError(f"{folder / METRICS_FILE}: no probabilities of a search")
+    unknown = [task for task in args.task or () if task not in found]
+    if unknown:
+        raise ValueError(f"{folder / METRICS_FILE}: no task {unknown[0]!r}; available: {', '.join(found)}")
+    tasks = args.task or found
+    figure = probabilities_figure(history, tasks) if args.output else None
+    return figure, "\n\n".join(
+        _sparklines(task, *series(history, f"probs/{task}"), ascii_only) for task in tasks
+    )
+
+
+def _sparklines(task: str, iterations: list[int], probs: list[list[list[float]]], ascii_only: bool) -> str:
+    """A task's probabilities as text: each block's curve, from start to now, and its value now."""
+    lines = [f"{task}: probability of each block, iterations {iterations[0]} to {iterations[-1]}", ""]
+    lines.append(
+        "Stage".ljust(9) + "".join(f"{stage:<10}" for stage in range(1, len(probs[-1]) + 1)).rstrip()
+    )
+    moments = [probs[i] for i in thin(len(probs), 4)]
+    for path in range(len(probs[-1][0])):
+        cells = []
+        for stage in range(len(probs[-1])):
+            curve = "".join(_LEVELS[min(7, int(8 * moment[stage][path]))] for moment in moments)
+            value = f"{probs[-1][stage][path]:.2f}"
+            cells.append((value if ascii_only else f"{curve} {value}").ljust(10))
+        lines.append(f"Path {path}".ljust(9) + "".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _shows(characters: str) -> bool:
+    """Whether the terminal's encoding has the characters."""
+    try:
+        characters.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    cli()

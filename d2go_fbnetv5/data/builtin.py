@@ -1,4 +1,4 @@
-"""The data sets that every config can name without registering anything."""
+"""The built-in sets that every config can name without any options. The readers register themselves."""
 
 from d2go_fbnetv5.data.digits import DigitScenes
 from d2go_fbnetv5.data.registry import register_dataset

@@ -122,6 +122,11 @@ class DigitScenes(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.num_images
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """N x 2: height and width of every image."""
+        return np.tile(self.size, (self.num_images, 1))
+
     def __getitem__(self, index: int) -> dict:
         """The sample: ``image`` 3 x H x W uint8, ``class_label``, ``boxes``, ``box_labels``, ``sem_seg``, ..."""
         if not 0 <= index < self.num_images:

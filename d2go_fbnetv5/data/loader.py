@@ -2,7 +2,7 @@
 
 import pickle
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from d2go_fbnetv5.data.order import TrainOrder
+from d2go_fbnetv5.data.order import TrainOrder, upright_images
 
 Transform = Callable[[dict, int], dict]
 
@@ -24,15 +24,19 @@ def build_train_loader(
     world_size: int = 1,
     start_iteration: int = 0,
     num_workers: int = 0,
-    groups: Sequence[bool] | np.ndarray | None = None,
+    group_by_orientation: bool = False,
 ) -> Iterator[list[dict]]:
     """Endless batches of ``batch_size`` transformed samples for this rank.
 
     Order and augmentation are a function of (seed, position) alone: they don't depend on ``num_workers``, and
-    starting at iteration k gives what an uninterrupted run would. See ``TrainOrder`` for the ranks and ``groups``.
+    starting at iteration k gives what an uninterrupted run would. See ``TrainOrder`` for how ranks share the order.
+
+    ``group_by_orientation``: a batch over all ranks has either wide (or square) or upright images, so that little of
+    it is padding. The data set must have ``sizes``, N x 2 (height, width).
 
     Raises what the data set raises (ValueError, FileNotFoundError), from a worker too, with its own message.
     """
+    groups = upright_images(dataset) if group_by_orientation else None
     order = TrainOrder(len(dataset), batch_size, seed, rank, world_size, start_iteration, groups)
     return iter(_make_loader(_Reader(dataset, transform, seed), order, num_workers))
 

@@ -1,8 +1,10 @@
 """The order of training samples: a pure function of (seed, iteration), so that a run resumes at the exact sample."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from torch.utils.data import ConcatDataset, Subset
 
 
 class _Stream:
@@ -85,3 +87,19 @@ class TrainOrder:
         while True:
             yield self.batch(iteration)
             iteration += 1
+
+
+def upright_images(dataset: Any) -> np.ndarray:
+    """For each sample whether its image is taller than wide, from the data set's ``sizes``; reads no image.
+
+    Raises ValueError if the data set does not know its images' sizes.
+    """
+    if isinstance(dataset, ConcatDataset):
+        return np.concatenate([upright_images(part) for part in dataset.datasets])
+    if isinstance(dataset, Subset):
+        return upright_images(dataset.dataset)[list(dataset.indices)]
+    if not hasattr(dataset, "sizes"):
+        raise ValueError(
+            f"a {type(dataset).__name__} does not know its images' sizes, so batches can't be grouped by orientation"
+        )
+    return dataset.sizes[:, 0] > dataset.sizes[:, 1]

@@ -157,6 +157,23 @@ def test_groups_are_never_mixed_and_keep_their_share():
     assert positions == list(range(500))
 
 
+def test_detection_batches_have_one_orientation():
+    wide, tall = DigitScenes(size=(32, 48), num_images=9), DigitScenes(size=(48, 32), num_images=7)
+    part = torch.utils.data.Subset(tall, [1, 3, 5])
+    mixed = torch.utils.data.ConcatDataset([wide, part])
+    loader = build_train_loader(mixed, None, 4, seed=0, group_by_orientation=True)
+    shapes = [
+        {tuple(sample["image"].shape[1:]) for sample in batch} for batch in itertools.islice(loader, 12)
+    ]
+    assert all(len(shape) == 1 for shape in shapes)
+    assert shapes.count({(48, 32)}) == 3
+
+
+def test_groups_must_fit_the_set():
+    with pytest.raises(ValueError, match=r"groups has shape \(1,\), expected \(4,\)"):
+        TrainOrder(4, 2, 0, groups=[True])
+
+
 @pytest.mark.parametrize("groups", [None, [index % 3 == 0 for index in range(20)], [True] * 20])
 def test_order_resumes_and_splits_with_groups_too(groups):
     whole = list(itertools.islice(TrainOrder(20, 6, 0, groups=groups), 30))
@@ -173,7 +190,7 @@ def test_order_resumes_and_splits_with_groups_too(groups):
         ({"start_iteration": -1}, "start_iteration is -1"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"seed": -1}, "seed is -1"),
-        ({"groups": [True]}, r"groups has shape \(1,\), expected \(4,\)"),
+        ({"group_by_orientation": True}, "a Numbers does not know its images' sizes"),
     ],
 )
 def test_bad_training_options(options, message):

@@ -1,0 +1,65 @@
+"""COCO's detection format as it comes, with the irregularities of real files."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from d2go_fbnetv5.data.coco_index import BoxIndex, image_sizes, load_json, read_images
+from d2go_fbnetv5.data.images import read_image
+from d2go_fbnetv5.data.registry import register_dataset
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+
+@register_dataset("coco")
+class CocoDetection(torch.utils.data.Dataset):
+    """Images and boxes of a COCO file such as ``instances_train2017.json``.
+
+    Category ids may have gaps: in sorted order they become the labels 0, 1, ... Crowds are kept and flagged in
+    ``box_is_crowd``. Boxes are cut off at the border of their image, those without area are left out (with a
+    warning). Masks, as polygons or run lengths, and captions are ignored.
+
+    Args:
+        annotations_json: the file of annotations.
+        image_root: folder that its file names are relative to.
+        keep_empty: also give the images without a box that is not a crowd. Detectron2 leaves them out of training.
+
+    Raises, on opening:
+        FileNotFoundError: no such file or folder.
+        ValueError: the file lacks fields or refers to unknown images or categories; or no image is left.
+    ``dataset[i]`` raises FileNotFoundError and ValueError for images that are missing, broken or of another size.
+    """
+
+    def __init__(self, annotations_json: str | Path, image_root: str | Path, keep_empty: bool = True) -> None:
+        path, self.root = Path(annotations_json), Path(image_root)
+        index = load_json(path)
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"folder of images {self.root} does not exist")
+        self._images = [
+            {key: image[key] for key in ("id", "file_name", "height", "width")}
+            for image in read_images(path, index)
+        ]
+        self._boxes = BoxIndex(path, index, strict=False)
+        places = range(len(self._images))
+        self._places = places if keep_empty else [place for place in places if self._boxes.num_objects(place)]
+        if not self._places:
+            raise ValueError(f"{path}: no image has a box, so keep_empty=False leaves none")
+        self.info = DatasetInfo(box_names=self._boxes.names)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """N x 2: height and width of every image, as the file has them."""
+        return image_sizes([self._images[place] for place in self._places])
+
+    def __getitem__(self, index: int) -> dict:
+        """The sample: ``image`` 3 x H x W uint8, ``boxes``, ``box_labels``, ``box_is_crowd``, ``image_id``, ..."""
+        place = self._places[index]
+        entry = self._images[place]
+        height, width = entry["height"], entry["width"]
+        image = read_image(self.root / entry["file_name"], (height, width))
+        sample = {"image": image, **self._boxes[place]}
+        sample.update(image_id=entry["id"], height=height, width=width)
+        return sample

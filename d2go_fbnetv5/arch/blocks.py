@@ -161,7 +161,7 @@ class InvertedResidual(nn.Module):
 
 
 class MBPool(nn.Module):
-    """FBNetV3's pooling head (``ir_pool_hs``): expand, pool to 1 x 1, project with a bias and no batch norm.
+    """FBNetV3's pooling head (``ir_pool_hs``): expand, pool to 1 x 1, project without batch norm.
 
     N x in x H x W -> N x out x 1 x 1.
     """
@@ -178,10 +178,9 @@ class MBPool(nn.Module):
         mid = make_divisible(in_channels * expansion, divisor)
         self.pw = ConvBNAct(in_channels, mid, 1, act=act)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.pwl = nn.Conv2d(mid, out_channels, 1)
+        self.pwl = nn.Conv2d(mid, out_channels, 1, bias=False)
         self.act = build_activation(act)
         nn.init.kaiming_normal_(self.pwl.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.pwl.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.pwl(self.pool(self.pw(x))))

@@ -83,7 +83,8 @@ def test_a_wrong_import_is_found(file, source):
 
 
 def test_right_imports_pass():
-    source = "import torch\nfrom d2go_fbnetv5.version import __version__\nfrom ..arch import Topology\nfrom .base import Task"
+    lines = ["import torch", "from d2go_fbnetv5.version import __version__", "from ..arch import Topology"]
+    source = "\n".join([*lines, "from .base import Task"])
     assert wrong_imports(ROOT / "tasks" / "x.py", source) == []
 
 

@@ -57,8 +57,8 @@ def search_table(results: SearchResults) -> Table:
     table = Table(
         title=f"Searched topologies of family {results.family} at {results.size[0]}x{results.size[1]}",
         box=SIMPLE_HEAD,
-        caption=f"In brackets: pruned for the task's head. Random: {random} topologies that cost as much or more, pruned; "
-        "all on validation data with the same supernet weights.",
+        caption=f"In brackets: pruned for the task's head. Random: {random} topologies that cost as much or more, "
+        "pruned; all on validation data with the same supernet weights.",
         caption_justify="left",
     )
     table.add_column("task", style="bold")

@@ -122,8 +122,8 @@ def _table_note(results: SearchResults) -> str:
     count = max((len(task.random_metrics) for task in results.tasks), default=0)
     return (
         "In brackets: pruned for the task’s head. FLOPs are multiply-adds of the backbone with Stage 0, without a "
-        f"head. Random: {count} topologies that cost as much or more, pruned. All metrics are on validation data, with the "
-        "same supernet weights and batch-norm statistics re-estimated for each topology."
+        f"head. Random: {count} topologies that cost as much or more, pruned. All metrics are on validation data, with "
+        "the same supernet weights and batch-norm statistics re-estimated for each topology."
     )
 
 

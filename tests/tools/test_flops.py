@@ -1,0 +1,96 @@
+import json
+
+import pytest
+from d2go_fbnetv5.tools.flops import main
+
+from d2go_fbnetv5.arch import PATHS, Topology, block_costs
+from d2go_fbnetv5.arch.topology_file import save_topologies
+
+
+@pytest.fixture
+def topology_file(tmp_path):
+    path = tmp_path / "topologies.json"
+    topology = Topology([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    entries = {
+        "det": {"topology": topology, "outputs": ["path2"]},
+        "cls": {"topology": topology, "outputs": ["path3"]},
+    }
+    save_topologies(path, "N", 3, (64, 96), entries)
+    return path
+
+
+def answer(capsys, *argv):
+    assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "millions"),
+    [("A", "224x224", 340.0), ("A_C", "224x224", 112.1), ("A_R", "160x160", 99.3)],
+)
+def test_published_stage0(capsys, family, size, millions):
+    found = answer(capsys, "--family", family, "--size", size)
+    assert found["stage0"]["flops"] == pytest.approx(millions * 1e6, rel=0.01)
+    assert sum(found["stage0_partitions"][path]["flops"] for path in PATHS) == found["stage0"]["flops"]
+
+
+def test_blocks_of_a(capsys):
+    found = answer(capsys, "--family", "A", "--size", "224x224")
+    assert (found["family"], found["size"]) == ("A", [224, 224])
+    millions = [found["blocks"][path]["flops"] / 1e6 for path in PATHS]
+    assert millions == pytest.approx([22.0, 19.8, 32.3, 38.4], rel=0.01)
+    assert all(found["blocks"][path]["params"] > 0 for path in PATHS)
+
+
+def test_network_of_a_task(capsys, topology_file):
+    network = answer(capsys, "--topology", topology_file, "--task", "det")["network"]
+    costs = block_costs("N", (64, 96))
+    stage0, blocks = sum(costs.stage0), costs.blocks
+    assert (network["task"], network["outputs"], network["num_stages"]) == ("det", ["path2"], 3)
+    assert network["flops"] == stage0 + blocks[0] + blocks[1] + blocks[3]
+    # Path 2 keeps no block, so its head sees Stage 0 alone, up to its third partition.
+    assert network["flops_pruned"] == sum(costs.stage0[:3])
+    assert (network["blocks_kept"], network["blocks_kept_pruned"]) == (3, 0)
+    assert network["relative_cost"] == pytest.approx((blocks[0] + blocks[1] + blocks[3]) / (3 * sum(blocks)))
+    assert network["relative_cost_pruned"] == 0
+    assert 0 < network["params_pruned"] < network["params"]
+
+
+def test_family_and_size_come_from_the_file_unless_given(capsys, topology_file):
+    base = answer(capsys, "--topology", topology_file, "--task", "cls")
+    assert (base["family"], base["size"]) == ("N", [64, 96])
+    other = answer(capsys, "--topology", topology_file, "--task", "cls", "--family", "A", "--size", "128x256")
+    assert (other["family"], other["size"]) == ("A", [128, 256])
+    assert other["network"]["flops"] > base["network"]["flops"]
+
+
+def test_table(capsys, topology_file):
+    assert (
+        main(["--topology", str(topology_file), "--task", "cls", "--family", "A", "--size", "224x224"]) == 0
+    )
+    text = capsys.readouterr().out
+    assert "Family A at 224x224" in text
+    for words in ("Stage 0", "340M", "block on Path 3", "38.4M", "cls: 3 blocks", "cls, pruned: "):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--family", "Z"], "unknown family 'Z'"),
+        (["--size", "224"], "--size 224: expected HEIGHTxWIDTH"),
+        (["--size", "0x224"], "--size 0x224"),
+        (["--size", "8x8"], "(8, 8)"),
+        (["--task", "det"], "--task det needs --topology FILE"),
+        (["--topology", "FILE"], "--task is missing; "),
+        (["--topology", "FILE", "--task", "seg"], "no task 'seg'; available: det, cls"),
+        (["--topology", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(capsys, topology_file, argv, message):
+    assert main([str(topology_file) if word == "FILE" else word for word in argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.startswith("flops: ")
+    assert err.count("\n") == 1

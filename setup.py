@@ -39,6 +39,7 @@ setup(
         "iopath>=0.1.10",
         "pycocotools>=2.0.7",
         "opencv-python-headless>=4.8",
+        "pillow>=9.4",
         "numpy>=1.26",
         "scipy>=1.11",
         "scikit-learn>=1.3",

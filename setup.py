@@ -54,6 +54,7 @@ setup(
             "d2go_fbnetv5.train_net = d2go_fbnetv5.tools.train_net:cli",
             "d2go_fbnetv5.visualize = d2go_fbnetv5.tools.visualize:cli",
             "d2go_fbnetv5.flops = d2go_fbnetv5.tools.flops:cli",
+            "d2go_fbnetv5.convert_weights = d2go_fbnetv5.tools.convert_weights:cli",
         ]
     },
 )

@@ -17,9 +17,9 @@ DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 _VAL_EVERY = 5
 # The tallest and the smallest digit as shares of the image's short side: 80 and 12 pixels of 128.
 _MAX_SHARE, _MIN_SHARE = 80 / 128, 12 / 128
-_MIN_LARGEST_SHARE = 30 / 128
+_MIN_LARGEST_SHARE = 40 / 128
 # The largest digit is larger than every other one by this factor, in height and in box area.
-_LARGEST_MARGIN = 1.2
+_LARGEST_MARGIN = 1.4
 # At least this share of a digit's pixels stays visible: what is labelled can be seen.
 _MIN_VISIBLE = 0.75
 # A digit's ink differs by this much in luminance from what is behind it, and in colour from the other inks (0..255).

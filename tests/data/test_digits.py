@@ -56,8 +56,8 @@ def test_class_is_the_largest_digit_by_a_margin():
         areas, order = sizes.prod(1).sort(descending=True)
         assert sample["class_label"] == sample["box_labels"][order[0]]
         if len(order) > 1:
-            assert areas[0] >= 1.19 * areas[1]
-            assert sizes[order[0], 1] >= 1.19 * sizes[order[1:], 1].max()
+            assert areas[0] >= 1.39 * areas[1]
+            assert sizes[order[0], 1] >= 1.39 * sizes[order[1:], 1].max()
         labels.add(sample["class_label"])
     assert labels == set(range(10))
 

@@ -55,10 +55,8 @@ def model_flops(model: SearchedModel, size: tuple[int, int]) -> ModelFlops:
     """
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size {tuple(size)}: allowed are a height and a width of 1 pixel or more")
-    for kind, count in _COUNTERS.items():
-        if isinstance(model, kind):
-            break
-    else:
+    count = next((count for kind, count in _COUNTERS.items() if isinstance(model, kind)), None)
+    if count is None:
         allowed = ", ".join(kind.__name__ for kind in _COUNTERS)
         raise ValueError(f"cannot count a {type(model).__name__}; allowed are {allowed}")
     parameters = count_params(model)

@@ -93,6 +93,9 @@ class TransformerDecoder(nn.Module):
         if num_layers < 1:
             raise ValueError(f"num_layers is {num_layers}; allowed is 1 or more")
         self.input_projection = nn.Conv2d(in_channels, dim, 1)
+        # DETR has no norm here, for its backbone's features are of about unit size. Those of a fused path are some
+        # ten times larger, how much depends on the topology, and would saturate the first attention.
+        self.input_norm = nn.LayerNorm(dim)
         self.queries = nn.Embedding(num_queries, dim)
         self.layers = nn.ModuleList(
             DecoderLayer(dim, num_heads, feedforward_dim, dropout) for _ in range(num_layers)
@@ -116,7 +119,7 @@ class TransformerDecoder(nn.Module):
         position = sine_positions(
             torch.ones_like(projected[:, 0], dtype=torch.bool) if valid is None else valid, projected.shape[1]
         )
-        memory = projected.flatten(2).transpose(1, 2)
+        memory = self.input_norm(projected.flatten(2).transpose(1, 2))
         position = position.to(memory.dtype).flatten(2).transpose(1, 2)
         keys_valid = None if valid is None else valid.flatten(1)
         query_position = self.queries.weight.expand(len(feature), -1, -1)

@@ -27,7 +27,10 @@ def test_head_shapes():
 def test_rpn_head_is_table_7s():
     head = LiteRPNHead(40)
     assert [block.pw.conv.out_channels for block in head.blocks] == [120, 288, 288]
-    assert all(block.pwl.conv.out_channels == 96 and isinstance(block.se.gate, nn.Hardsigmoid) for block in head.blocks)
+    assert all(
+        block.pwl.conv.out_channels == 96 and isinstance(block.se.gate, nn.Hardsigmoid)
+        for block in head.blocks
+    )
 
 
 def test_box_head_is_table_7s():

@@ -49,7 +49,9 @@ def test_classification_weighs_no_object_a_tenth():
     nll = -outputs.class_logits[0].log_softmax(1)
     weights = [1.0 if q == queries[0] else 0.1 for q in range(3)]
     classes = [0 if q == queries[0] else 3 for q in range(3)]
-    expected = sum(w * nll[q, c] for q, (w, c) in enumerate(zip(weights, classes, strict=True))) / sum(weights)
+    expected = sum(w * nll[q, c] for q, (w, c) in enumerate(zip(weights, classes, strict=True))) / sum(
+        weights
+    )
     assert loss([outputs], [target])["loss_class"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 

@@ -116,7 +116,11 @@ def _open(cfg: CfgNode, name: str) -> Any:
     if not isinstance(options, CfgNode) and options:
         raise ValueError(f"FBNETV5_DATA.DATASETS.{name} is {options!r}, allowed: a group of options")
     options = as_dict(options) if options else {}
-    return build_dataset(options.pop("READER", name), **options)
+    reader = options.pop("READER", name)
+    try:
+        return build_dataset(reader, **options)
+    except ValueError as error:
+        raise ValueError(f"DATASETS, {name}: {error}") from error
 
 
 def build_param_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:

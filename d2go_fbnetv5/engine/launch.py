@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -31,7 +32,10 @@ def under_torchrun() -> bool:
 
 
 def total_processes(num_processes: int = 1, num_machines: int = 1) -> int:
-    """How many processes a run with these options has in all."""
+    """How many processes a run with these options has in all; a number below 1 is a ValueError."""
+    for name, value in (("--num-processes", num_processes), ("--num-machines", num_machines)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, allowed: 1 or more")
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else num_processes * num_machines
 
 
@@ -64,12 +68,14 @@ def launch(
             )
         _in_group(function, args, device)
         return
+    total = total_processes(num_processes, num_machines)
     _check(num_processes, num_machines, machine_rank, dist_url, device)
-    if num_processes * num_machines == 1:
+    if total == 1:
         function(*args)
         return
     # The launcher's own logs would bury the one sentence that says what went wrong.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if device == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     config = LaunchConfig(
@@ -93,9 +99,6 @@ def launch(
 
 
 def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: str, device: str) -> None:
-    for name, value in (("--num-processes", num_processes), ("--num-machines", num_machines)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, allowed: 1 or more")
     if not 0 <= machine_rank < num_machines:
         raise ValueError(f"--machine-rank is {machine_rank}, allowed: 0 to {num_machines - 1}")
     if dist_url == "auto":
@@ -107,13 +110,10 @@ def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: s
         url = urllib.parse.urlsplit(dist_url)
         if url.scheme != "tcp" or not url.hostname or not _port(url):
             raise ValueError(f"--dist-url is {dist_url!r}, allowed: auto, tcp://host:port")
-    if device == "cuda":
-        import torch
-
-        if num_processes > torch.cuda.device_count():
-            raise ValueError(
-                f"--num-processes is {num_processes}, allowed: 1 to {torch.cuda.device_count()}, the GPUs here"
-            )
+    if device == "cuda" and num_processes > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-processes is {num_processes}, allowed: 1 to {torch.cuda.device_count()}, the GPUs here"
+        )
 
 
 def _port(url: urllib.parse.SplitResult) -> int | None:

@@ -8,13 +8,13 @@ LOG_FILE = "log.txt"
 
 
 def setup_logging(is_main: bool) -> None:
-    """Messages on stderr; of processes other than the first only warnings."""
+    """Messages on stderr; of processes other than the first only errors."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     if not any(getattr(handler, "d2go_fbnetv5", False) for handler in root.handlers):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        handler.setLevel(logging.INFO if is_main else logging.WARNING)
+        handler.setLevel(logging.INFO if is_main else logging.ERROR)
         handler.d2go_fbnetv5 = True
         root.addHandler(handler)
 

@@ -86,7 +86,8 @@ class TrainLoop:
         try:
             for hook in self.hooks:
                 hook.before_train(self)
-            for self.iteration in range(self.start_iteration, self.max_iter):
+            for iteration in range(self.start_iteration, self.max_iter):
+                self.iteration = iteration
                 for hook in self.hooks:
                     hook.before_step(self)
                 self.step()

@@ -80,7 +80,8 @@ class SearchRecipe(Recipe):
                 check_size(cfg.SEARCH.COST.SIZE, family)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"SEARCH.COST.SIZE: {error}") from error
-        if cfg.INPUT.CROP.ENABLED and min(cfg.INPUT.CROP.SIZE) < family.min_input_size:
+        # Images are padded to whole strides of Path 3 before they reach the supernet.
+        if cfg.INPUT.CROP.ENABLED and -(-min(cfg.INPUT.CROP.SIZE) // 32) * 32 < family.min_input_size:
             raise ValueError(
                 f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}, allowed for family {family.name}: "
                 f"{family.min_input_size} pixels or more"

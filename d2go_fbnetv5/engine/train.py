@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import random
@@ -182,11 +183,13 @@ class Run:
             return self.model
         # Each process keeps batch-norm statistics of its own while it trains, and they are averaged where they
         # are used (`average_batch_norm`); all other buffers are equal by construction.
-        return nn.parallel.DistributedDataParallel(
+        ddp = nn.parallel.DistributedDataParallel
+        renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in later torch
+        return ddp(
             self.model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
             find_unused_parameters=self.cfg.MODEL.DDP_FIND_UNUSED_PARAMETERS,
+            **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
         )
 
     def _write_config(self) -> None:

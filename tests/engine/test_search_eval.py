@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from d2go_fbnetv5.arch import Supernet, Topology, block_costs
+from d2go_fbnetv5.data import DigitScenes
+from d2go_fbnetv5.engine.search_eval import SearchJudge, TaskNetwork, random_topology
+from d2go_fbnetv5.search import MultitaskSearch
+from d2go_fbnetv5.tasks import build_task
+
+STAGES = 3
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return block_costs("N", (64, 64))
+
+
+@pytest.mark.parametrize("outputs", [("path3",), ("path2",)])
+def test_random_topologies_cost_as_much_or_more_and_not_needlessly(costs, outputs):
+    generator = torch.Generator().manual_seed(0)
+    searched = Topology.random(STAGES, generator=generator)
+    least = costs.network(searched, outputs)
+    drawn = [random_topology(costs, outputs, STAGES, least, generator) for _ in range(20)]
+    assert all(costs.network(topology, outputs) >= least for topology in drawn)
+    assert len(set(drawn)) > 10
+    # The block that was added last was needed: without one of the kept ones the cost is too low.
+    for topology in drawn:
+        kept = [(s, p) for s, row in enumerate(topology.mask) for p, on in enumerate(row) if on]
+        without = [
+            Topology(
+                [[on and (s, p) != block for p, on in enumerate(row)] for s, row in enumerate(topology.mask)]
+            )
+            for block in kept
+        ]
+        assert not kept or any(costs.network(t, outputs) < least for t in without)
+
+
+def test_random_topologies_at_the_ends(costs):
+    generator = torch.Generator().manual_seed(0)
+    full = Topology.full(STAGES)
+    most = costs.network(full, ("path3",))
+    assert costs.network(random_topology(costs, ("path3",), STAGES, most, generator), ("path3",)) == most
+    assert random_topology(costs, ("path3",), STAGES, 0.0, generator).num_kept == 0
+    with pytest.raises(ValueError, match="no topology costs"):
+        random_topology(costs, ("path3",), STAGES, most + 1, generator)
+
+
+@pytest.fixture
+def search():
+    torch.manual_seed(0)
+    supernet = Supernet("N", STAGES)
+    info = DigitScenes("val", 64, 2).info
+    tasks = [build_task(name, supernet.channels, info) for name in ("cls", "seg")]
+    return MultitaskSearch(supernet, tasks, samples_per_rank=1)
+
+
+def test_leaving_out_dead_blocks_changes_no_prediction(search):
+    topology = Topology(
+        [[1, 0, 0, 1], [1, 0, 1, 0], [0, 0, 1, 1]]
+    )  # the last block of path 3 is dead for path 2
+    network = TaskNetwork(search, "seg", topology).eval()
+    assert network.topology.num_kept < topology.num_kept
+    batch = [DigitScenes("val", 64, 2)[i] for i in range(2)]
+    pruned = network(batch)
+    network.topology = topology
+    for a, b in zip(pruned, network(batch), strict=True):
+        assert torch.equal(a["sem_seg"], b["sem_seg"])
+
+
+def test_a_result_leaves_weights_and_statistics_as_they_were(search, costs):
+    data = DigitScenes("val", 64, 8)
+    batches = [[data[i] for i in range(start, start + 4)] for start in (0, 4)]
+    with torch.no_grad():
+        search.distribution.probs.uniform_(0.2, 0.8, generator=torch.Generator().manual_seed(1))
+    before = {name: value.clone() for name, value in search.state_dict().items()}
+    evaluations = []
+    judge = SearchJudge(search, costs, data.info, batches, batches)
+    result = judge.result("cls", num_random=2, seed=0, progress=lambda: evaluations.append(1))
+    assert all(torch.equal(before[name], value) for name, value in search.state_dict().items())
+    assert len(evaluations) == 3
+    assert result.topology == search.most_likely()["cls"]
+    assert result.outputs == ("path3",) and result.metric_name == "top1"
+    assert all(flops >= result.flops_pruned for flops in result.random_flops)
+    assert (
+        result.flops_pruned == costs.network(result.topology, ("path3",)) <= result.flops <= result.full_flops
+    )
+    assert judge.result("cls", num_random=2, seed=0).random_topologies == result.random_topologies

@@ -132,7 +132,12 @@ def _probabilities(args: argparse.Namespace, ascii_only: bool) -> tuple[Figure |
 
 def _sparklines(task: str, iterations: list[int], probs: list[list[list[float]]], ascii_only: bool) -> str:
     """A task's probabilities as text: each block's curve, from start to now, and its value now."""
-    lines = [f"{task}: probability of each block, iterations {iterations[0]} to {iterations[-1]}", ""]
+    when = (
+        f"iteration {iterations[-1]}"
+        if len(probs) == 1
+        else f"iterations {iterations[0]} to {iterations[-1]}"
+    )
+    lines = [f"{task}: probability of each block, {when}", ""]
     lines.append(
         "Stage".ljust(9) + "".join(f"{stage:<10}" for stage in range(1, len(probs[-1]) + 1)).rstrip()
     )

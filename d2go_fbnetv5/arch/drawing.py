@@ -22,7 +22,8 @@ from d2go_fbnetv5.arch.text_drawing import fusion_edges, last_kept, live_blocks
 from d2go_fbnetv5.arch.topology import Node, Topology
 
 PATH_COLORS = ("#4aa8d8", "#3d7dca", "#5559c1", "#7a3f9d")
-DEAD_COLOR, SKIPPED_COLOR, LINE_COLOR, TEXT_COLOR = "#d4d7dc", "#d4d7dc", "#59616d", "#1d2430"
+DEAD_COLOR, DEAD_EDGE_COLOR, SKIPPED_COLOR = "#d4d7dc", "#aab0b8", "#d4d7dc"
+LINE_COLOR, TEXT_COLOR = "#59616d", "#1d2430"
 DOWN_COLOR, UP_COLOR = "#d1603d", "#2f9e83"
 
 _INCH_PER_STAGE, _INCH_PER_PATH = 1.02, 0.62
@@ -47,9 +48,10 @@ def draw_figure(panels: Sequence[Panel]) -> Figure:
     """
     if not panels:
         raise ValueError("no topology to draw")
-    stages = max(panel.topology.num_stages for panel in panels)
+    stages = max(3, *(panel.topology.num_stages for panel in panels))  # 3: room for the legend
+    rows = _legend_rows(stages)
     heights = [(panel.topology.num_paths + 0.95) * _INCH_PER_PATH for panel in panels]
-    width, legend = (stages + 2.35) * _INCH_PER_STAGE, 0.4
+    width, legend = (stages + 2.35) * _INCH_PER_STAGE, 0.4 * len(rows)
     total = top = sum(heights) + legend
     figure = Figure(figsize=(width, total), facecolor="white")
     FigureCanvasAgg(figure)
@@ -60,7 +62,7 @@ def draw_figure(panels: Sequence[Panel]) -> Figure:
         axes.set_xlim(-0.95, stages + 1.4)
         axes.set_ylim(panel.topology.num_paths - 0.35, -1.3)
         _draw_panel(axes, panel)
-    _draw_legend(figure.add_axes((0, 0, 1, legend / total)), stages)
+    _draw_legend(figure.add_axes((0, 0, 1, legend / total)), stages, rows)
     return figure
 
 
@@ -148,7 +150,7 @@ def _draw_block(axes: Axes, topology: Topology, node: Node, live: frozenset[Node
     if kept and node in live:
         style = {"facecolor": color, "edgecolor": color, "linewidth": 1.0}
     elif kept:
-        style = {"facecolor": DEAD_COLOR, "edgecolor": "#aab0b8", "linewidth": 1.0}
+        style = {"facecolor": DEAD_COLOR, "edgecolor": DEAD_EDGE_COLOR, "linewidth": 1.0}
     axes.add_patch(_rounded_box(stage, path, _BOX_WIDTH, height, zorder=4 if kept else 1, **style))
 
 
@@ -201,26 +203,37 @@ def _rounded_box(x: float, y: float, width: float, height: float, **style: objec
     )
 
 
-def _draw_legend(axes: Axes, stages: int) -> None:
+def _legend_rows(stages: int) -> list[list[str]]:
+    """What the legend explains, in one row where the picture is wide enough for it."""
+    blocks, arrows = ["kept", "dead", "skipped"], ["down", "up"]
+    return [blocks + arrows] if stages >= 6 else [blocks, arrows]
+
+
+def _draw_legend(axes: Axes, stages: int, rows: list[list[str]]) -> None:
     axes.set_axis_off()
     axes.set_xlim(-0.95, stages + 1.4)
-    axes.set_ylim(0.5, -0.5)
-    box = {"facecolor": PATH_COLORS[1], "edgecolor": PATH_COLORS[1]}
-    dead = {"facecolor": DEAD_COLOR, "edgecolor": "#aab0b8"}
-    skipped = {"facecolor": "none", "edgecolor": SKIPPED_COLOR, "linestyle": (0, (2, 2))}
-    x = -0.8
-    for style, label, advance in (
-        (box, "kept", 0.95),
-        (dead, "kept, unused by the head", 2.05),
-        (skipped, "skipped", 1.1),
-    ):
-        axes.add_patch(_rounded_box(x + 0.13, 0, 0.26, 0.5, **style))
-        axes.text(x + 0.34, 0.02, label, fontsize=8, color=LINE_COLOR, va="center")
-        x += advance
-    for color, label, advance in (
-        (DOWN_COLOR, "fused to lower resolution", 2.05),
-        (UP_COLOR, "to higher resolution", 1.5),
-    ):
-        _arrow(axes, (x, 0), (x + 0.32, 0), color, 1.2)
-        axes.text(x + 0.4, 0.02, label, fontsize=8, color=LINE_COLOR, va="center")
-        x += advance
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    boxes = {
+        "kept": ("kept", {"facecolor": PATH_COLORS[1], "edgecolor": PATH_COLORS[1]}, 0.95),
+        "dead": ("kept, unused by the head", {"facecolor": DEAD_COLOR, "edgecolor": DEAD_EDGE_COLOR}, 2.05),
+        "skipped": (
+            "skipped",
+            {"facecolor": "none", "edgecolor": SKIPPED_COLOR, "linestyle": (0, (2, 2))},
+            1.1,
+        ),
+    }
+    arrows = {
+        "down": ("fused to lower resolution", DOWN_COLOR, 2.05),
+        "up": ("to higher resolution", UP_COLOR, 1.5),
+    }
+    for y, row in enumerate(rows):
+        x = -0.8
+        for key in row:
+            if key in boxes:
+                label, style, advance = boxes[key]
+                axes.add_patch(_rounded_box(x + 0.13, y, 0.26, 0.5, **style))
+            else:
+                label, color, advance = arrows[key]
+                _arrow(axes, (x, y), (x + 0.26, y), color, 1.2)
+            axes.text(x + 0.34, y + 0.02, label, fontsize=8, color=LINE_COLOR, va="center")
+            x += advance

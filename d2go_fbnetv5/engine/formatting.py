@@ -36,3 +36,8 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_plural(count: int, one: str, many: str) -> str:
+    """ "1 topology", "8 topologies"."""
+    return f"{count} {one if count == 1 else many}"

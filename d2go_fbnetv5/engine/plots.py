@@ -20,6 +20,7 @@ from d2go_fbnetv5.engine.series import running_mean, series, thin
 TASK_COLORS = ("#3d7dca", "#d1603d", "#2f9e83", "#7a3f9d", "#b58900", "#59616d")
 RANDOM_COLOR = "#9aa1ab"
 _MOST_POINTS = 250
+_SAME = 0.005  # metrics closer than this are drawn as equal, not blown up
 
 
 def probabilities_figure(history: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Figure:
@@ -100,7 +101,7 @@ def curves_figure(
     curves = {t: series(history, f"{prefix}/{t}") for t in tasks}
     if not any(iterations for iterations, _ in curves.values()):
         return None
-    figure = _figure(4.8, 2.5)
+    figure = _figure(3.6, 2.3)
     axes = figure.subplots()
     if target is not None:
         axes.axhline(target, color=LINE_COLOR, lw=0.9, ls=(0, (3, 3)), label="target")
@@ -156,6 +157,9 @@ def _draw_comparison(axes: Axes, task: TaskResult) -> None:
     axes.set_xlabel("pruned FLOPs, % of the full supernet", fontsize=8, color=LINE_COLOR)
     axes.set_ylabel(_plain(task.metric_name), fontsize=8, color=LINE_COLOR)
     axes.margins(0.12)
+    values = [task.metric, *task.random_metrics]
+    if max(values) - min(values) < _SAME:
+        axes.set_ylim(task.metric - _SAME, task.metric + _SAME)
     axes.legend(fontsize=7.5, frameon=False, labelcolor=LINE_COLOR)
     _style(axes)
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from d2go_fbnetv5.arch.drawing import Panel, draw_figure, save_figure
 from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.engine.checkpoint import write_atomically
-from d2go_fbnetv5.engine.formatting import format_count, format_metric, format_share
+from d2go_fbnetv5.engine.formatting import format_count, format_metric, format_plural, format_share
 from d2go_fbnetv5.engine.plots import probabilities_figure
 from d2go_fbnetv5.engine.report_html import render_report
 from d2go_fbnetv5.engine.results import SearchResults, TaskResult
@@ -54,10 +54,11 @@ def search_table(results: SearchResults) -> Table:
     The metric is green where it is at least the random mean, red where it is not.
     """
     random = max((len(task.random_metrics) for task in results.tasks), default=0)
+    rivals = format_plural(random, "topology", "topologies")
     table = Table(
         title=f"Searched topologies of family {results.family} at {results.size[0]}x{results.size[1]}",
         box=SIMPLE_HEAD,
-        caption=f"In brackets: pruned for the task's head. Random: {random} topologies that cost as much or more, "
+        caption=f"In brackets: pruned for the task's head. Random: {rivals} that cost as much or more, "
         "pruned; all on validation data with the same supernet weights.",
         caption_justify="left",
     )

@@ -11,7 +11,13 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from d2go_fbnetv5.engine.formatting import format_count, format_duration, format_metric, format_share
+from d2go_fbnetv5.engine.formatting import (
+    format_count,
+    format_duration,
+    format_metric,
+    format_plural,
+    format_share,
+)
 from d2go_fbnetv5.engine.plots import comparison_figure, curves_figure, losses_figure, probabilities_figure
 from d2go_fbnetv5.engine.report_style import STYLE
 from d2go_fbnetv5.engine.results import SearchResults, TaskResult
@@ -120,9 +126,10 @@ def _table(results: SearchResults) -> str:
 
 def _table_note(results: SearchResults) -> str:
     count = max((len(task.random_metrics) for task in results.tasks), default=0)
+    rivals = format_plural(count, "topology", "topologies")
     return (
         "In brackets: pruned for the task’s head. FLOPs are multiply-adds of the backbone with Stage 0, without a "
-        f"head. Random: {count} topologies that cost as much or more, pruned. All metrics are on validation data, with "
+        f"head. Random: {rivals} that cost as much or more, pruned. All metrics are on validation data, with "
         "the same supernet weights and batch-norm statistics re-estimated for each topology."
     )
 
@@ -177,12 +184,12 @@ def _over_time(results: SearchResults, history: Sequence[dict[str, Any]]) -> lis
         note = "Pale: as logged; dark: running mean. A loss is its task’s alone, importance weight included."
         sections.append(_section("Losses", _figure(losses, "Loss of each task over time"), note))
     curves = (
-        ("entropy", "entropy", "Entropy of each task’s distribution", None),
-        ("ess", "effective samples", "Effective sample size of the importance weights", None),
+        ("entropy", "bits a block", "Entropy", None),
+        ("ess", "effective samples", "Effective sample size", None),
         (
             "expected_cost",
             "relative cost",
-            "Expected relative cost of each task’s topology",
+            "Expected relative cost",
             results.cost_target,
         ),
     )
@@ -211,7 +218,8 @@ def _figure(figure: Figure, description: str, small: bool = False) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     kind = "figure small" if small else "figure"
-    image = f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'
+    width = 100 * figure.get_figwidth()  # pixels beyond which its text would outgrow the page's
+    image = f'<img alt="{escape(description)}" style="max-width: {width:.0f}px" src="data:image/svg+xml;base64,{data}">'
     return f'<div class="{kind}">{image}</div>'
 
 

@@ -27,7 +27,7 @@ h3 { font-size: 0.9rem; font-weight: 600; margin: 0 0 6px; }
   letter-spacing: 0.09em; text-transform: uppercase;
 }
 .lead { margin: 0 0 24px; color: var(--soft); font-size: 1.05rem; max-width: 44em; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(102px, 1fr)); gap: 14px 18px; margin: 0 0 28px; }
+.facts { display: grid; grid-template-columns: repeat(4, 1fr); gap: 14px 18px; margin: 0 0 28px; }
 .facts dt { color: var(--soft); font-size: 0.78rem; }
 .facts dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums; }
 section {
@@ -35,7 +35,7 @@ section {
 }
 .note { margin: 12px 0 0; color: var(--soft); font-size: 0.86rem; max-width: 60em; }
 .figure { overflow-x: auto; }
-.figure img { display: block; width: 100%; min-width: 620px; height: auto; }
+.figure img { display: block; width: 100%; min-width: 600px; height: auto; }
 .figure.small img { min-width: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 small { color: var(--soft); font-size: 0.85em; }
@@ -70,6 +70,7 @@ pre { overflow-x: auto; font: 0.8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Co
 footer { color: var(--soft); font-size: 0.8rem; text-align: center; padding-top: 6px; }
 @media (max-width: 680px) {
   main { padding: 26px 12px 20px; }
+  .facts { grid-template-columns: repeat(2, 1fr); }
   section { padding: 16px 14px; }
   .results thead { display: none; }
   .results tr { display: block; padding: 8px 0; border-top: 1px solid var(--line); }

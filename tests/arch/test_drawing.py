@@ -117,8 +117,20 @@ def test_titles_are_not_mathematics(tmp_path):
 def test_figure_grows_with_panels_and_stages():
     one = draw_figure([Panel("a", Topology.full(3))])
     two = draw_figure([Panel("a", Topology.full(3)), Panel("b", Topology.full(6))])
-    assert two.get_figheight() > 1.7 * one.get_figheight()
+    assert two.get_figheight() > 1.6 * one.get_figheight()
     assert two.get_figwidth() > 1.3 * one.get_figwidth()
+
+
+@pytest.mark.parametrize("stages", [1, 4, 5, 6, 9])
+def test_nothing_is_cut_off(stages):
+    figure = draw_figure(
+        [Panel("segmentation", Topology.full(stages), ("path0", "path3"), "16 of 16 blocks kept")]
+    )
+    renderer = figure.canvas.get_renderer()
+    width, height = figure.canvas.get_width_height()
+    for text in (text for axes in figure.axes for text in axes.texts if text.get_text()):
+        box = text.get_window_extent(renderer)
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) > 0, text.get_text()
 
 
 def test_errors(tmp_path):

@@ -28,6 +28,7 @@ class Recipe:
         cfg: validated by `validate`.
         data: of the run.
         seed: of the run, >= 0.
+        model: one that a host has built already; by default `build_model` does it.
 
     Attributes:
         model: on the CPU until the host moves it.
@@ -35,9 +36,9 @@ class Recipe:
 
     model: nn.Module
 
-    def __init__(self, cfg: CfgNode, data: Data, seed: int) -> None:
+    def __init__(self, cfg: CfgNode, data: Data, seed: int, model: nn.Module | None = None) -> None:
         self.cfg, self.data, self.seed = cfg, data, seed
-        self.model = self.build_model()
+        self.model = self.build_model() if model is None else model
 
     @classmethod
     def validate(cls, cfg: CfgNode, world_size: int) -> None:

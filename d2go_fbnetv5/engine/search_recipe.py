@@ -24,7 +24,7 @@ from d2go_fbnetv5.engine.results import SearchResults
 from d2go_fbnetv5.engine.search_eval import SearchJudge
 from d2go_fbnetv5.engine.validate import check_choice, check_range
 from d2go_fbnetv5.search import CostRegularizer, MultitaskSearch
-from d2go_fbnetv5.tasks import batch_images, build_task, list_tasks
+from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
 
 ALGORITHMS = ("multitask",)
 
@@ -90,41 +90,10 @@ class SearchRecipe(Recipe):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width at which costs are counted."""
-        family = build_family(self.cfg.MODEL.FBNETV5.FAMILY)
-        return tuple(self.cfg.SEARCH.COST.SIZE) or (family.input_size, family.input_size)
+        return cost_size(self.cfg)
 
     def build_model(self) -> MultitaskSearch:
-        cfg, search = self.cfg, self.cfg.SEARCH
-        supernet = Supernet(cfg.MODEL.FBNETV5.FAMILY, cfg.MODEL.FBNETV5.NUM_STAGES)
-        tasks = []
-        for name in search.TASKS:
-            options = as_dict(search.HEADS[name]) if name in search.HEADS else {}
-            try:
-                tasks.append(build_task(name, supernet.channels, self.data.info, **options))
-            except ValueError as error:
-                raise ValueError(f"SEARCH.TASKS, SEARCH.HEADS.{name}: {error}") from error
-        cost = None
-        if search.COST.WEIGHT > 0:
-            costs = block_costs(cfg.MODEL.FBNETV5.FAMILY, self.size, search.COST.METRIC, cfg.MODEL.DEVICE)
-            # Measured latencies differ from process to process; the price of a topology must not.
-            costs = broadcast(costs)
-            cost = CostRegularizer(costs.matrix(supernet.num_stages), search.COST.TARGET, search.COST.WEIGHT)
-        return MultitaskSearch(
-            supernet,
-            tasks,
-            samples_per_rank=search.SAMPLES_PER_RANK,
-            arch_warmup_iters=search.ARCH_WARMUP_ITERS,
-            init_prob=search.INIT_PROB,
-            loss_window=search.LOSS_WINDOW,
-            cost=cost,
-            importance_weighted=search.IMPORTANCE_WEIGHTED,
-            self_normalize=search.SELF_NORMALIZE,
-            prob_min=search.PROB_MIN,
-            seed=self.seed,
-            preprocess=partial(
-                preprocess, pixel_mean=tuple(cfg.MODEL.PIXEL_MEAN), pixel_std=tuple(cfg.MODEL.PIXEL_STD)
-            ),
-        )
+        return MultitaskSearch(**search_arguments(self.cfg, self.data.info, self.seed))
 
     def param_groups(self) -> list[dict[str, Any]]:
         solver = self.cfg.SOLVER
@@ -194,6 +163,52 @@ class SearchRecipe(Recipe):
             # A limited number of images fits into memory, and is not decoded anew for each topology.
             eval_batches=list(batches) if evals.MAX_IMAGES else batches,
         )
+
+
+def cost_size(cfg: CfgNode) -> tuple[int, int]:
+    """Height and width at which costs are counted: SEARCH.COST.SIZE, the family's own where it is empty."""
+    family = build_family(cfg.MODEL.FBNETV5.FAMILY)
+    return tuple(cfg.SEARCH.COST.SIZE) or (family.input_size, family.input_size)
+
+
+def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, Any]:
+    """What `MultitaskSearch` is made of under a validated configuration. Every process must call it.
+
+    Args:
+        info: what the data set labels.
+        seed: of the sampled topologies.
+    """
+    search = cfg.SEARCH
+    supernet = Supernet(cfg.MODEL.FBNETV5.FAMILY, cfg.MODEL.FBNETV5.NUM_STAGES)
+    tasks = []
+    for name in search.TASKS:
+        options = as_dict(search.HEADS[name]) if name in search.HEADS else {}
+        try:
+            tasks.append(build_task(name, supernet.channels, info, **options))
+        except ValueError as error:
+            raise ValueError(f"SEARCH.TASKS, SEARCH.HEADS.{name}: {error}") from error
+    cost = None
+    if search.COST.WEIGHT > 0:
+        costs = block_costs(cfg.MODEL.FBNETV5.FAMILY, cost_size(cfg), search.COST.METRIC, cfg.MODEL.DEVICE)
+        # Measured latencies differ from process to process; the price of a topology must not.
+        costs = broadcast(costs)
+        cost = CostRegularizer(costs.matrix(supernet.num_stages), search.COST.TARGET, search.COST.WEIGHT)
+    return {
+        "supernet": supernet,
+        "tasks": tasks,
+        "samples_per_rank": search.SAMPLES_PER_RANK,
+        "arch_warmup_iters": search.ARCH_WARMUP_ITERS,
+        "init_prob": search.INIT_PROB,
+        "loss_window": search.LOSS_WINDOW,
+        "cost": cost,
+        "importance_weighted": search.IMPORTANCE_WEIGHTED,
+        "self_normalize": search.SELF_NORMALIZE,
+        "prob_min": search.PROB_MIN,
+        "seed": seed,
+        "preprocess": partial(
+            preprocess, pixel_mean=tuple(cfg.MODEL.PIXEL_MEAN), pixel_std=tuple(cfg.MODEL.PIXEL_STD)
+        ),
+    }
 
 
 def preprocess(

@@ -81,8 +81,8 @@ def build_data(cfg: CfgNode, seed: int) -> Data:
     Raises:
         ValueError, FileNotFoundError: an unknown name, a broken index, sets that label different things.
     """
-    train_sets = [_open(cfg, name) for name in cfg.DATASETS.TRAIN]
-    test_set = _open(cfg, cfg.DATASETS.TEST[0])
+    train_sets = [open_dataset(cfg, name) for name in cfg.DATASETS.TRAIN]
+    test_set = open_dataset(cfg, cfg.DATASETS.TEST[0])
     info = train_sets[0].info
     for name, dataset in zip((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), (*train_sets, test_set), strict=True):
         if len(dataset) == 0:
@@ -91,27 +91,39 @@ def build_data(cfg: CfgNode, seed: int) -> Data:
             raise ValueError(
                 f"the data sets {cfg.DATASETS.TRAIN[0]} and {name} do not have the same class names"
             )
-    crop = cfg.INPUT.CROP
+    train_transform, eval_transform = build_transforms(cfg)
     return Data(
         info=info,
         train_set=train_sets[0] if len(train_sets) == 1 else ConcatDataset(train_sets),
         test_set=test_set,
-        train_transform=TrainTransform(
-            short_side=list(cfg.INPUT.MIN_SIZE_TRAIN),
-            crop=tuple(crop.SIZE) if crop.ENABLED else None,
-            flip=0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0,
-            color=cfg.FBNETV5_DATA.COLOR_JITTER,
-        ),
-        eval_transform=EvalTransform(
-            short_side=cfg.INPUT.MIN_SIZE_TEST or None, crop=cfg.FBNETV5_DATA.CROP_SIZE_TEST or None
-        ),
+        train_transform=train_transform,
+        eval_transform=eval_transform,
         batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
     )
 
 
-def _open(cfg: CfgNode, name: str) -> Any:
+def build_transforms(cfg: CfgNode) -> tuple[TrainTransform, EvalTransform]:
+    """How images are transformed for training and for evaluation, from INPUT and FBNETV5_DATA."""
+    crop = cfg.INPUT.CROP
+    train = TrainTransform(
+        short_side=list(cfg.INPUT.MIN_SIZE_TRAIN),
+        crop=tuple(crop.SIZE) if crop.ENABLED else None,
+        flip=0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0,
+        color=cfg.FBNETV5_DATA.COLOR_JITTER,
+    )
+    evaluation = EvalTransform(
+        short_side=cfg.INPUT.MIN_SIZE_TEST or None, crop=cfg.FBNETV5_DATA.CROP_SIZE_TEST or None
+    )
+    return train, evaluation
+
+
+def open_dataset(cfg: CfgNode, name: str) -> Any:
+    """A data set by its name in DATASETS: one of FBNETV5_DATA.DATASETS, or a registered one.
+
+    Raises what opening it raises; a ValueError names the set.
+    """
     options = cfg.FBNETV5_DATA.DATASETS.get(name, {})
     if not isinstance(options, CfgNode) and options:
         raise ValueError(f"FBNETV5_DATA.DATASETS.{name} is {options!r}, allowed: a group of options")

@@ -140,6 +140,8 @@ def _worker(function: Callable[..., Any], args: tuple[Any, ...], device: str, re
 
 
 def _in_group(function: Callable[..., Any], args: tuple[Any, ...], device: str) -> None:
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before NCCL picks one
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         setup_logging(dist.get_rank() == 0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import Supernet, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import METRICS, check_size
 from d2go_fbnetv5.engine.config import as_dict
-from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_main
+from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_main, world_size
 from d2go_fbnetv5.engine.history import read_history
 from d2go_fbnetv5.engine.recipe import Recipe, register_recipe
 from d2go_fbnetv5.engine.report import search_table, write_search_report
@@ -141,7 +141,7 @@ class SearchRecipe(Recipe):
                 iterations=iterations,
                 seconds=seconds,
                 tasks=tasks,
-                precise_bn_images=sum(len(batch) for batch in judge.statistics),
+                precise_bn_images=sum(len(batch) for batch in judge.statistics) * world_size(),
                 eval_images=self.data.num_eval_images(evals.MAX_IMAGES),
                 cost_target=self.cfg.SEARCH.COST.TARGET if priced else None,
                 cost_metric=self.cfg.SEARCH.COST.METRIC,

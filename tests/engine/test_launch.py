@@ -72,6 +72,15 @@ def test_two_processes_stop_at_a_bad_loss_with_one_sentence(stub_args, tmp_path)
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_0000002.pth"
 
 
+def test_processes_agree_on_statistics_and_see_each_image_once():
+    script = SCRIPT.with_name("ranks_run.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.slow
 def test_torchrun(stub_args, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

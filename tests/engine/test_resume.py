@@ -76,6 +76,13 @@ def test_stopped_anywhere_in_process(stub, stub_args, tmp_path, monkeypatch):
         assert_same_run(tmp_path / "whole", tmp_path / folder)
 
 
+def test_averaged_weights_are_judged_beside_the_raw_ones(stub, stub_args, tmp_path):
+    assert stub.main(stub_args("run")) == 0
+    last = read_history(tmp_path / "run")[-1]
+    assert {"eval/top1", "eval/ema/top1"} <= last.keys()
+    assert last["eval/top1"] > 0.9
+
+
 def test_stopped_twice_and_with_a_damaged_checkpoint(stub, stub_args, tmp_path):
     assert stub.main(stub_args("whole")) == 0
     assert stub.main(stub_args("parts", "SOLVER.STEPS", "[8]", "SOLVER.MAX_ITER", "12")) == 0

@@ -167,7 +167,7 @@ def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def _suggestion(name: str, root: CfgNode) -> str:
-    keys = list(_all_keys(root))
+    keys = [key for key in _all_keys(root) if not name.startswith(f"{key}.")]
     close = difflib.get_close_matches(name, keys, n=1)
     if not close:
         last = name.rsplit(".", 1)[-1]

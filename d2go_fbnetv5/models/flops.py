@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from d2go_fbnetv5.arch import PATHS
 from d2go_fbnetv5.arch.cost import count_flops, count_params
 from d2go_fbnetv5.models.base import SearchedModel
 from d2go_fbnetv5.models.image_classifier import ImageClassifier
@@ -60,18 +61,34 @@ def model_flops(model: SearchedModel, size: tuple[int, int]) -> ModelFlops:
         allowed = ", ".join(kind.__name__ for kind in _COUNTERS)
         raise ValueError(f"cannot count a {type(model).__name__}; allowed are {allowed}")
     parameters = count_params(model)
-    meta = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-    images = torch.empty(1, 3, *model.padded_size(size), device="meta")
-    with torch.no_grad():
-        features = meta.backbone(images)
+    meta = _without_uncounted(copy.deepcopy(model).to("meta").eval().requires_grad_(False))
+    padded, backbone = model.padded_size(size), meta.backbone
+    images = torch.empty(1, 3, *padded, device="meta")
+    feature_sizes = dict(zip(PATHS, backbone.family.feature_sizes(padded), strict=True))
+    features = {
+        name: torch.empty(1, channels, *feature_sizes[name], device="meta")
+        for name, channels in backbone.channels.items()
+    }
     parts, constant = count(meta, features)
     return ModelFlops(
         size=(int(size[0]), int(size[1])),
-        parts={"BB": count_flops(meta.backbone, images), **parts},
+        parts={"BB": count_flops(backbone, images), **parts},
         parameters=parameters,
         fixed=frozenset({"ROI"} & parts.keys()),
         constant=constant,
     )
+
+
+_UNCOUNTED = (nn.BatchNorm2d, nn.Hardswish, nn.Hardsigmoid)
+
+
+def _without_uncounted(model: SearchedModel) -> SearchedModel:
+    """Drops layers that keep the shape and cost nothing here, which the meta device is very slow at."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _UNCOUNTED):
+                setattr(module, name, nn.Identity())
+    return model
 
 
 def average_flops(

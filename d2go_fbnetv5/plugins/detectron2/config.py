@@ -1,0 +1,52 @@
+"""Our keys in a Detectron2 configuration, and Detectron2's keys set to the paper's heads."""
+
+from fvcore.common.config import CfgNode
+
+from d2go_fbnetv5.arch import PATHS, Topology
+from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.engine import defaults
+from d2go_fbnetv5.zoo import builtin_topology
+
+_TASKS = {"ImageClassifier": "cls", "LiteMaskFormer": "seg", "SemanticSegmentor": "seg"}
+
+
+def add_fbnetv5_config(cfg: CfgNode) -> None:
+    """Add FBNetV5's keys to a configuration of Detectron2 or D2Go, in place."""
+    defaults.add_fbnetv5_config(cfg)
+    # Features of the searched backbone; blocks that none of them needs are left out.
+    cfg.MODEL.FBNETV5.OUT_FEATURES = list(PATHS)
+
+
+def use_lite_rcnn(cfg: CfgNode) -> None:
+    """Make Detectron2's GeneralizedRCNN the paper's Lite R-CNN (Appendix G.2) on the searched backbone, in place.
+
+    All that is changed are values of Detectron2's own keys. The numbers of classes and the image's mean and
+    deviation stay as they are.
+    """
+    model = cfg.MODEL
+    model.META_ARCHITECTURE = "GeneralizedRCNN"
+    model.BACKBONE.NAME = "FBNetV5Backbone"
+    model.FBNETV5.OUT_FEATURES = ["path1"]
+    model.ANCHOR_GENERATOR.NAME = "RoundedAnchorGenerator"
+    model.ANCHOR_GENERATOR.SIZES = [[32, 64, 128, 256, 512]]
+    model.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
+    model.PROPOSAL_GENERATOR.NAME = "RPN"
+    model.RPN.HEAD_NAME = "LiteRPNHead"
+    model.RPN.IN_FEATURES = ["path1"]
+    model.RPN.PRE_NMS_TOPK_TRAIN, model.RPN.POST_NMS_TOPK_TRAIN = 2000, 1000
+    model.RPN.PRE_NMS_TOPK_TEST, model.RPN.POST_NMS_TOPK_TEST = 1000, 30
+    model.ROI_HEADS.NAME = "StandardROIHeads"
+    model.ROI_HEADS.IN_FEATURES = ["path1"]
+    model.ROI_BOX_HEAD.NAME = "LiteRoIBoxHead"
+    model.ROI_BOX_HEAD.POOLER_RESOLUTION = 6
+
+
+def configured_topology(cfg: CfgNode) -> Topology:
+    """MODEL.FBNETV5.TOPOLOGY's entry for the task of MODEL.META_ARCHITECTURE; the built-in one where it is empty.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or none of that task.
+    """
+    task = _TASKS.get(cfg.MODEL.META_ARCHITECTURE, "det")
+    path = cfg.MODEL.FBNETV5.TOPOLOGY
+    return load_topologies(path).task(task).topology if path else builtin_topology(task.upper())

@@ -1,0 +1,93 @@
+"""Our data sets in Detectron2's catalogs, and the mapper that transforms their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from fvcore.common.config import CfgNode
+
+from d2go_fbnetv5.data import list_datasets
+from d2go_fbnetv5.engine.build import build_transforms, open_dataset
+from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+EVALUATOR_TYPE = "fbnetv5"
+
+
+def is_ours(cfg: CfgNode, name: str) -> bool:
+    """Whether a name in DATASETS is one of FBNETV5_DATA.DATASETS or of our readers."""
+    return name in cfg.FBNETV5_DATA.DATASETS or name in list_datasets()
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register those of DATASETS that are ours in DatasetCatalog and MetadataCatalog, from the paths in ``cfg``.
+
+    A set is opened when it is asked for. One that an earlier call registered is replaced, since its options may
+    differ; a name that others have registered keeps its meaning.
+    """
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        if not is_ours(cfg, name):
+            continue
+        if isinstance(DatasetCatalog.data.get(name), _Opener):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name, None)
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, _Opener(cfg.clone(), name))
+
+
+class _Opener:
+    """What the catalog calls; Detectron2 takes a torch data set in place of a list of dicts."""
+
+    def __init__(self, cfg: CfgNode, name: str) -> None:
+        self.cfg, self.name = cfg, name
+
+    def __call__(self) -> CatalogDataset:
+        dataset = CatalogDataset(open_dataset(self.cfg, self.name))
+        info: DatasetInfo = dataset.info
+        MetadataCatalog.get(self.name).set(
+            evaluator_type=EVALUATOR_TYPE,
+            info=info,
+            thing_classes=list(info.box_names),
+            stuff_classes=list(info.sem_seg_names),
+            ignore_label=info.sem_seg_ignore,
+        )
+        return dataset
+
+
+class CatalogDataset(torch.utils.data.Dataset):
+    """Any data set of ours as a torch data set of samples."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.info: DatasetInfo = dataset.info
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset[index]
+
+
+class SampleMapper:
+    """A sample of the catalog -> the transformed one, in Detectron2's form as well (`to_detectron2`).
+
+    Args:
+        transform: called with the sample and a seed.
+        is_train: whether seeds are drawn, from numpy's generator as in Detectron2's own mapper.
+    """
+
+    def __init__(self, transform: Callable[[dict[str, Any], int], dict[str, Any]], is_train: bool) -> None:
+        self.transform, self.is_train = transform, is_train
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> SampleMapper:
+        """By INPUT and FBNETV5_DATA."""
+        return cls(build_transforms(cfg)[0 if is_train else 1], is_train)
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        seed = int(np.random.randint(2**31)) if self.is_train else 0
+        return to_detectron2(self.transform(sample, seed), self.is_train)

@@ -1,0 +1,56 @@
+"""Our tasks' metrics as Detectron2 evaluators."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator
+
+from d2go_fbnetv5.plugins.detectron2.samples import to_output
+from d2go_fbnetv5.tasks import DatasetInfo, Evaluator
+from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
+from d2go_fbnetv5.tasks.metrics import SemSegMetrics, TopKAccuracy
+
+
+class SampleEvaluator(DatasetEvaluator):
+    """Judges predictions by the labels of the very samples they are made from; metrics are fractions.
+
+    Args:
+        metrics: by task, such as {"det": AveragePrecision(names)}.
+    """
+
+    def __init__(self, metrics: dict[str, Evaluator]) -> None:
+        self.metrics = metrics
+
+    @classmethod
+    def for_info(cls, info: DatasetInfo) -> SampleEvaluator:
+        """Of every kind of label that a data set has: top-1 and top-5, average precision, mean IoU."""
+        metrics: dict[str, Evaluator] = {}
+        if info.class_names:
+            metrics["cls"] = TopKAccuracy()
+        if info.box_names:
+            metrics["det"] = AveragePrecision(info.box_names)
+        if info.sem_seg_names:
+            metrics["seg"] = SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)
+        return cls(metrics)
+
+    def reset(self) -> None:
+        for metric in self.metrics.values():
+            metric.reset()
+        self._seen: set[str] = set()
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        predictions = [
+            {key: value.cpu() for key, value in to_output(output).items()} for output in outputs
+        ]
+        for task, key in (("cls", "class_scores"), ("det", "boxes"), ("seg", "sem_seg")):
+            if task in self.metrics and predictions and key in predictions[0]:
+                self.metrics[task].process(inputs, predictions)
+                self._seen.add(task)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """By task, of what the model predicted. Every process must call it."""
+        results = {task: metric.evaluate() for task, metric in self.metrics.items()}
+        return OrderedDict((task, result) for task, result in results.items() if task in self._seen)

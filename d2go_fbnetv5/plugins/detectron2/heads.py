@@ -1,0 +1,151 @@
+"""The paper's heads (Appendix G) under Detectron2's RPN, StandardROIHeads and SemanticSegmentor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, RPN_HEAD_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling.anchor_generator import (
+    ANCHOR_GENERATOR_REGISTRY,
+    DefaultAnchorGenerator,
+    build_anchor_generator,
+)
+from torch import Tensor, nn
+
+from d2go_fbnetv5.models import (
+    LiteBoxHead,
+    PixelDecoder,
+    SegmentationModule,
+    TransformerDecoder,
+)
+from d2go_fbnetv5.models import LiteRPNHead as _LiteRPNHead
+from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, segments_of
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class RoundedAnchorGenerator(DefaultAnchorGenerator):
+    """Anchors as `d2go_fbnetv5.models.LiteRCNN` has them (and torchvision): sides rounded to whole pixels around
+    the centre, all sizes of the first aspect ratio first. So that a detector's weights fit both."""
+
+    def generate_cell_anchors(
+        self,
+        sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1, 2),
+    ) -> Tensor:
+        anchors = []
+        for ratio in aspect_ratios:  # height / width
+            for size in sizes:
+                half = (size / math.sqrt(ratio) / 2, size * math.sqrt(ratio) / 2)
+                anchors.append([-half[0], -half[1], half[0], half[1]])
+        return torch.tensor(anchors).round()
+
+
+@RPN_HEAD_REGISTRY.register()
+class LiteRPNHead(_LiteRPNHead):
+    """Lite R-CNN's RPN head; its levels share weights, so they must have the same channels."""
+
+    @configurable
+    def __init__(self, in_channels: int, num_anchors: int = 15) -> None:
+        super().__init__(in_channels, num_anchors)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> dict[str, Any]:
+        channels = {shape.channels for shape in input_shape}
+        anchors = set(build_anchor_generator(cfg, input_shape).num_anchors)
+        if len(channels) > 1 or len(anchors) > 1:
+            raise ValueError(
+                f"MODEL.RPN.IN_FEATURES have {sorted(channels)} channels and {sorted(anchors)} anchors, allowed for "
+                "LiteRPNHead: one number of each"
+            )
+        return {"in_channels": channels.pop(), "num_anchors": anchors.pop()}
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class LiteRoIBoxHead(LiteBoxHead):
+    """Lite R-CNN's box head on a region's 6 x 6 features."""
+
+    @configurable
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        return {"in_channels": input_shape.channels}
+
+    @property
+    @torch.jit.unused
+    def output_shape(self) -> ShapeSpec:
+        return ShapeSpec(channels=self.out_channels)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class LiteMaskFormerHead(nn.Module):
+    """Lite MaskFormer's decoders and loss, for Detectron2's SemanticSegmentor.
+
+    Args:
+        input_shape: of the features, with ``path1`` and ``path3`` among them.
+        num_classes: K.
+        ignore_value: the label of pixels that have no part in the loss.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape: Mapping[str, ShapeSpec], num_classes: int, ignore_value: int = 255
+    ) -> None:
+        super().__init__()
+        missing = [name for name in ("path1", "path3") if name not in input_shape]
+        if missing:
+            raise ValueError(f"LiteMaskFormerHead needs {missing[0]}, the backbone gives {', '.join(input_shape)}")
+        self.ignore_value = ignore_value
+        self.stride = input_shape["path1"].stride
+        self.pixel_decoder = PixelDecoder(input_shape["path1"].channels)
+        self.transformer_decoder = TransformerDecoder(input_shape["path3"].channels)
+        self.segmentation = SegmentationModule(num_classes)
+        self.loss = MaskFormerLoss(num_classes)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        return {
+            "input_shape": input_shape,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        }
+
+    def forward(
+        self, features: Mapping[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Training: None and the losses. Evaluation: N x K x H x W scores at the padded images' size, and {}.
+
+        Args:
+            features: by name; others than ``path1`` and ``path3`` are left alone.
+            targets: N x H x W label maps, padded with ``ignore_value``.
+        """
+        pixels = self.pixel_decoder(features["path1"])
+        predictions = [
+            SegmentPrediction(*self.segmentation(queries, pixels))
+            for queries in self.transformer_decoder(features["path3"])
+        ]
+        if self.training:
+            segments = [segments_of(target, self.ignore_value) for target in targets]
+            return None, self.loss(predictions, segments)
+        size = [side * self.stride for side in features["path1"].shape[-2:]]
+        return segment_scores(predictions[-1], size), {}
+
+
+def segment_scores(prediction: SegmentPrediction, size: Sequence[int]) -> Tensor:
+    """Per pixel and class the sum over queries of class probability times mask probability: N x K x H x W.
+
+    Args:
+        size: H and W of the padded images.
+    """
+    masks = F.interpolate(
+        prediction.mask_logits.float(), tuple(size), mode="bilinear", align_corners=False
+    ).sigmoid()
+    classes = prediction.class_logits.float().softmax(2)[..., :-1]
+    return torch.einsum("nqk,nqhw->nkhw", classes, masks)

@@ -1,0 +1,58 @@
+"""Samples and Detectron2's dataset dicts are the same dicts; only boxes are kept in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+
+from d2go_fbnetv5.engine.loop import to_device
+
+_LEAST_SIDE = 1e-2  # pixels; a thinner box has no finite regression target
+
+
+def to_detectron2(sample: dict[str, Any], training: bool) -> dict[str, Any]:
+    """The sample, with its ``boxes`` as ``instances`` too where it has them.
+
+    In training without crowds and boxes of no area. ``height`` and ``width``, to which Detectron2 rescales
+    predictions, become the image's own, because the labels are in that frame.
+    """
+    height, width = (int(side) for side in sample["image"].shape[-2:])
+    data = {**sample, "height": height, "width": width}
+    if "boxes" in sample:
+        boxes = torch.as_tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.as_tensor(sample["box_labels"], dtype=torch.int64).reshape(-1)
+        if training:
+            kept = (boxes[:, 2:] - boxes[:, :2] > _LEAST_SIDE).all(1)
+            if "box_is_crowd" in sample:
+                kept &= ~torch.as_tensor(sample["box_is_crowd"], dtype=torch.bool).reshape(-1)
+            boxes, labels = boxes[kept], labels[kept]
+        data["instances"] = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=labels)
+    return data
+
+
+def to_sample(data: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A dict of Detectron2's loaders, or one of `to_detectron2`, as a sample on ``device``."""
+    sample = to_device(dict(data), device)
+    instances = sample.pop("instances", None)
+    if instances is not None and "boxes" not in sample:
+        sample["boxes"] = instances.gt_boxes.tensor.to(device)
+        sample["box_labels"] = instances.gt_classes.to(device)
+    if "sem_seg" in sample:
+        sample["sem_seg"] = sample["sem_seg"].long()
+    return sample
+
+
+def to_output(output: Mapping[str, Any]) -> dict[str, Any]:
+    """A prediction in Detectron2's form as our evaluators read it."""
+    converted = {key: value for key, value in output.items() if key != "instances"}
+    if "instances" in output:
+        instances = output["instances"]
+        converted["boxes"] = instances.pred_boxes.tensor
+        converted["scores"] = instances.scores
+        converted["labels"] = instances.pred_classes
+    if "sem_seg" in output and output["sem_seg"].dim() == 3:
+        converted["sem_seg"] = output["sem_seg"].argmax(0)  # K scores a pixel
+    return converted

@@ -75,14 +75,19 @@ class Data:
         return min(max_images, len(self.test_set)) if max_images else len(self.test_set)
 
 
-def build_data(cfg: CfgNode, seed: int) -> Data:
+def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] | None = None) -> Data:
     """Open the data sets of DATASETS.
+
+    Args:
+        seed: of order and augmentation.
+        open_set: another way to open a set by its name, of a host that has it open already.
 
     Raises:
         ValueError, FileNotFoundError: an unknown name, a broken index, sets that label different things.
     """
-    train_sets = [open_dataset(cfg, name) for name in cfg.DATASETS.TRAIN]
-    test_set = open_dataset(cfg, cfg.DATASETS.TEST[0])
+    open_set = open_set or open_dataset
+    train_sets = [open_set(cfg, name) for name in cfg.DATASETS.TRAIN]
+    test_set = open_set(cfg, cfg.DATASETS.TEST[0])
     info = train_sets[0].info
     for name, dataset in zip((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), (*train_sets, test_set), strict=True):
         if len(dataset) == 0:

@@ -22,8 +22,10 @@ _MIN_LARGEST_SHARE = 40 / 128
 _LARGEST_MARGIN = 1.4
 # At least this share of a digit's pixels stays visible: what is labelled can be seen.
 _MIN_VISIBLE = 0.75
-# A digit's ink differs by this much in luminance from what is behind it, and in colour from the other inks (0..255).
-_MIN_CONTRAST = 80.0
+# The photographs are dimmed by a factor in this range and the inks are brighter than that leaves anything, so that
+# strokes are told from the photograph by their brightness, as chalk is from a blackboard. Inks differ in colour.
+_DIMMED = (0.25, 0.5)
+_MIN_INK, _MIN_INK_DISTANCE = 160.0, 80.0
 _PLACING_TRIES = 12
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -73,7 +75,8 @@ def digit_indices(split: str) -> np.ndarray:
 
 
 class DigitScenes(torch.utils.data.Dataset):
-    """Scenes of 1 to ``max_digits`` handwritten digits, drawn on the fly on crops of two photographs.
+    """Scenes of 1 to ``max_digits`` handwritten digits in bright inks, drawn on the fly on dimmed crops of two
+    photographs.
 
     A sample has all labels: ``class_label`` is the largest digit (by a clear margin); ``boxes`` are tight around
     the visible pixels of every digit, in the order of drawing; ``sem_seg`` names for every pixel the topmost digit
@@ -226,7 +229,7 @@ class DigitScenes(torch.utils.data.Dataset):
             crop = crop[:, ::-1]
         method = cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR
         image = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=method)
-        return image.astype(np.float32)
+        return image.astype(np.float32) * np.float32(rng.uniform(*_DIMMED))
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -258,16 +261,19 @@ def _draw(
 
 
 def _paint(image: np.ndarray, digits: list[_Digit], rng: np.random.Generator) -> None:
-    """Blends the digits into the H x W x 3 float32 image, each in an ink that can be told from what is behind it."""
+    """Blends the digits into the dimmed H x W x 3 float32 image, each in a bright ink of its own."""
     inks: list[np.ndarray] = []
     for digit in digits:
-        window = image[digit.window]
-        behind = window.mean(axis=(0, 1)) @ _LUMINANCE
         colours = rng.uniform(0, 255, (16, 3)).astype(np.float32)
-        distance = np.abs(colours @ _LUMINANCE - behind)
+        # Towards white as far as it takes to be bright enough.
+        brightness = colours @ _LUMINANCE
+        missing = np.clip((_MIN_INK - brightness) / np.maximum(255 - brightness, 1), 0, 1)[:, None]
+        colours += missing * (255 - colours)
+        distance = np.full(len(colours), np.inf)
         for ink in inks:
             distance = np.minimum(distance, np.linalg.norm(colours - ink, axis=1))
-        good = np.flatnonzero(distance >= _MIN_CONTRAST)
+        good = np.flatnonzero(distance >= _MIN_INK_DISTANCE)
         ink = colours[good[0] if len(good) else distance.argmax()]
         inks.append(ink)
-        window += (digit.alpha * rng.uniform(0.85, 1.0))[..., None] * (ink - window)
+        window = image[digit.window]
+        window += digit.alpha[..., None] * (ink - window)

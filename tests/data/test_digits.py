@@ -73,7 +73,7 @@ def test_ink_is_brighter_than_any_photograph(monkeypatch):
     for sample in scenes(count=60):
         grey = sample["image"].permute(1, 2, 0).float() @ luminance
         assert grey[sample["sem_seg"] == 0].median() <= 0.5 * 255 + 1
-        assert (grey[sample["sem_seg"] > 0] > 140).float().mean() > 0.8
+        assert (grey[sample["sem_seg"] > 0] > 128).float().mean() > 0.8  # strokes' edges are blended
 
 
 def test_same_index_gives_the_same_sample_and_seeds_differ():
@@ -110,13 +110,15 @@ def test_a_split_draws_its_own_digits_and_halves_only(monkeypatch, seed):
     photograph[:, :150, 0] = photograph[:, 150:, 2] = 200
     monkeypatch.setattr(digits, "_digits", lambda: (glyphs, labels))
     monkeypatch.setattr(digits, "_photographs", lambda: (photograph,))
-    for split, label, colour in (("train", 3, [200, 0, 0]), ("val", 9, [0, 0, 200])):
+    for split, label, channel in (("train", 3, 0), ("val", 9, 2)):
         for sample in scenes(split, count=20, seed=seed):
             assert (sample["box_labels"] == label).all()
             outside = torch.ones_like(sample["sem_seg"], dtype=torch.bool)
             for x0, y0, x1, y1 in sample["boxes"].int().tolist():
                 outside[y0:y1, x0:x1] = False
-            assert (sample["image"].permute(1, 2, 0)[outside] == torch.tensor(colour)).all()
+            seen = sample["image"][:, outside]
+            assert (seen[channel] >= 50).all()
+            assert (seen[[c for c in range(3) if c != channel]] == 0).all()
 
 
 def test_info_names_every_class():

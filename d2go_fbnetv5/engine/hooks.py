@@ -41,6 +41,9 @@ class Stopwatch(Hook):
         self._since: float | None = None
 
     def before_train(self, loop: TrainLoop) -> None:
+        self.start()
+
+    def start(self) -> None:
         self._since = time.monotonic()
 
     def state_dict(self) -> dict[str, float]:

@@ -79,9 +79,7 @@ class FBNetV5Backbone(Backbone, _PathBackbone):
         self.exact_sizes = exact_sizes
 
     @classmethod
-    def from_config(
-        cls, cfg: CfgNode, input_shape: ShapeSpec, exact_sizes: bool = False
-    ) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, exact_sizes: bool = False) -> dict[str, Any]:
         return {
             "family": cfg.MODEL.FBNETV5.FAMILY,
             "topology": configured_topology(cfg),

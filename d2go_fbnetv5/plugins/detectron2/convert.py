@@ -36,4 +36,6 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
     for old, new in names.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
-    raise ValueError(f"a Lite R-CNN has no weight {name!r}; its names begin with backbone., {', '.join(names)}")
+    raise ValueError(
+        f"a Lite R-CNN has no weight {name!r}; its names begin with backbone., {', '.join(names)}"
+    )

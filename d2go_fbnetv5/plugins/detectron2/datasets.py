@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,26 +27,32 @@ def is_ours(cfg: CfgNode, name: str) -> bool:
 def register_datasets(cfg: CfgNode) -> None:
     """Register those of DATASETS that are ours in DatasetCatalog and MetadataCatalog, from the paths in ``cfg``.
 
-    A set is opened when it is asked for. One that an earlier call registered is replaced, since its options may
-    differ; a name that others have registered keeps its meaning.
+    A set is opened when it is asked for. One that an earlier call registered with other options is replaced; a name
+    that others have registered keeps its meaning.
     """
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if not is_ours(cfg, name):
             continue
-        if isinstance(DatasetCatalog.data.get(name), _Opener):
+        opener, known = _Opener(cfg.clone(), name), DatasetCatalog.data.get(name)
+        if isinstance(known, _Opener) and known.options != opener.options:
             DatasetCatalog.remove(name)
             MetadataCatalog.pop(name, None)
         if name not in DatasetCatalog:
-            DatasetCatalog.register(name, _Opener(cfg.clone(), name))
+            DatasetCatalog.register(name, opener)
 
 
 class _Opener:
-    """What the catalog calls; Detectron2 takes a torch data set in place of a list of dicts."""
+    """What the catalog calls; Detectron2 takes a torch data set in place of a list of dicts. Opens it once."""
 
     def __init__(self, cfg: CfgNode, name: str) -> None:
         self.cfg, self.name = cfg, name
+        self.options = cfg.FBNETV5_DATA.DATASETS.get(name)
 
     def __call__(self) -> CatalogDataset:
+        return self.dataset
+
+    @cached_property
+    def dataset(self) -> CatalogDataset:
         dataset = CatalogDataset(open_dataset(self.cfg, self.name))
         info: DatasetInfo = dataset.info
         MetadataCatalog.get(self.name).set(

@@ -42,9 +42,7 @@ class SampleEvaluator(DatasetEvaluator):
         self._seen: set[str] = set()
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        predictions = [
-            {key: value.cpu() for key, value in to_output(output).items()} for output in outputs
-        ]
+        predictions = [{key: value.cpu() for key, value in to_output(output).items()} for output in outputs]
         for task, key in (("cls", "class_scores"), ("det", "boxes"), ("seg", "sem_seg")):
             if task in self.metrics and predictions and key in predictions[0]:
                 self.metrics[task].process(inputs, predictions)

@@ -101,7 +101,9 @@ class LiteMaskFormerHead(nn.Module):
         super().__init__()
         missing = [name for name in ("path1", "path3") if name not in input_shape]
         if missing:
-            raise ValueError(f"LiteMaskFormerHead needs {missing[0]}, the backbone gives {', '.join(input_shape)}")
+            raise ValueError(
+                f"LiteMaskFormerHead needs {missing[0]}, the backbone gives {', '.join(input_shape)}"
+            )
         self.ignore_value = ignore_value
         self.stride = input_shape["path1"].stride
         self.pixel_decoder = PixelDecoder(input_shape["path1"].channels)

@@ -1,0 +1,24 @@
+"""D2Go's configuration with our keys, and how they scale with the number of processes."""
+
+from d2go.config import CONFIG_SCALING_METHOD_REGISTRY
+from fvcore.common.config import CfgNode
+
+from d2go_fbnetv5.engine.validate import scale_search_to_world_size
+from d2go_fbnetv5.plugins.detectron2.config import add_fbnetv5_config, use_lite_rcnn
+
+
+@CONFIG_SCALING_METHOD_REGISTRY.register()
+def scale_fbnetv5_configs(cfg: CfgNode, new_world_size: int) -> None:
+    """What D2Go's own rule leaves alone: the search's iterations, and the period of checkpoints."""
+    scale = new_world_size / cfg.SOLVER.REFERENCE_WORLD_SIZE
+    scale_search_to_world_size(cfg, scale)
+    cfg.SOLVER.CHECKPOINT_PERIOD = max(1, round(cfg.SOLVER.CHECKPOINT_PERIOD / scale))
+
+
+def extend_config(cfg: CfgNode) -> CfgNode:
+    """Add our keys to D2Go's defaults, in place; a key that the embedded host has too gets the default it has there."""
+    add_fbnetv5_config(cfg)
+    use_lite_rcnn(cfg)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+    cfg.SOLVER.AUTO_SCALING_METHODS = [*cfg.SOLVER.AUTO_SCALING_METHODS, scale_fbnetv5_configs.__name__]
+    return cfg

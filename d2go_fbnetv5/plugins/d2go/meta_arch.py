@@ -1,0 +1,39 @@
+"""The meta-architectures in D2Go's registry, with what its optimizer and exporter ask of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from d2go.export.api import PredictorExportConfig
+from d2go.registry.builtin import META_ARCH_REGISTRY
+from fvcore.common.config import CfgNode
+
+from d2go_fbnetv5.plugins.d2go.export import classifier_export, segmentation_export
+from d2go_fbnetv5.plugins.detectron2 import meta_arch
+
+
+@META_ARCH_REGISTRY.register()
+class MultitaskSearch(meta_arch.MultitaskSearch):
+    """The search; its probabilities are an optimizer group of their own."""
+
+    def get_optimizer_param_groups(self, cfg: CfgNode) -> list[dict[str, Any]]:
+        groups = self.param_groups(cfg.SOLVER.BASE_LR, cfg.SEARCH.ARCH_LR_FACTOR)
+        return [
+            {**group, "param_names": ["distribution.probs"]} for group in groups if group["name"] == "arch"
+        ]
+
+
+@META_ARCH_REGISTRY.register()
+class ImageClassifier(meta_arch.ImageClassifier):
+    """The classifier."""
+
+    def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:
+        return classifier_export(self)
+
+
+@META_ARCH_REGISTRY.register()
+class LiteMaskFormer(meta_arch.LiteMaskFormer):
+    """Lite MaskFormer."""
+
+    def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:
+        return segmentation_export(self)

@@ -1,0 +1,14 @@
+"""What D2Go's ``--runner`` names: ``d2go_fbnetv5.runner.MultitaskSearchRunner`` and ``FBNetV5Runner``."""
+
+try:
+    from d2go_fbnetv5.plugins.d2go import FBNetV5Runner, MultitaskSearchRunner
+except ModuleNotFoundError as error:
+    _host = (error.name or "").split(".")[0]
+    if _host not in ("d2go", "detectron2", "mobile_cv"):
+        raise
+    raise ImportError(
+        f"d2go_fbnetv5.runner needs D2Go, Detectron2 and mobile_cv, of which {_host} is not installed; "
+        "tools/train_net.py trains, evaluates and reports without any of them"
+    ) from None
+
+__all__ = ["FBNetV5Runner", "MultitaskSearchRunner"]

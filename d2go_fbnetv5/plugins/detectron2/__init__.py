@@ -17,6 +17,7 @@ from d2go_fbnetv5.plugins.detectron2.heads import (
     RoundedAnchorGenerator,
 )
 from d2go_fbnetv5.plugins.detectron2.meta_arch import ImageClassifier, LiteMaskFormer, MultitaskSearch
+from d2go_fbnetv5.plugins.detectron2.rcnn import LiteRCNN
 
 __all__ = [
     "FBNetV5Backbone",
@@ -24,6 +25,7 @@ __all__ = [
     "ImageClassifier",
     "LiteMaskFormer",
     "LiteMaskFormerHead",
+    "LiteRCNN",
     "LiteRPNHead",
     "LiteRoIBoxHead",
     "MultitaskSearch",

@@ -20,11 +20,10 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
 def use_lite_rcnn(cfg: CfgNode) -> None:
     """Make Detectron2's GeneralizedRCNN the paper's Lite R-CNN (Appendix G.2) on the searched backbone, in place.
 
-    All that is changed are values of Detectron2's own keys. The numbers of classes and the image's mean and
-    deviation stay as they are.
+    Only Detectron2's own keys are changed. MODEL.META_ARCHITECTURE, Detectron2's default of which is
+    GeneralizedRCNN, the numbers of classes and the images' mean and deviation stay as they are.
     """
     model = cfg.MODEL
-    model.META_ARCHITECTURE = "GeneralizedRCNN"
     model.BACKBONE.NAME = "FBNetV5Backbone"
     model.FBNETV5.OUT_FEATURES = ["path1"]
     model.ANCHOR_GENERATOR.NAME = "RoundedAnchorGenerator"
@@ -42,11 +41,14 @@ def use_lite_rcnn(cfg: CfgNode) -> None:
 
 
 def configured_topology(cfg: CfgNode) -> Topology:
-    """MODEL.FBNETV5.TOPOLOGY's entry for the task of MODEL.META_ARCHITECTURE; the built-in one where it is empty.
+    """MODEL.FBNETV5.TOPOLOGY's entry of MODEL.FBNETV5.TOPOLOGY_TASK, by default the one for the task of
+    MODEL.META_ARCHITECTURE ("det" for all that we don't know); the built-in one where there is no file.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or none of that task.
     """
     task = _TASKS.get(cfg.MODEL.META_ARCHITECTURE, "det")
     path = cfg.MODEL.FBNETV5.TOPOLOGY
-    return load_topologies(path).task(task).topology if path else builtin_topology(task.upper())
+    if not path:
+        return builtin_topology(task.upper())
+    return load_topologies(path).task(cfg.MODEL.FBNETV5.TOPOLOGY_TASK or task).topology

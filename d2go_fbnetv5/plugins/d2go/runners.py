@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from d2go.config import temp_defrost
+from d2go.modeling import ema
 from d2go.runner import GeneralizedRCNNRunner
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.common.config import CfgNode
 from rich.console import Console
 from torch import nn
 
-from d2go_fbnetv5.engine.build import Data, build_data
+from d2go_fbnetv5.engine.build import Data, build_data, build_lr_schedule
 from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main
 from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.history import write_evaluation
@@ -25,6 +28,7 @@ from d2go_fbnetv5.engine.hooks import Stopwatch
 from d2go_fbnetv5.engine.search_recipe import SearchRecipe
 from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.engine.validate import validate
+from d2go_fbnetv5.plugins.d2go.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.d2go.config import extend_config
 from d2go_fbnetv5.plugins.d2go.hooks import find_search
 from d2go_fbnetv5.plugins.detectron2.datasets import (
@@ -89,6 +93,14 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
                 f"SEED is {cfg.SEED}, allowed under D2Go: 0 or more, so that a run can be resumed"
             )
         validate(cfg, comm.get_world_size())
+
+    def build_checkpointer(self, cfg: CfgNode, model: nn.Module, save_dir: str, **kwargs: Any) -> Any:
+        kwargs.update(ema.may_get_ema_checkpointer(cfg, model))
+        return FBNetV5Checkpointer(model, save_dir=save_dir, **kwargs)
+
+    def build_lr_scheduler(self, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+        """The embedded host's schedules: Detectron2's and WarmupPolyLR."""
+        return LRMultiplier(optimizer, build_lr_schedule(cfg), cfg.SOLVER.MAX_ITER)
 
     @classmethod
     def build_detection_train_loader(cls, cfg: CfgNode, *args: Any, mapper: Any = None, **kwargs: Any) -> Any:

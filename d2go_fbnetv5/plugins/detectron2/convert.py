@@ -1,4 +1,4 @@
-"""A detector's weights between `d2go_fbnetv5.models.LiteRCNN` and Detectron2's GeneralizedRCNN."""
+"""Weights of other hosts and stages under the names that a model has here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ _NAMES = {
     "roi_head.predictor.classes.": "roi_heads.box_predictor.cls_score.",
     "roi_head.predictor.deltas.": "roi_heads.box_predictor.bbox_pred.",
 }
+_SUPERNET = "supernet."
 
 
 def to_generalized_rcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A Lite R-CNN's ``state_dict`` as that of a GeneralizedRCNN configured by `use_lite_rcnn`.
+    """The ``state_dict`` of a `d2go_fbnetv5.models.LiteRCNN` as that of Detectron2's GeneralizedRCNN configured by
+    `use_lite_rcnn`; with it the two give equal outputs.
 
     Raises:
         ValueError: a name that a Lite R-CNN does not have.
@@ -24,7 +26,7 @@ def to_generalized_rcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_generalized_rcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same the other way. Anchors, which Detectron2 keeps among the weights, are left out."""
+    """The same the other way. Anchors, which Detectron2 may keep among the weights, are left out."""
     back = {theirs: ours for ours, theirs in _NAMES.items()}
     kept = {name: value for name, value in state.items() if ".anchor_generator." not in name}
     return {_renamed(name, back): value for name, value in kept.items()}
@@ -39,3 +41,28 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
     raise ValueError(
         f"a Lite R-CNN has no weight {name!r}; its names begin with backbone., {', '.join(names)}"
     )
+
+
+def adapt_weights(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's weights for a model to start from.
+
+    Of a search, or of a supernet alone, the searched backbone takes its part; a Lite R-CNN of the embedded host gets
+    Detectron2's names. Anything else stays as it is.
+
+    Args:
+        ours: the model's own ``state_dict``.
+    """
+    state = dict(state)
+    ours_is_searched = any(name.startswith("backbone.") for name in ours)
+    if ours_is_searched and any(name.startswith(_SUPERNET) for name in state):
+        state = {name.removeprefix(_SUPERNET): v for name, v in state.items() if name.startswith(_SUPERNET)}
+    if ours_is_searched and any(name.startswith("stage0.") for name in state):
+        # Under an FPN the network is one level further down.
+        inner = (
+            "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in ours) else "backbone."
+        )
+        return {name: v for key, v in state.items() if (name := inner + key) in ours}
+    detectron2 = any(name.startswith("proposal_generator.") for name in ours)
+    if detectron2 and any(name.startswith("roi_head.") for name in state):
+        return to_generalized_rcnn(state)
+    return state

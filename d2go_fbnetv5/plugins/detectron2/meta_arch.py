@@ -14,6 +14,7 @@ from torch import Tensor
 
 from d2go_fbnetv5 import models, search
 from d2go_fbnetv5.arch import Backbone
+from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.search_recipe import search_arguments
 from d2go_fbnetv5.models.lite_maskformer import valid_features
 from d2go_fbnetv5.plugins.detectron2.config import configured_topology
@@ -41,6 +42,7 @@ def dataset_info(cfg: CfgNode) -> DatasetInfo:
 
 def _searched_arguments(cfg: CfgNode, model: type[models.SearchedModel]) -> dict[str, Any]:
     return {
+        **as_dict(cfg.MODEL.FBNETV5.HEAD),
         "backbone": Backbone(cfg.MODEL.FBNETV5.FAMILY, configured_topology(cfg), model.in_features),
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,

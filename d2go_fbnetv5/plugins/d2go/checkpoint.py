@@ -1,0 +1,34 @@
+"""D2Go's checkpointer, which also starts from a search and from what the embedded host has trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from d2go.checkpoint.fsdp_checkpoint import FSDPCheckpointer
+
+from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights
+from d2go_fbnetv5.search import MultitaskSearch
+
+# Of another search, such as the pretraining, neither its probabilities nor how far it came.
+_SEARCH_WEIGHTS = ("supernet.", "tasks.")
+
+
+class FBNetV5Checkpointer(FSDPCheckpointer):
+    """MODEL.WEIGHTS may be a search, a supernet, or a model of the same kind, of either host."""
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        self._start = not (resume and self.has_checkpoint())
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._start = False
+
+    _start = False  # whether the weights are those to begin with, rather than a run's own
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        checkpoint["model"] = adapt_weights(checkpoint["model"], self.model.state_dict())
+        if self._start and isinstance(self.model, MultitaskSearch):
+            checkpoint["model"] = {
+                name: value for name, value in checkpoint["model"].items() if name.startswith(_SEARCH_WEIGHTS)
+            }
+        return super()._load_model(checkpoint)

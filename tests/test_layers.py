@@ -16,7 +16,7 @@ ALLOWED = {
     "tasks": {"arch"},
     "models": {"arch", "tasks"},
     "data": {"arch", "tasks"},
-    "engine": {"arch", "search", "tasks", "models", "data"},
+    "engine": {"arch", "search", "tasks", "models", "data", "zoo"},
     "export": {"arch", "tasks", "models", "data", "engine"},
     "zoo": {"arch", "models"},
     "plugins": {"arch", "search", "tasks", "models", "data", "engine", "export", "zoo"},

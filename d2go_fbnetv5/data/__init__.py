@@ -10,9 +10,10 @@ from d2go_fbnetv5.data.multitask import MultitaskDataset
 from d2go_fbnetv5.data.multitask_writer import write_multitask
 from d2go_fbnetv5.data.registry import build_dataset, list_datasets, register_dataset
 from d2go_fbnetv5.data.sem_seg_folder import SemSegFolder
-from d2go_fbnetv5.data.transforms import EvalTransform, TrainTransform
+from d2go_fbnetv5.data.transforms import ClassifyTransform, EvalTransform, TrainTransform
 
 __all__ = [
+    "ClassifyTransform",
     "CocoDetection",
     "DigitScenes",
     "EvalTransform",

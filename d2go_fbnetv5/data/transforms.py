@@ -1,6 +1,7 @@
 """Joint transforms: image, boxes and label map go through the same torchvision operators."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torchvision import tv_tensors
@@ -29,6 +30,8 @@ class TrainTransform:
             1 + color; 0 turns it off.
         max_size: bound on the long side after resizing, None for none.
         min_visible: a box of which the crop leaves a smaller share of the area is dropped.
+        color_ssd: SSD's colour jitter instead: brightness, contrast, saturation and hue, each half of the time.
+        max_category: a crop in which one class has more than this share of the labelled pixels is drawn again.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class TrainTransform:
         color: float = 0.4,
         max_size: int | None = None,
         min_visible: float = 0.25,
+        color_ssd: bool = False,
+        max_category: float = 1.0,
     ) -> None:
         sides = [short_side] if isinstance(short_side, int) else list(short_side)
         _check_sizes("TrainTransform", sides, crop, max_size)
@@ -49,19 +54,95 @@ class TrainTransform:
         steps: list[torch.nn.Module] = []
         if crop is not None:
             fill = {tv_tensors.Image: list(FILL_COLOUR), tv_tensors.Mask: _IGNORE, "others": 0}
-            steps.append(v2.RandomCrop(crop, pad_if_needed=True, fill=fill))
+            random_crop = v2.RandomCrop(crop, pad_if_needed=True, fill=fill)
+            steps.append(random_crop if max_category >= 1 else _CategoryCrop(random_crop, max_category))
         if flip:
             steps.append(v2.RandomHorizontalFlip(flip))
-        if color:
+        if color_ssd:
+            steps.append(v2.RandomPhotometricDistort())
+        elif color:
             steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color))
         self._change = v2.Compose(steps) if steps else v2.Identity()
         self._min_visible = min_visible
 
     def __call__(self, sample: dict, seed: int) -> dict:
-        # Only the CPU's generator: torch.manual_seed would reseed the GPUs' as well.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with _seeded(seed):
             return _apply(sample, self._resize, self._change, self._min_visible)
+
+
+class _CategoryCrop(torch.nn.Module):
+    """A random crop, drawn up to ten times until no class has more than `limit` of the labelled pixels."""
+
+    def __init__(self, crop: torch.nn.Module, limit: float) -> None:
+        super().__init__()
+        self.crop, self.limit = crop, limit
+
+    def forward(self, fields: dict) -> dict:
+        cropped = self.crop(fields)
+        for _ in range(9):
+            if "sem_seg" not in cropped:
+                break
+            labels = cropped["sem_seg"].as_subclass(torch.Tensor)
+            counts = labels[labels != _IGNORE].unique(return_counts=True)[1]
+            if len(counts) and counts.max() <= self.limit * counts.sum():
+                break
+            cropped = self.crop(fields)
+        return cropped
+
+
+class ClassifyTransform:
+    """Training images of classifiers: a crop of random area and shape, resized; flip; colours; erasing.
+
+    ``transform(sample, seed)`` is a pure function, as that of `TrainTransform`. Boxes and label maps, which would
+    not fit any more, are left out of what it returns.
+
+    Args:
+        crop: side, or (height, width), of what it returns.
+        area: the least and the greatest share of the image's area that the crop keeps.
+        flip: probability of a horizontal flip.
+        color: strength of the jitter of brightness, contrast and saturation; 0 turns it off.
+        rand_augment: magnitude of RandAugment, two random operations an image, 0 to 30; 0 turns it off.
+        erase: probability that a random rectangle is erased.
+    """
+
+    def __init__(
+        self,
+        crop: Size = 224,
+        area: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        color: float = 0.4,
+        rand_augment: int = 0,
+        erase: float = 0.0,
+    ) -> None:
+        steps: list[torch.nn.Module] = [v2.RandomResizedCrop(crop, scale=area)]
+        if flip:
+            steps.append(v2.RandomHorizontalFlip(flip))
+        if rand_augment:
+            steps.append(v2.RandAugment(magnitude=rand_augment, fill=list(FILL_COLOUR)))
+        if color:
+            steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color))
+        if erase:
+            steps.append(v2.RandomErasing(erase, value=list(FILL_COLOUR)))
+        self._change = v2.Compose(steps)
+
+    def __call__(self, sample: dict, seed: int) -> dict:
+        result = {key: value for key, value in sample.items() if key not in _NOT_CLASSIFIED}
+        with _seeded(seed):
+            image = self._change(tv_tensors.Image(sample["image"]))
+        result["image"] = image.as_subclass(torch.Tensor).contiguous()
+        return result
+
+
+_NOT_CLASSIFIED = ("boxes", "box_labels", "box_is_crowd", "sem_seg")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's generator on the CPU starts from `seed`; afterwards it is as before."""
+    # Only the CPU's generator: torch.manual_seed would reseed the GPUs' as well.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class EvalTransform:

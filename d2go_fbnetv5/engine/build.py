@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
 from d2go_fbnetv5.data import (
+    ClassifyTransform,
     EvalTransform,
     TrainTransform,
     build_dataset,
@@ -33,6 +34,7 @@ class Data:
     Attributes:
         info: what is labelled.
         batch_size: training images per process and step.
+        group_by_orientation: whether a training batch has only wide or only upright images.
     """
 
     info: DatasetInfo
@@ -43,6 +45,7 @@ class Data:
     batch_size: int
     num_workers: int
     seed: int
+    group_by_orientation: bool = False
 
     def train_batches(self, start_iteration: int = 0) -> Iterator[Batch]:
         """Endless batches, the first one that of `start_iteration`."""
@@ -55,6 +58,7 @@ class Data:
             world_size(),
             start_iteration,
             self.num_workers,
+            self.group_by_orientation,
         )
 
     def statistics_batches(self, count: int) -> list[Batch]:
@@ -106,20 +110,41 @@ def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] 
         batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
+        group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        and not cfg.INPUT.CROP.ENABLED
+        and all(hasattr(dataset, "sizes") for dataset in train_sets),
     )
 
 
-def build_transforms(cfg: CfgNode) -> tuple[TrainTransform, EvalTransform]:
+def build_transforms(cfg: CfgNode) -> tuple[TrainTransform | ClassifyTransform, EvalTransform]:
     """How images are transformed for training and for evaluation, from INPUT and FBNETV5_DATA."""
-    crop = cfg.INPUT.CROP
-    train = TrainTransform(
-        short_side=list(cfg.INPUT.MIN_SIZE_TRAIN),
-        crop=tuple(crop.SIZE) if crop.ENABLED else None,
-        flip=0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0,
-        color=cfg.FBNETV5_DATA.COLOR_JITTER,
-    )
+    crop, options = cfg.INPUT.CROP, cfg.FBNETV5_DATA
+    flip = 0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0
+    train: TrainTransform | ClassifyTransform
+    if options.CROP_AREA:
+        train = ClassifyTransform(
+            tuple(crop.SIZE),
+            area=tuple(options.CROP_AREA),
+            flip=flip,
+            color=options.COLOR_JITTER,
+            rand_augment=options.RAND_AUGMENT,
+            erase=options.RANDOM_ERASE,
+        )
+    else:
+        train = TrainTransform(
+            short_side=list(cfg.INPUT.MIN_SIZE_TRAIN),
+            crop=tuple(crop.SIZE) if crop.ENABLED else None,
+            flip=flip,
+            color=options.COLOR_JITTER,
+            max_size=cfg.INPUT.MAX_SIZE_TRAIN,
+            color_ssd=cfg.INPUT.COLOR_AUG_SSD,
+            max_category=crop.SINGLE_CATEGORY_MAX_AREA,
+        )
+    size, center = cfg.INPUT.MIN_SIZE_TEST, options.CROP_SIZE_TEST
     evaluation = EvalTransform(
-        short_side=cfg.INPUT.MIN_SIZE_TEST or None, crop=cfg.FBNETV5_DATA.CROP_SIZE_TEST or None
+        short_side=size or None,
+        crop=center or None,
+        max_size=cfg.INPUT.MAX_SIZE_TEST if size and not center else None,
     )
     return train, evaluation
 
@@ -141,20 +166,41 @@ def open_dataset(cfg: CfgNode, name: str) -> Any:
 
 
 def build_param_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
-    """A model's weights and its normalisation layers' weights with a decay of their own."""
+    """A model's weights in groups, each with its rate (SOLVER.LR_MULTIPLIER_OVERWRITE) and decay.
+
+    Norms and embeddings have a decay of their own. Of several factors whose keys are part of a weight's name, the
+    last one counts.
+    """
     solver = cfg.SOLVER
-    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-    norm_ids = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        ("weights", [p for p in trained if id(p) not in norm_ids], solver.WEIGHT_DECAY),
-        ("norms", [p for p in trained if id(p) in norm_ids], solver.WEIGHT_DECAY_NORM),
-    ]
+    decays = {
+        "weights": solver.WEIGHT_DECAY,
+        "norms": solver.WEIGHT_DECAY_NORM,
+        "embeddings": solver.WEIGHT_DECAY_EMBED,
+    }
+    factors = {part: factor for entry in solver.LR_MULTIPLIER_OVERWRITE for part, factor in entry.items()}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {(kind, 1.0): [] for kind in decays}
+    for prefix, module in model.named_modules():
+        kind = next((kind for kind, types in _KINDS.items() if isinstance(module, types)), "weights")
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.requires_grad:
+                factor = [1.0, *(factor for part, factor in factors.items() if part in name)][-1]
+                groups.setdefault((kind, factor), []).append(parameter)
     return [
-        {"name": name, "params": params, "lr": solver.BASE_LR, "weight_decay": decay}
-        for name, params, decay in groups
+        {
+            "name": kind if factor == 1.0 else f"{kind} x {factor:g}",
+            "params": params,
+            "lr": solver.BASE_LR * factor,
+            "weight_decay": decays[kind],
+        }
+        for (kind, factor), params in groups.items()
         if params
     ]
+
+
+_KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "norms": (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm),
+    "embeddings": (nn.Embedding,),
+}
 
 
 def build_optimizer(cfg: CfgNode, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -177,6 +223,8 @@ def build_lr_schedule(cfg: CfgNode) -> ParamScheduler:
         gamma=solver.GAMMA,
         num_decays=solver.NUM_DECAYS,
         end_factor=solver.BASE_LR_END / solver.BASE_LR,
+        power=solver.POLY_LR_POWER,
+        constant_ending=solver.POLY_LR_CONSTANT_ENDING,
         warmup_iters=solver.WARMUP_ITERS,
         warmup_factor=solver.WARMUP_FACTOR,
         warmup_method=solver.WARMUP_METHOD,
@@ -188,7 +236,7 @@ def build_precision(cfg: CfgNode, device: torch.device) -> Precision:
 
 
 def build_clipping(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], None] | None:
-    """Detectron2's: "value" clips each entry, "norm" each parameter's norm."""
+    """Detectron2's: "value" clips each entry, "norm" each parameter's norm, "full_model" (D2Go's) that of all."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED:
         return None
@@ -196,6 +244,8 @@ def build_clipping(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], None] | N
     def clip_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if clip.CLIP_TYPE == "value":
             torch.nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+        elif clip.CLIP_TYPE == "full_model":
+            torch.nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
         else:
             for parameter in parameters:
                 torch.nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)

@@ -104,8 +104,12 @@ class RunCheckpointer(Checkpointer):
             files.insert(0, last)
         return files
 
-    def load_weights(self, path: str, key: str = "MODEL.WEIGHTS") -> None:
+    def load_weights(self, path: str, key: str = "MODEL.WEIGHTS", prefixes: tuple[str, ...] = ("",)) -> None:
         """Load the model's weights alone from a checkpoint or a bare state dict.
+
+        Args:
+            key: that named the file.
+            prefixes: only weights whose names begin with one of them are loaded.
 
         Raises:
             FileNotFoundError, ValueError: no such file, or none of its weights fits this model.
@@ -115,7 +119,7 @@ class RunCheckpointer(Checkpointer):
             raise FileNotFoundError(f"{key} names {path}, which does not exist")
         try:
             state = self._load_file(self.path_manager.get_local_path(path))
-            weights = dict(state.get("model", state))
+            weights = {k: v for k, v in state.get("model", state).items() if k.startswith(prefixes)}
         except Exception as error:
             raise ValueError(f"{key}: {path} is not a checkpoint ({_first_line(error)})") from error
         ours = self.model.state_dict()

@@ -21,13 +21,16 @@ def detectron2_config() -> CfgNode:
 
     cfg.INPUT = CfgNode()
     cfg.INPUT.MIN_SIZE_TRAIN = (800,)
+    cfg.INPUT.MAX_SIZE_TRAIN = 1333
     cfg.INPUT.MIN_SIZE_TEST = 800
+    cfg.INPUT.MAX_SIZE_TEST = 1333
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     cfg.INPUT.CROP = CfgNode({"ENABLED": False, "TYPE": "relative_range", "SIZE": [0.9, 0.9]})
     cfg.INPUT.FORMAT = "BGR"
 
     cfg.DATASETS = CfgNode({"TRAIN": (), "TEST": ()})
-    cfg.DATALOADER = CfgNode({"NUM_WORKERS": 4})
+    # Grouping takes effect where images keep their aspect ratio (no crop) and their sizes are known beforehand.
+    cfg.DATALOADER = CfgNode({"NUM_WORKERS": 4, "ASPECT_RATIO_GROUPING": True})
 
     cfg.SOLVER = CfgNode()
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
@@ -78,6 +81,17 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     _add_missing(cfg.SOLVER, "EPS", 1e-08)
     _add_missing(cfg.SOLVER.AMP, "PRECISION", "float16")
     _add_missing(cfg, "WRITER_PERIOD", 20)
+    # [{part of a weight's name: factor of its rate}, ...]
+    _add_missing(cfg.SOLVER, "LR_MULTIPLIER_OVERWRITE", [])
+    _add_missing(cfg.SOLVER, "WEIGHT_DECAY_EMBED", 0.0)
+
+    # Keys of Detectron2's own projects (DeepLab, PointRend), which MaskFormer's recipe uses.
+    _add_missing(cfg.SOLVER, "POLY_LR_POWER", 0.9)
+    _add_missing(cfg.SOLVER, "POLY_LR_CONSTANT_ENDING", 0.0)
+    # SSD's random brightness, contrast, saturation and hue.
+    _add_missing(cfg.INPUT, "COLOR_AUG_SSD", False)
+    # A crop is drawn again, ten times at most, while one class has more than this share of its labelled pixels.
+    _add_missing(cfg.INPUT.CROP, "SINGLE_CATEGORY_MAX_AREA", 1.0)
 
     # How many of the newest checkpoints are kept.
     cfg.SOLVER.CHECKPOINT_KEEP = 3
@@ -85,8 +99,15 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     cfg.MODEL.FBNETV5 = node()
     cfg.MODEL.FBNETV5.FAMILY = "A"
     cfg.MODEL.FBNETV5.NUM_STAGES = 7
-    # A topologies.json, for models that are built from what a search found.
+    # A topologies.json, for models that are built from what a search found; empty for the zoo's reconstruction.
     cfg.MODEL.FBNETV5.TOPOLOGY = ""
+    # Which of the file's tasks; empty for the model's own ("cls", "det" or "seg").
+    cfg.MODEL.FBNETV5.TOPOLOGY_TASK = ""
+    # Options of the model by the names of its class: {"num_queries": 100}.
+    cfg.MODEL.FBNETV5.HEAD = node(new_allowed=True)
+    # Hard distillation of a classifier from a timm model (empty: none) with timm's weights or a file's; WEIGHT is
+    # the teacher's share of the loss.
+    cfg.MODEL.FBNETV5.DISTILLATION = node({"TEACHER": "", "TEACHER_WEIGHTS": "", "WEIGHT": 0.5})
 
     # Data sets by the name used in DATASETS: {name: {READER: a registered reader, its options...}}; options alone
     # where the name is a registered one itself ("digit_scenes_train").
@@ -94,8 +115,14 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     cfg.FBNETV5_DATA.DATASETS = node(new_allowed=True)
     # Strength of the random brightness, contrast and saturation, 0 (none) to 1.
     cfg.FBNETV5_DATA.COLOR_JITTER = 0.0
-    # Side of the central crop at evaluation in pixels, 0 for the whole image.
+    # Side of the central crop at evaluation in pixels, 0 for the whole image. INPUT.MAX_SIZE_TEST holds without it.
     cfg.FBNETV5_DATA.CROP_SIZE_TEST = 0
+    # For classifiers alone: [least, most] share of an image's area that a random crop of any place and shape keeps
+    # before it is resized to INPUT.CROP.SIZE; [] crops INPUT.CROP.SIZE out of the resized image. With it may go
+    # RandAugment of this magnitude (0: none), 0 to 30, and erasing a random rectangle with this probability.
+    cfg.FBNETV5_DATA.CROP_AREA = []
+    cfg.FBNETV5_DATA.RAND_AUGMENT = 0
+    cfg.FBNETV5_DATA.RANDOM_ERASE = 0.0
 
     search = cfg.SEARCH = node()
     search.ALGORITHM = "multitask"

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from d2go_fbnetv5.engine.build import Data, build_param_groups
+from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.evaluation import evaluate, precise_batch_norm
 
 
@@ -50,6 +51,14 @@ class Recipe:
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups, each with its base rate."""
         return build_param_groups(self.cfg, self.model)
+
+    def load_weights(self, checkpointer: RunCheckpointer, path: str) -> None:
+        """Start from MODEL.WEIGHTS.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file, or none of its weights fits.
+        """
+        checkpointer.load_weights(path)
 
     def records(self) -> Mapping[str, Any]:
         """Further entries of each record in the history. Every process calls it."""

@@ -10,12 +10,13 @@ from fvcore.common.param_scheduler import (
     LinearParamScheduler,
     MultiStepParamScheduler,
     ParamScheduler,
+    PolynomialDecayParamScheduler,
     StepWithFixedGammaParamScheduler,
 )
 
 logger = logging.getLogger(__name__)
 
-SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR")
 
 
 def build_schedule(
@@ -26,6 +27,8 @@ def build_schedule(
     gamma: float = 0.1,
     num_decays: int = 3,
     end_factor: float = 0.0,
+    power: float = 0.9,
+    constant_ending: float = 0.0,
     warmup_iters: int = 0,
     warmup_factor: float = 0.001,
     warmup_method: str = "linear",
@@ -38,6 +41,8 @@ def build_schedule(
             are left out with a warning, as in Detectron2.
         num_decays: how often WarmupStepWithFixedGammaLR does it, at equal distances.
         end_factor: WarmupCosineLR's last multiplier.
+        power: WarmupPolyLR is (1 - progress) ** power,
+        constant_ending: and no less than this.
         warmup_iters: iterations over which the multiplier rises from `warmup_factor`.
         warmup_method: "linear" or "constant".
 
@@ -60,6 +65,8 @@ def build_schedule(
         schedule = CosineParamScheduler(1.0, end_factor)
     elif name == "WarmupStepWithFixedGammaLR":
         schedule = StepWithFixedGammaParamScheduler(1.0, num_decays, gamma, max_iter)
+    elif name == "WarmupPolyLR":
+        schedule = _Floor(PolynomialDecayParamScheduler(1.0, power), constant_ending)
     else:
         raise ValueError(f"SOLVER.LR_SCHEDULER_NAME is {name!r}, allowed: {', '.join(SCHEDULES)}")
     if warmup_iters <= 0:
@@ -78,3 +85,13 @@ def build_schedule(
     if length == 1.0:
         return warmup
     return CompositeParamScheduler([warmup, schedule], [length, 1 - length], ["rescaled", "fixed"])
+
+
+class _Floor(ParamScheduler):
+    """Another schedule, but never below `least`."""
+
+    def __init__(self, schedule: ParamScheduler, least: float) -> None:
+        self.schedule, self.least = schedule, least
+
+    def __call__(self, where: float) -> float:
+        return max(self.schedule(where), self.least)

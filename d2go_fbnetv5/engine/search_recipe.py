@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Supernet, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import METRICS, check_size
+from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_main, world_size
 from d2go_fbnetv5.engine.history import read_history
@@ -103,6 +104,10 @@ class SearchRecipe(Recipe):
             weight_decay=solver.WEIGHT_DECAY,
             weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         )
+
+    def load_weights(self, checkpointer: RunCheckpointer, path: str) -> None:
+        # Of another search, such as the pretraining, neither its probabilities nor how far it came.
+        checkpointer.load_weights(path, prefixes=("supernet.", "tasks."))
 
     def records(self) -> Mapping[str, Any]:
         probs = self.model.distribution.probs.detach().tolist()

@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from rich.console import Console
 from torch import nn
 
+import d2go_fbnetv5.engine.model_recipes  # noqa: F401 (registers the models for single tasks)
 import d2go_fbnetv5.engine.search_recipe  # noqa: F401 (registers "MultitaskSearch")
 from d2go_fbnetv5.engine.build import (
     Data,
@@ -114,7 +115,7 @@ class Run:
         # Weights to start from come before the average starts, a checkpoint comes after it.
         candidates = self.checkpointer.candidates() if resume else []
         if cfg.MODEL.WEIGHTS and not candidates:
-            self.checkpointer.load_weights(cfg.MODEL.WEIGHTS)
+            self.recipe.load_weights(self.checkpointer, cfg.MODEL.WEIGHTS)
         if cfg.MODEL_EMA.ENABLED:
             self.ema = EMA(self.model, cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.INCLUDE_BUFFER)
             self.checkpointer.add_checkpointable("ema", self.ema)

@@ -1,6 +1,6 @@
 """Ranges and choices of a configuration, checked before anything is built or written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def _solver(cfg: CfgNode) -> None:
     check_choice(cfg, "SOLVER.WARMUP_METHOD", ("linear", "constant"))
     check_choice(cfg, "SOLVER.OPTIMIZER", OPTIMIZERS)
     check_choice(cfg, "SOLVER.AMP.PRECISION", tuple(DTYPES))
-    check_choice(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm"))
+    check_choice(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm", "full_model"))
     check_range(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0, open_low=True)
     for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "CHECKPOINT_KEEP", "IMS_PER_BATCH", "NUM_DECAYS"):
         check_range(cfg, f"SOLVER.{key}", 1)
@@ -66,8 +66,18 @@ def _solver(cfg: CfgNode) -> None:
     check_range(cfg, "SOLVER.BASE_LR_END", 0, cfg.SOLVER.BASE_LR)
     check_range(cfg, "SOLVER.MOMENTUM", 0, 1)
     check_range(cfg, "SOLVER.GAMMA", 0, open_low=True)
-    for key in ("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WARMUP_FACTOR", "WARMUP_ITERS", "REFERENCE_WORLD_SIZE"):
+    for key in ("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_EMBED"):
         check_range(cfg, f"SOLVER.{key}", 0)
+    for key in ("WARMUP_FACTOR", "WARMUP_ITERS", "REFERENCE_WORLD_SIZE"):
+        check_range(cfg, f"SOLVER.{key}", 0)
+    check_range(cfg, "SOLVER.POLY_LR_POWER", 0, open_low=True)
+    check_range(cfg, "SOLVER.POLY_LR_CONSTANT_ENDING", 0, 1)
+    for entry in cfg.SOLVER.LR_MULTIPLIER_OVERWRITE:
+        if not isinstance(entry, Mapping) or not all(_is_number(f) and f > 0 for f in entry.values()):
+            raise ValueError(
+                f"SOLVER.LR_MULTIPLIER_OVERWRITE has {entry!r}, allowed: a mapping of a part of weights' names to a "
+                "factor above 0"
+            )
     steps = cfg.SOLVER.STEPS
     if not all(type(step) is int and step > 0 for step in steps) or list(steps) != sorted(set(steps)):
         raise ValueError(f"SOLVER.STEPS is {steps}, allowed: rising iteration numbers from 1")
@@ -81,15 +91,23 @@ def _input(cfg: CfgNode) -> None:
     if not sides or not all(type(side) is int and side >= 1 for side in sides):
         raise ValueError(f"INPUT.MIN_SIZE_TRAIN is {sides}, allowed: one or more sides in pixels")
     check_range(cfg, "INPUT.MIN_SIZE_TEST", 0)
+    if max(sides) >= cfg.INPUT.MAX_SIZE_TRAIN:
+        raise ValueError(
+            f"INPUT.MAX_SIZE_TRAIN is {cfg.INPUT.MAX_SIZE_TRAIN}, allowed: more than INPUT.MIN_SIZE_TRAIN {sides}"
+        )
+    if cfg.INPUT.MIN_SIZE_TEST and not cfg.FBNETV5_DATA.CROP_SIZE_TEST:
+        check_range(cfg, "INPUT.MAX_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, open_low=True)
     if cfg.INPUT.CROP.ENABLED:
         check_choice(cfg, "INPUT.CROP.TYPE", ("absolute",))
         size = cfg.INPUT.CROP.SIZE
         if len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
             raise ValueError(f"INPUT.CROP.SIZE is {size}, allowed: [height, width] in whole pixels")
+    check_range(cfg, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0, 1, open_low=True)
     check_range(cfg, "FBNETV5_DATA.COLOR_JITTER", 0, 1)
     check_range(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", 0)
     if cfg.INPUT.MIN_SIZE_TEST:
         check_range(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", 0, cfg.INPUT.MIN_SIZE_TEST)
+    _classify_input(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty, allowed: one or more names of data sets")
     if len(cfg.DATASETS.TEST) != 1:
@@ -100,6 +118,33 @@ def _input(cfg: CfgNode) -> None:
             raise ValueError(f"MODEL.{key} is {values}, allowed: three numbers, for R, G, B in 0..255")
     if min(cfg.MODEL.PIXEL_STD) <= 0:
         raise ValueError(f"MODEL.PIXEL_STD is {cfg.MODEL.PIXEL_STD}, allowed: more than 0")
+
+
+def _classify_input(cfg: CfgNode) -> None:
+    """The keys of the crop that only classifiers can be trained with."""
+    area = cfg.FBNETV5_DATA.CROP_AREA
+    check_range(cfg, "FBNETV5_DATA.RAND_AUGMENT", 0, 30)
+    check_range(cfg, "FBNETV5_DATA.RANDOM_ERASE", 0, 1)
+    if not area:
+        for key in ("RAND_AUGMENT", "RANDOM_ERASE"):
+            if cfg.FBNETV5_DATA[key]:
+                raise ValueError(
+                    f"FBNETV5_DATA.{key} is {cfg.FBNETV5_DATA[key]}, allowed without FBNETV5_DATA.CROP_AREA: 0"
+                )
+        return
+    if len(area) != 2 or not all(map(_is_number, area)) or not 0 < area[0] <= area[1] <= 1:
+        raise ValueError(
+            f"FBNETV5_DATA.CROP_AREA is {area}, allowed: [], or two rising shares of more than 0 up to 1"
+        )
+    if not cfg.INPUT.CROP.ENABLED:
+        raise ValueError(
+            "INPUT.CROP.ENABLED is False, allowed with FBNETV5_DATA.CROP_AREA: True, as INPUT.CROP.SIZE is the "
+            "size of what is cropped"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _runtime(cfg: CfgNode) -> None:

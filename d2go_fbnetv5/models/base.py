@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import Backbone
+from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator
 from d2go_fbnetv5.tasks.images import batch_images, image_sizes
 
 Sample = dict[str, Any]
@@ -77,6 +78,10 @@ class SearchedModel(nn.Module):
 
     def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
         """Predictions for samples that all have the same padded size."""
+        raise NotImplementedError
+
+    def evaluator(self, info: DatasetInfo) -> Evaluator:
+        """The metrics of the model's kind of prediction on a data set."""
         raise NotImplementedError
 
     def images(self, batch: Sequence[Sample]) -> tuple[Tensor, Sizes]:

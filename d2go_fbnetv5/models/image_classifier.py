@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.models.base import (
@@ -17,6 +18,9 @@ from d2go_fbnetv5.models.base import (
     require_labels,
     zero_loss,
 )
+from d2go_fbnetv5.models.distillation import Teacher
+from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.metrics import TopKAccuracy
 
 
 class ClassifierHead(nn.Sequential):
@@ -42,6 +46,10 @@ class ImageClassifier(SearchedModel):
         num_classes: K.
         dropout: probability, before the linear layer.
         label_smoothing: in 0..1.
+        mixup, cutmix: the alpha of either way to blend a training batch's images and labels, 0 for none; of both
+            one is drawn for each batch, whose images must then have one size.
+        teacher: for hard distillation, the class that it chooses is a second label.
+        teacher_weight: the share of that label's cross-entropy in the loss, in 0..1.
         size_divisibility: 1, for a classifier's images have one size and are counted unpadded in Table 2.
     """
 
@@ -53,6 +61,10 @@ class ImageClassifier(SearchedModel):
         num_classes: int,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        teacher: Teacher | None = None,
+        teacher_weight: float = 0.5,
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 1,
@@ -60,7 +72,24 @@ class ImageClassifier(SearchedModel):
         super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
         family = backbone.family
         self.num_classes = num_classes
+        for name, value in (
+            ("dropout", dropout),
+            ("label_smoothing", label_smoothing),
+            ("teacher_weight", teacher_weight),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; allowed is 0 to 1")
+        for name, value in (("mixup", mixup), ("cutmix", cutmix)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; allowed is 0 or more")
         self.label_smoothing = label_smoothing
+        self.teacher, self.teacher_weight = teacher, teacher_weight
+        blends = [
+            kind(alpha=alpha, num_classes=num_classes)
+            for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+            if alpha
+        ]
+        self._blend = v2.RandomChoice(blends) if blends else None
         self.head = ClassifierHead(family.build_pool(), family.pool.channels, num_classes, dropout)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -68,18 +97,34 @@ class ImageClassifier(SearchedModel):
         return self.head(self.backbone(images)["path3"]).float()
 
     def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
-        """``loss_class``: cross-entropy over the samples that have a ``class_label``."""
-        images, _ = self.images(batch)
-        logits = self.logits(images)
+        """``loss_class``: cross-entropy over the samples that have a ``class_label``, and ``loss_teacher``: that
+        of the teacher's choices, if there is a teacher."""
+        images, sizes = self.images(batch)
         labelled = [i for i, sample in enumerate(batch) if "class_label" in sample]
         if not labelled:
+            self.logits(images)  # so that batch norm sees every batch
             return {"loss_class": zero_loss(*self.parameters())}
-        labels = [torch.as_tensor(int(batch[i]["class_label"])) for i in labelled]
-        for i, label in zip(labelled, labels, strict=True):
-            require_labels(label, self.num_classes, "class_label", batch[i])
-        target = torch.stack(labels).to(logits.device)
-        loss = F.cross_entropy(logits[labelled], target, label_smoothing=self.label_smoothing)
-        return {"loss_class": loss}
+        for i in labelled:
+            require_labels(
+                torch.as_tensor(int(batch[i]["class_label"])), self.num_classes, "class_label", batch[i]
+            )
+        target = torch.tensor([int(batch[i]["class_label"]) for i in labelled], device=images.device)
+        if self._blend is not None:
+            if len(set(sizes)) > 1:
+                raise ValueError("mixup and cutmix need images of one size in a batch, such as crops")
+            images, target = self._blend(images[labelled], target)
+            labelled = list(range(len(images)))
+        logits = self.logits(images)[labelled]
+        losses = {"loss_class": F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)}
+        if self.teacher is not None:
+            std, mean = self.pixel_std.view(3, 1, 1), self.pixel_mean.view(3, 1, 1)
+            choice = self.teacher(images[labelled] * std + mean).argmax(1)
+            losses["loss_class"] = losses["loss_class"] * (1 - self.teacher_weight)
+            losses["loss_teacher"] = F.cross_entropy(logits, choice) * self.teacher_weight
+        return losses
+
+    def evaluator(self, info: DatasetInfo) -> TopKAccuracy:
+        return TopKAccuracy()
 
     def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
         images, _ = self.images(batch)

@@ -13,6 +13,8 @@ from d2go_fbnetv5.models.base import PIXEL_MEAN, PIXEL_STD, Sample, SearchedMode
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, Segments, segments_of
 from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
+from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 
 
 class SegmentationModule(nn.Module):
@@ -120,6 +122,9 @@ class LiteMaskFormer(SearchedModel):
                 prediction.class_logits, prediction.mask_logits, sizes, strict=True
             )
         ]
+
+    def evaluator(self, info: DatasetInfo) -> SemSegMetrics:
+        return SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)
 
     def targets(self, sample: Sample, padded: tuple[int, int], device: torch.device) -> Segments:
         """The segments of a sample, its label map padded with ``ignore``.

@@ -22,6 +22,8 @@ from d2go_fbnetv5.models.base import (
 )
 from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHead
 from d2go_fbnetv5.models.roi_head import BoxTargets, ROIHead
+from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
 
 _LEAST_SIDE = 1e-2  # pixels; the logarithm of a smaller box's side is no target
 
@@ -112,6 +114,9 @@ class LiteRCNN(SearchedModel):
         feature = self.backbone(images)["path1"].float()
         proposals, _ = self.rpn(ImageList(images, sizes), {"path1": feature})
         return self.roi_head.predict(feature, proposals, sizes)
+
+    def evaluator(self, info: DatasetInfo) -> AveragePrecision:
+        return AveragePrecision(info.box_names)
 
     def targets(self, sample: Sample, device: torch.device) -> BoxTargets:
         """The boxes to train on: without crowds, and without boxes that have no area.

@@ -1,0 +1,201 @@
+"""MODEL.META_ARCHITECTURE "ImageClassifier", "LiteRCNN" and "LiteMaskFormer": training what a search found."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from rich.console import Console
+from torch import nn
+
+from d2go_fbnetv5.arch import Backbone, Topology, build_family, list_families
+from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.engine.checkpoint import RunCheckpointer, write_atomically
+from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.distributed import barrier, is_main
+from d2go_fbnetv5.engine.model_table import metrics_tables
+from d2go_fbnetv5.engine.recipe import Recipe, register_recipe
+from d2go_fbnetv5.engine.validate import check_choice, check_range
+from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
+from d2go_fbnetv5.models.distillation import timm_teacher
+from d2go_fbnetv5.models.weights import load_weights
+from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.zoo import builtin_topology
+
+MODEL_FILE = "model.json"  # in OUTPUT_DIR: what the trained model predicts, for `predict`
+
+
+class ModelRecipe(Recipe):
+    """A searched backbone with the paper's head for one task.
+
+    Attributes:
+        task: the name that the topology has in a topologies.json, unless MODEL.FBNETV5.TOPOLOGY_TASK says another.
+        names_of: the field of a data set's information that names the classes.
+        kind: the model's class.
+        input_divisor: images are padded to a multiple of it, 1 if not at all.
+    """
+
+    task: str
+    names_of: str
+    kind: type[SearchedModel]
+    input_divisor = 32
+
+    @classmethod
+    def validate(cls, cfg: CfgNode, world_size: int) -> None:
+        check_choice(cfg, "MODEL.FBNETV5.FAMILY", list_families())
+        if cfg.MODEL.FBNETV5.TOPOLOGY_TASK and not cfg.MODEL.FBNETV5.TOPOLOGY:
+            raise ValueError(
+                f"MODEL.FBNETV5.TOPOLOGY_TASK is {cfg.MODEL.FBNETV5.TOPOLOGY_TASK!r}, allowed without "
+                "MODEL.FBNETV5.TOPOLOGY: nothing"
+            )
+        searched_topology(cfg)
+        allowed = head_options(cls.kind)
+        for name in cfg.MODEL.FBNETV5.HEAD:
+            if name not in allowed:
+                raise ValueError(
+                    f"MODEL.FBNETV5.HEAD has {name!r}, allowed for {cls.__name__}: {', '.join(allowed)}"
+                )
+        cls._validate_input(cfg)
+        distillation = cfg.MODEL.FBNETV5.DISTILLATION
+        check_range(cfg, "MODEL.FBNETV5.DISTILLATION.WEIGHT", 0, 1)
+        if distillation.TEACHER and cls.kind is not ImageClassifier:
+            raise ValueError(
+                f"MODEL.FBNETV5.DISTILLATION.TEACHER is {distillation.TEACHER!r}, allowed for "
+                f"{cfg.MODEL.META_ARCHITECTURE}: nothing, as only classifiers have teachers"
+            )
+        if distillation.TEACHER_WEIGHTS and not Path(distillation.TEACHER_WEIGHTS).is_file():
+            raise FileNotFoundError(
+                f"MODEL.FBNETV5.DISTILLATION.TEACHER_WEIGHTS names {distillation.TEACHER_WEIGHTS}, which does not exist"
+            )
+
+    @classmethod
+    def _validate_input(cls, cfg: CfgNode) -> None:
+        if cfg.FBNETV5_DATA.CROP_AREA and cls.kind is not ImageClassifier:
+            raise ValueError(
+                f"FBNETV5_DATA.CROP_AREA is {cfg.FBNETV5_DATA.CROP_AREA}, allowed for "
+                f"{cfg.MODEL.META_ARCHITECTURE}: [], as it is for classifiers"
+            )
+        family = build_family(cfg.MODEL.FBNETV5.FAMILY)
+        divisor = cls.input_divisor
+        if (
+            cfg.INPUT.CROP.ENABLED
+            and -(-min(cfg.INPUT.CROP.SIZE) // divisor) * divisor < family.min_input_size
+        ):
+            raise ValueError(
+                f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}, allowed for family {family.name}: "
+                f"{family.min_input_size} pixels or more"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes."""
+        return getattr(self.data.info, self.names_of)
+
+    def build_model(self) -> SearchedModel:
+        cfg = self.cfg
+        if not self.names:
+            raise ValueError(
+                f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no {self.names_of}, which "
+                f"{cfg.MODEL.META_ARCHITECTURE} learns"
+            )
+        return build_searched_model(cfg, self.kind, self.data.info, len(self.names))
+
+    def load_weights(self, checkpointer: RunCheckpointer, path: str) -> None:
+        try:
+            load_weights(self.model, path)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"MODEL.WEIGHTS: {error}") from error
+
+    def conclude(
+        self, averaged: nn.Module | None, output_dir: Path, iterations: int, seconds: float, console: Console
+    ) -> dict[str, float]:
+        metrics = super().conclude(averaged, output_dir, iterations, seconds, console)
+        if is_main():
+            described = {"task": self.task, "names": list(self.names)}
+            write_atomically(output_dir / MODEL_FILE, json.dumps(described, indent=1) + "\n")
+            title = f"{self.cfg.MODEL.META_ARCHITECTURE} of family {self.cfg.MODEL.FBNETV5.FAMILY}"
+            for table in metrics_tables(metrics, title, self.data.num_eval_images(), iterations, seconds):
+                console.print(table)
+        barrier()
+        return metrics
+
+
+@register_recipe("ImageClassifier")
+class ImageClassifierRecipe(ModelRecipe):
+    task, names_of, kind, input_divisor = "cls", "class_names", ImageClassifier, 1
+
+
+@register_recipe("LiteRCNN")
+class LiteRCNNRecipe(ModelRecipe):
+    task, names_of, kind = "det", "box_names", LiteRCNN
+
+
+@register_recipe("LiteMaskFormer")
+class LiteMaskFormerRecipe(ModelRecipe):
+    task, names_of, kind = "seg", "sem_seg_names", LiteMaskFormer
+
+
+_MODELS = {recipe.kind: recipe for recipe in (ImageClassifierRecipe, LiteRCNNRecipe, LiteMaskFormerRecipe)}
+_SET_ELSEWHERE = (
+    "self",
+    "backbone",
+    "num_classes",
+    "ignore",
+    "pixel_mean",
+    "pixel_std",
+    "teacher",
+    "teacher_weight",
+)
+
+
+def head_options(kind: type[SearchedModel]) -> list[str]:
+    """What MODEL.FBNETV5.HEAD may hold for a model's class."""
+    return [name for name in inspect.signature(kind.__init__).parameters if name not in _SET_ELSEWHERE]
+
+
+def searched_topology(cfg: CfgNode) -> Topology:
+    """The topology of MODEL.FBNETV5.TOPOLOGY for a model, the zoo's reconstruction where that is empty.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or none of that task in it.
+    """
+    options = cfg.MODEL.FBNETV5
+    task = next(r.task for r in _MODELS.values() if r.kind.__name__ == cfg.MODEL.META_ARCHITECTURE)
+    if not options.TOPOLOGY:
+        return builtin_topology(task.upper())
+    path = Path(options.TOPOLOGY).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"MODEL.FBNETV5.TOPOLOGY names {path}, which does not exist; a search leaves it in its OUTPUT_DIR, and "
+            "with nothing here the built-in topology is used"
+        )
+    try:
+        return load_topologies(path).task(options.TOPOLOGY_TASK or task).topology
+    except ValueError as error:
+        raise ValueError(f"MODEL.FBNETV5.TOPOLOGY: {error}") from error
+
+
+def build_searched_model(
+    cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, num_classes: int
+) -> SearchedModel:
+    """The model of a configuration that `ModelRecipe.validate` has passed, with its first weights.
+
+    Raises:
+        ValueError: an option of MODEL.FBNETV5.HEAD is out of range, or the teacher cannot be had.
+    """
+    options: dict[str, Any] = as_dict(cfg.MODEL.FBNETV5.HEAD)
+    options |= {"pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN), "pixel_std": tuple(cfg.MODEL.PIXEL_STD)}
+    distillation = cfg.MODEL.FBNETV5.DISTILLATION
+    if kind is LiteMaskFormer:
+        options["ignore"] = info.sem_seg_ignore
+    if distillation.TEACHER:
+        options["teacher"] = timm_teacher(distillation.TEACHER, num_classes, distillation.TEACHER_WEIGHTS)
+        options["teacher_weight"] = distillation.WEIGHT
+    backbone = Backbone(cfg.MODEL.FBNETV5.FAMILY, searched_topology(cfg), kind.in_features)
+    try:
+        return kind(backbone, num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"MODEL.FBNETV5.HEAD: {error}") from error

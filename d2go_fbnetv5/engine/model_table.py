@@ -1,0 +1,51 @@
+"""What ends the training of a model: its metrics, those of its averaged weights, and the classes'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table
+
+from d2go_fbnetv5.engine.formatting import format_duration, format_metric, format_plural
+
+_AVERAGED = "ema/"
+_MOST_CLASSES = 40  # with more, metrics.json is where to look
+
+
+def metrics_tables(
+    metrics: Mapping[str, float], title: str, images: int, iterations: int, seconds: float
+) -> list[RenderableType]:
+    """A headline, a table of the whole data set's metrics, and one of the classes' where there are not too many.
+
+    Args:
+        metrics: by name; "<metric>-<class>" is a class' own, "ema/<name>" one of the averaged weights.
+        images: in the test set; iterations, seconds: of training.
+    """
+    rows = {"model": {name: value for name, value in metrics.items() if not name.startswith(_AVERAGED)}}
+    averaged = {
+        name.removeprefix(_AVERAGED): value for name, value in metrics.items() if name.startswith(_AVERAGED)
+    }
+    if averaged:
+        rows["averaged weights"] = averaged
+    trained = f"{format_plural(iterations, 'iteration', 'iterations')} in {format_duration(seconds)}"
+    overall = [name for name in rows["model"] if "-" not in name]
+    headline = f"{title}: {format_plural(images, 'image', 'images')} after {trained}"
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("")
+    for name in overall:
+        table.add_column(name, justify="right")
+    for label, values in rows.items():
+        table.add_row(label, *(format_metric(values.get(name)) for name in overall))
+    classes = [name for name in rows["model"] if "-" in name]
+    if not 0 < len(classes) <= _MOST_CLASSES:
+        return [headline, table]
+    by_class = Table(box=SIMPLE_HEAD)
+    by_class.add_column(f"{classes[0].split('-', 1)[0]} of")
+    for label in rows:
+        by_class.add_column(label, justify="right")
+    for name in classes:
+        values = (format_metric(row.get(name)) for row in rows.values())
+        by_class.add_row(name.split("-", 1)[1], *values)
+    return [headline, table, by_class]

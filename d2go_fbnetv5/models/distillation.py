@@ -1,0 +1,80 @@
+"""Hard distillation: a teacher's choice of class is one more label (LeViT, DeiT; Appendix F.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2go_fbnetv5.models.base import PIXEL_MEAN, PIXEL_STD
+
+
+class Teacher:
+    """A trained classifier that names the class of images. No module: its weights belong to no checkpoint.
+
+    Args:
+        model: N x 3 x H x W, normalised by ``mean`` and ``std`` -> N x K logits.
+        size: height and width that it expects.
+        mean, std: its own normalisation, of pixels in 0..255.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        size: tuple[int, int],
+        mean: Sequence[float] = PIXEL_MEAN,
+        std: Sequence[float] = PIXEL_STD,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.size = size
+        self.mean = torch.tensor(mean).view(3, 1, 1)
+        self.std = torch.tensor(std).view(3, 1, 1)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self  # it never changes, so an averaged copy of its student asks the same one
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Logits N x K of images N x 3 x H x W in 0..255."""
+        self.model.to(pixels.device)
+        mean, std = self.mean.to(pixels), self.std.to(pixels)
+        if tuple(pixels.shape[-2:]) != self.size:
+            pixels = F.interpolate(pixels, self.size, mode="bicubic", align_corners=False, antialias=True)
+        return self.model((pixels - mean) / std)
+
+
+def timm_teacher(name: str, num_classes: int, weights: str = "") -> Teacher:
+    """A teacher from timm, which is not among our requirements.
+
+    Args:
+        name: of a timm model.
+        num_classes: the student's; the teacher must have as many.
+        weights: a checkpoint's path; empty for the ones that timm downloads.
+
+    Raises:
+        ValueError: timm is missing, it has no such model or weights, or another number of classes.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(
+            f"the teacher {name!r} needs timm: pip install 'd2go_fbnetv5[distillation]'"
+        ) from error
+    if not timm.is_model(name):
+        raise ValueError(f"timm {timm.__version__} has no model {name!r} to be the teacher")
+    try:
+        model = timm.create_model(name, pretrained=not weights, checkpoint_path=weights)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from error
+    if model.num_classes != num_classes:
+        raise ValueError(f"the teacher {name!r} has {model.num_classes} classes, the data set {num_classes}")
+    config = timm.data.resolve_model_data_config(model)
+    return Teacher(
+        model,
+        tuple(config["input_size"][1:]),
+        [255 * value for value in config["mean"]],
+        [255 * value for value in config["std"]],
+    )

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-plugins lint clean
 
 # One installation serves every target; it is made anew when the requirements change.
 $(READY): setup.py pyproject.toml
@@ -19,6 +19,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# In an interpreter of one's own that has Detectron2 or D2Go: make test-plugins PYTHON=/path/to/python
+test-plugins:
+	PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest tests/plugins
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,254 @@
+"""Backbones, heads and meta-architectures in Detectron2's registries."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2go_fbnetv5.arch import Backbone, Supernet, Topology
+from d2go_fbnetv5.data import DigitScenes, write_multitask
+from d2go_fbnetv5.models import LiteRCNN
+
+ROOT = Path(__file__).parent.parent.parent
+SIZES = [(64, 64), (96, 130)]
+
+
+@pytest.fixture
+def cfg(detectron2):
+    from detectron2.config import get_cfg
+
+    from d2go_fbnetv5.plugins.detectron2 import add_fbnetv5_config
+
+    cfg = get_cfg()
+    add_fbnetv5_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.FBNETV5.FAMILY = "N"
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digit_scenes_train",), ("digit_scenes_val",)
+    options = type(cfg)({"size": 64, "num_images": 8})
+    cfg.FBNETV5_DATA.DATASETS.digit_scenes_train = cfg.FBNETV5_DATA.DATASETS.digit_scenes_val = options
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
+    cfg.SEED = 0
+    return cfg
+
+
+def make_it_matter(model, seed=0):
+    """Random batch norms and biases: a fresh residual block is the identity, and anything would pass."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name.endswith(("running_var", "bn.weight")):
+                value.uniform_(0.5, 1.0, generator=generator)
+            elif name.endswith(("bias", "running_mean")):
+                value.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["GeneralizedRCNN", "RetinaNet"])
+def test_ten_lines_train_under_detectron2_alone(detectron2, kind, tmp_path):
+    write_multitask(DigitScenes("train", size=96, num_images=8), tmp_path / "data")
+    program = [sys.executable, str(Path(__file__).parent / "detectron2_project.py"), str(ROOT / "README.md")]
+    run = subprocess.run(
+        [*program, str(tmp_path / "data"), kind, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.splitlines()[-1] == f"trained {kind}"
+
+
+def test_backbones_by_name(cfg):
+    from detectron2.modeling import build_backbone
+
+    images = torch.randn(2, 3, 96, 64)
+    cfg.MODEL.BACKBONE.NAME = "FBNetV5Supernet"
+    supernet = make_it_matter(build_backbone(cfg))
+    cfg.MODEL.BACKBONE.NAME = "FBNetV5Backbone"
+    cfg.MODEL.FBNETV5.OUT_FEATURES = ["path1", "path3"]
+    backbone = build_backbone(cfg).eval()
+    backbone.load_supernet(supernet)
+    assert backbone.size_divisibility == supernet.size_divisibility == 32
+    assert list(supernet.output_shape()) == ["path0", "path1", "path2", "path3"]
+    assert {name: shape.stride for name, shape in backbone.output_shape().items()} == {
+        "path1": 8,
+        "path3": 32,
+    }
+
+    with torch.no_grad():
+        features, expected = backbone(images), supernet(images, backbone.topology)
+    for name, shape in backbone.output_shape().items():
+        assert features[name].shape == (2, shape.channels, 96 // shape.stride, 64 // shape.stride)
+        torch.testing.assert_close(features[name], expected[name], atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(
+            supernet(images)["path0"], Supernet.forward(supernet, images, Topology.full(7))["path0"]
+        )
+
+
+@pytest.mark.parametrize("family", ["A", "C"])
+def test_features_under_an_fpn_have_whole_strides(cfg, family):
+    """The published paddings leave some of them a cell short."""
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Backbone
+
+    images = torch.randn(1, 3, 96, 160)
+    topology = Topology.named("linear", stages=2)
+    free = FBNetV5Backbone(family, topology).eval()
+    exact = FBNetV5Backbone(family, topology, exact_sizes=True).eval()
+    exact.load_state_dict(free.state_dict())
+    with torch.no_grad():
+        free, exact = free(images), exact(images)
+    assert any(free[name].shape != exact[name].shape for name in free)
+    for (name, feature), stride in zip(exact.items(), (4, 8, 16, 32), strict=True):
+        assert feature.shape[-2:] == (96 // stride, 160 // stride)
+        height, width = free[name].shape[-2:]
+        assert torch.equal(feature[..., :height, :width], free[name])
+
+
+def test_a_detector_converted_to_detectron2_and_back_is_the_same(cfg):
+    from detectron2.modeling import build_model
+
+    from d2go_fbnetv5.plugins.detectron2 import from_generalized_rcnn, to_generalized_rcnn, use_lite_rcnn
+    from d2go_fbnetv5.plugins.detectron2.config import configured_topology
+
+    use_lite_rcnn(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    torch.manual_seed(0)
+    ours = make_it_matter(LiteRCNN(Backbone("N", configured_topology(cfg), ("path1",)), num_classes=3))
+    theirs = build_model(cfg).eval()
+    theirs.load_state_dict(to_generalized_rcnn(ours.state_dict()))
+    for height, width in SIZES:
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        with torch.no_grad():
+            (expected,) = ours([{"image": image}])
+            found = theirs([{"image": image}])[0]["instances"]
+        assert len(expected["boxes"]) > 10
+        torch.testing.assert_close(found.pred_boxes.tensor, expected["boxes"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found.scores, expected["scores"], atol=1e-5, rtol=0)
+        assert torch.equal(found.pred_classes, expected["labels"])
+
+    back = from_generalized_rcnn(theirs.state_dict())
+    assert back.keys() == ours.state_dict().keys()
+    assert all(torch.equal(back[name], value) for name, value in ours.state_dict().items())
+    with pytest.raises(ValueError, match="no weight 'mask_head.x'"):
+        to_generalized_rcnn({"mask_head.x": torch.zeros(1)})
+
+
+def test_weights_of_a_search_reach_the_backbone_wherever_it_is(cfg):
+    from detectron2.modeling import build_model
+
+    from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights
+
+    supernet = make_it_matter(Supernet("N", 7))
+    search = {f"supernet.{name}": value for name, value in supernet.state_dict().items()}
+    search["tasks.cls.fc.weight"] = torch.zeros(1)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_fbnetv5_fpn_backbone"
+    cfg.MODEL.FPN.IN_FEATURES = ["path1", "path2", "path3"]
+    retinanet = build_model(cfg)
+    for state in (search, supernet.state_dict()):
+        adapted = adapt_weights(state, retinanet.state_dict())
+        left = retinanet.load_state_dict(adapted, strict=False)
+        assert not left.unexpected_keys
+        assert not [name for name in left.missing_keys if name.startswith("backbone.bottom_up.")]
+    name = "stage0.path0.0.conv.weight"
+    assert torch.equal(retinanet.state_dict()[f"backbone.bottom_up.{name}"], supernet.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    "kind", ["SemanticSegmentor", "LiteMaskFormer", "ImageClassifier", "LiteRCNN", "MultitaskSearch"]
+)
+def test_meta_architectures_train_and_predict(cfg, kind):
+    from detectron2.data import build_detection_test_loader, build_detection_train_loader
+    from detectron2.evaluation import inference_on_dataset
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    from d2go_fbnetv5.plugins.detectron2 import SampleEvaluator, SampleMapper, register_datasets
+
+    register_datasets(cfg)
+    cfg.MODEL.META_ARCHITECTURE = kind
+    cfg.MODEL.BACKBONE.NAME = "FBNetV5Backbone"
+    cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "LiteMaskFormerHead", 11
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 10
+    cfg.MODEL.FBNETV5.NUM_STAGES, cfg.SEARCH.SAMPLES_PER_RANK = 2, 2
+    cfg.SEARCH.COST.SIZE = [64, 64]
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 4, 0
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    loader = build_detection_train_loader(cfg, mapper=SampleMapper.from_config(cfg))
+    with EventStorage(0):
+        losses = model(next(iter(loader)))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad) or kind == "MultitaskSearch"
+
+    tests = build_detection_test_loader(
+        cfg, "digit_scenes_val", mapper=SampleMapper.from_config(cfg, is_train=False)
+    )
+    from detectron2.data import MetadataCatalog
+
+    info = MetadataCatalog.get("digit_scenes_val").info
+    results = inference_on_dataset(model, tests, SampleEvaluator.for_info(info))
+    metrics = {
+        "SemanticSegmentor": "seg",
+        "LiteMaskFormer": "seg",
+        "ImageClassifier": "cls",
+        "LiteRCNN": "det",
+    }
+    assert list(results) == ([metrics[kind]] if kind in metrics else ["cls", "det", "seg"])
+    assert all(0 <= value <= 1 for task in results.values() for value in task.values())
+
+
+def test_mask_former_under_detectron2_predicts_what_it_does_elsewhere(cfg):
+    from detectron2.modeling import build_model
+
+    from d2go_fbnetv5.models import LiteMaskFormer
+
+    cfg.MODEL.META_ARCHITECTURE = "LiteMaskFormer"
+    model = make_it_matter(build_model(cfg))
+    image = torch.randint(0, 256, (3, 70, 100), dtype=torch.uint8)
+    with torch.no_grad():
+        (scores,) = model([{"image": image}])
+        (expected,) = LiteMaskFormer.predict(model, [{"image": image}])
+        (rescaled,) = model([{"image": image, "height": 140, "width": 200}])
+    assert scores["sem_seg"].shape == (11, 70, 100)
+    assert torch.equal(scores["sem_seg"].argmax(0), expected["sem_seg"])
+    assert rescaled["sem_seg"].shape == (11, 140, 200)
+
+
+def test_unlabelled_images_have_no_part_in_the_detectors_loss(cfg):
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    cfg.MODEL.META_ARCHITECTURE = "LiteRCNN"
+    model = build_model(cfg)
+    with EventStorage(0):
+        losses = model([{"image": torch.zeros(3, 64, 64)}])
+    assert len(losses) == 4
+    assert not any(losses.values())
+
+
+def test_crowds_and_flat_boxes_are_not_trained_on(detectron2):
+    from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2, to_sample
+
+    sample = {
+        "image": torch.zeros(3, 8, 9, dtype=torch.uint8),
+        "height": 80,
+        "width": 90,
+        "boxes": torch.tensor([[0.0, 0, 4, 4], [1, 1, 5, 5], [2, 2, 2, 7]]),
+        "box_labels": torch.tensor([1, 2, 3]),
+        "box_is_crowd": torch.tensor([False, True, False]),
+    }
+    data = to_detectron2(sample, training=True)
+    assert (data["height"], data["width"]) == (8, 9)
+    assert data["instances"].gt_classes.tolist() == [1]
+    assert len(to_detectron2(sample, training=False)["instances"]) == 3
+
+    del data["boxes"], data["box_labels"]
+    assert to_sample(data, torch.device("cpu"))["boxes"].tolist() == [[0, 0, 4, 4]]

@@ -1,0 +1,30 @@
+"""d2go_fbnetv5.runner where D2Go is missing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize("missing", ["d2go", "detectron2", "mobile_cv"])
+def test_without_a_host_it_says_so_in_one_sentence(missing):
+    program = f"""
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+import d2go_fbnetv5.runner
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+    assert run.returncode == 1
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: d2go_fbnetv5.runner needs D2Go, Detectron2 and mobile_cv, of which ")
+    assert last.endswith("tools/train_net.py trains, evaluates and reports without any of them")
+    assert "During handling" not in run.stderr

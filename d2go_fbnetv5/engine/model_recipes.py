@@ -17,7 +17,7 @@ from d2go_fbnetv5.engine.checkpoint import RunCheckpointer, write_atomically
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.distributed import barrier, is_main
 from d2go_fbnetv5.engine.model_table import metrics_tables
-from d2go_fbnetv5.engine.recipe import Recipe, register_recipe
+from d2go_fbnetv5.engine.recipe import Recipe, get_recipe, register_recipe
 from d2go_fbnetv5.engine.validate import check_choice, check_range
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.distillation import timm_teacher
@@ -138,7 +138,6 @@ class LiteMaskFormerRecipe(ModelRecipe):
     task, names_of, kind = "seg", "sem_seg_names", LiteMaskFormer
 
 
-_MODELS = {recipe.kind: recipe for recipe in (ImageClassifierRecipe, LiteRCNNRecipe, LiteMaskFormerRecipe)}
 _SET_ELSEWHERE = (
     "self",
     "backbone",
@@ -156,14 +155,17 @@ def head_options(kind: type[SearchedModel]) -> list[str]:
     return [name for name in inspect.signature(kind.__init__).parameters if name not in _SET_ELSEWHERE]
 
 
-def searched_topology(cfg: CfgNode) -> Topology:
+def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
     """The topology of MODEL.FBNETV5.TOPOLOGY for a model, the zoo's reconstruction where that is empty.
+
+    Args:
+        task: "cls", "det" or "seg"; by default that of MODEL.META_ARCHITECTURE, one of the three here.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or none of that task in it.
     """
     options = cfg.MODEL.FBNETV5
-    task = next(r.task for r in _MODELS.values() if r.kind.__name__ == cfg.MODEL.META_ARCHITECTURE)
+    task = task or get_recipe(cfg.MODEL.META_ARCHITECTURE).task
     if not options.TOPOLOGY:
         return builtin_topology(task.upper())
     path = Path(options.TOPOLOGY).expanduser()
@@ -186,16 +188,24 @@ def build_searched_model(
     Raises:
         ValueError: an option of MODEL.FBNETV5.HEAD is out of range, or the teacher cannot be had.
     """
+    arguments = model_arguments(cfg, kind, info, num_classes)
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"MODEL.FBNETV5.HEAD: {error}") from error
+
+
+def model_arguments(
+    cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, num_classes: int
+) -> dict[str, Any]:
+    """What `build_searched_model` makes a model of."""
     options: dict[str, Any] = as_dict(cfg.MODEL.FBNETV5.HEAD)
     options |= {"pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN), "pixel_std": tuple(cfg.MODEL.PIXEL_STD)}
     distillation = cfg.MODEL.FBNETV5.DISTILLATION
-    if kind is LiteMaskFormer:
+    if issubclass(kind, LiteMaskFormer):
         options["ignore"] = info.sem_seg_ignore
     if distillation.TEACHER:
         options["teacher"] = timm_teacher(distillation.TEACHER, num_classes, distillation.TEACHER_WEIGHTS)
         options["teacher_weight"] = distillation.WEIGHT
     backbone = Backbone(cfg.MODEL.FBNETV5.FAMILY, searched_topology(cfg), kind.in_features)
-    try:
-        return kind(backbone, num_classes, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"MODEL.FBNETV5.HEAD: {error}") from error
+    return {"backbone": backbone, "num_classes": num_classes, **options}

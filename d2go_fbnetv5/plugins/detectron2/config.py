@@ -3,9 +3,8 @@
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.arch import PATHS, Topology
-from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.engine import defaults
-from d2go_fbnetv5.zoo import builtin_topology
+from d2go_fbnetv5.engine.model_recipes import searched_topology
 
 _TASKS = {"ImageClassifier": "cls", "LiteMaskFormer": "seg", "SemanticSegmentor": "seg"}
 
@@ -47,8 +46,4 @@ def configured_topology(cfg: CfgNode) -> Topology:
     Raises:
         FileNotFoundError, ValueError: no such file, or none of that task.
     """
-    task = _TASKS.get(cfg.MODEL.META_ARCHITECTURE, "det")
-    path = cfg.MODEL.FBNETV5.TOPOLOGY
-    if not path:
-        return builtin_topology(task.upper())
-    return load_topologies(path).task(cfg.MODEL.FBNETV5.TOPOLOGY_TASK or task).topology
+    return searched_topology(cfg, _TASKS.get(cfg.MODEL.META_ARCHITECTURE, "det"))

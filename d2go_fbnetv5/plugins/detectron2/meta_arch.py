@@ -13,11 +13,9 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor
 
 from d2go_fbnetv5 import models, search
-from d2go_fbnetv5.arch import Backbone
-from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.model_recipes import model_arguments
 from d2go_fbnetv5.engine.search_recipe import search_arguments
 from d2go_fbnetv5.models.lite_maskformer import valid_features
-from d2go_fbnetv5.plugins.detectron2.config import configured_topology
 from d2go_fbnetv5.plugins.detectron2.datasets import register_datasets
 from d2go_fbnetv5.plugins.detectron2.heads import segment_scores
 from d2go_fbnetv5.plugins.detectron2.samples import to_sample
@@ -38,15 +36,6 @@ def dataset_info(cfg: CfgNode) -> DatasetInfo:
         sem_seg_names=tuple(metadata.get("stuff_classes", ())),
         sem_seg_ignore=metadata.get("ignore_label", DatasetInfo.sem_seg_ignore),
     )
-
-
-def _searched_arguments(cfg: CfgNode, model: type[models.SearchedModel]) -> dict[str, Any]:
-    return {
-        **as_dict(cfg.MODEL.FBNETV5.HEAD),
-        "backbone": Backbone(cfg.MODEL.FBNETV5.FAMILY, configured_topology(cfg), model.in_features),
-        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-        "pixel_std": cfg.MODEL.PIXEL_STD,
-    }
 
 
 @META_ARCH_REGISTRY.register()
@@ -82,7 +71,8 @@ class ImageClassifier(models.ImageClassifier):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**_searched_arguments(cfg, cls), "num_classes": len(dataset_info(cfg).class_names)}
+        info = dataset_info(cfg)
+        return model_arguments(cfg, cls, info, len(info.class_names))
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         return super().forward([to_sample(data, self.pixel_mean.device) for data in batch])
@@ -101,11 +91,7 @@ class LiteMaskFormer(models.LiteMaskFormer):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         info = dataset_info(cfg)
-        return {
-            **_searched_arguments(cfg, cls),
-            "num_classes": len(info.sem_seg_names),
-            "ignore": info.sem_seg_ignore,
-        }
+        return model_arguments(cfg, cls, info, len(info.sem_seg_names))
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         return super().forward([to_sample(data, self.pixel_mean.device) for data in batch])

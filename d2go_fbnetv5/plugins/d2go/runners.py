@@ -25,6 +25,7 @@ from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main
 from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.history import write_evaluation
 from d2go_fbnetv5.engine.hooks import Stopwatch
+from d2go_fbnetv5.engine.recipe import get_recipe
 from d2go_fbnetv5.engine.search_recipe import SearchRecipe
 from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.engine.validate import validate
@@ -40,6 +41,8 @@ from d2go_fbnetv5.plugins.detectron2.datasets import (
 from d2go_fbnetv5.plugins.detectron2.evaluators import SampleEvaluator
 from d2go_fbnetv5.plugins.detectron2.meta_arch import dataset_info
 from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
+
+OUR_META_ARCHITECTURES = ("ImageClassifier", "LiteMaskFormer", "LiteRCNN", "MultitaskSearch")
 
 
 class TrainLoader:
@@ -93,6 +96,8 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
                 f"SEED is {cfg.SEED}, allowed under D2Go: 0 or more, so that a run can be resumed"
             )
         validate(cfg, comm.get_world_size())
+        if cfg.MODEL.META_ARCHITECTURE in OUR_META_ARCHITECTURES:
+            get_recipe(cfg.MODEL.META_ARCHITECTURE).validate(cfg, comm.get_world_size())
 
     def build_checkpointer(self, cfg: CfgNode, model: nn.Module, save_dir: str, **kwargs: Any) -> Any:
         kwargs.update(ema.may_get_ema_checkpointer(cfg, model))
@@ -153,10 +158,6 @@ class MultitaskSearchRunner(FBNetV5Runner):
         cfg = super().get_default_cfg()
         cfg.MODEL.META_ARCHITECTURE = "MultitaskSearch"
         return cfg
-
-    def _validate(self, cfg: CfgNode) -> None:
-        super()._validate(cfg)
-        SearchRecipe.validate(cfg, comm.get_world_size())
 
     def build_checkpointer(self, cfg: CfgNode, model: nn.Module, save_dir: str, **kwargs: Any) -> Any:
         return super().build_checkpointer(cfg, model, save_dir, stopwatch=self.stopwatch, **kwargs)

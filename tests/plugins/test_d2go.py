@@ -1,0 +1,238 @@
+"""D2Go's commands on our runners: the same numbers as the embedded host's, resume, several processes, export."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.engine.config import get_cfg
+
+ROOT = Path(__file__).parent.parent.parent
+RUNNER = "d2go_fbnetv5.runner."
+SMALL = f"""
+_BASE_: {ROOT}/configs/search_digits.yaml
+MODEL: {{FBNETV5: {{NUM_STAGES: 3}}}}
+SEARCH:
+  SAMPLES_PER_RANK: 2
+  ARCH_WARMUP_ITERS: 3
+  COST: {{SIZE: [64, 64]}}
+  EVAL: {{RANDOM_TOPOLOGIES: 1, BN_ITERS: 1, MAX_IMAGES: 8}}
+INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64, CROP: {{SIZE: [64, 64]}}}}
+FBNETV5_DATA:
+  DATASETS: {{digit_scenes_train: {{size: 64, num_images: 64}}, digit_scenes_val: {{size: 64, num_images: 8}}}}
+SOLVER: {{IMS_PER_BATCH: 8, MAX_ITER: 20, STEPS: [15], WARMUP_ITERS: 4, CHECKPOINT_PERIOD: 12}}
+MODEL_EMA: {{DECAY: 0.9}}
+WRITER_PERIOD: 1
+"""
+
+
+def run(module: list[str], *args: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *module, *args],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def d2go_train(runner: str, config: Path, output: Path, *more: str) -> str:
+    args = ["--runner", RUNNER + runner, "--config-file", str(config), "--output-dir", str(output)]
+    return run(["-m", "d2go.tools.train_net"], *args, "--disable-post-mortem", *more)
+
+
+def history(folder: Path) -> dict[int, dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    merged: dict[int, dict] = {}
+    for line in lines:
+        merged.setdefault(line["iteration"], {}).update(line)
+    return merged
+
+
+def assert_same_training(found: dict[int, dict], expected: dict[int, dict], names: tuple[str, ...]) -> None:
+    assert len(expected) == 20
+    for iteration, record in expected.items():
+        for name, value in record.items():
+            if name.startswith(names):
+                theirs = torch.tensor(found[iteration][name])
+                torch.testing.assert_close(
+                    theirs, torch.tensor(value), atol=1e-4, rtol=1e-4, msg=f"{iteration} {name}"
+                )
+
+
+@pytest.fixture(scope="module")
+def config(d2go, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def search(config, tmp_path_factory):
+    """A search by D2Go's command."""
+    folder = tmp_path_factory.mktemp("search") / "run"
+    d2go_train("MultitaskSearchRunner", config, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")),
+)
+def test_every_config_means_the_same_in_all_hosts(d2go, file, monkeypatch):
+    from detectron2.config import get_cfg as detectron2_cfg
+
+    from d2go_fbnetv5.engine.config import load_cfg
+    from d2go_fbnetv5.plugins.detectron2 import add_fbnetv5_config
+    from d2go_fbnetv5.runner import FBNetV5Runner
+
+    monkeypatch.chdir(ROOT)
+    hosts = [FBNetV5Runner.get_default_cfg(), detectron2_cfg()]
+    add_fbnetv5_config(hosts[1])
+    ours = flat(load_cfg(file))
+    for cfg in hosts:
+        cfg.merge_from_file(file)
+    theirs = flat(hosts[0])
+    assert {key: (theirs.get(key), value) for key, value in ours.items() if theirs.get(key) != value} == {}
+    given = flat(type(hosts[1])(hosts[1].load_yaml_with_base(file)))
+    theirs = flat(hosts[1])
+    assert {key for key in given if key not in theirs} == set()
+
+
+def flat(node, prefix=""):
+    found = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if hasattr(value, "items"):
+            found |= flat(value, f"{name}.")
+        else:
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def test_runners_defaults_are_the_embedded_hosts(d2go):
+    from d2go_fbnetv5.runner import FBNetV5Runner
+
+    theirs, ours = flat(FBNetV5Runner.get_default_cfg()), flat(get_cfg())
+    different = {key for key, value in ours.items() if theirs.get(key) != value}
+    assert different == set()
+
+
+def test_first_steps_equal_the_embedded_hosts(search, config, tmp_path):
+    run(["tools/train_net.py"], "--config-file", str(config), "--output-dir", str(tmp_path / "embedded"))
+    ours, theirs = history(tmp_path / "embedded"), history(search)
+    assert_same_training(
+        theirs, ours, ("loss", "probs/", "lr", "arch_lr", "entropy/", "ess/", "expected_cost/")
+    )
+    assert {name for name in ours[19] if name.startswith("probs/")} == {"probs/cls", "probs/det", "probs/seg"}
+    metrics = [name for name in ours[19] if name.startswith("eval/")]
+    assert len(metrics) > 10
+    for name in metrics:
+        assert theirs[19][name] == pytest.approx(ours[19][name], abs=1e-3)
+
+
+def test_search_leaves_what_the_embedded_one_leaves(search):
+    names = {path.name for path in search.iterdir()}
+    wanted = {"report.html", "topologies.json", "topologies.svg", "topologies.png", "probabilities.png"}
+    assert wanted | {"metrics.json", "config.yaml", "model_final.pth"} <= names
+    assert list(load_topologies(search / "topologies.json").tasks) == ["cls", "det", "seg"]
+    assert "model_0000011.pth" in names
+
+
+def test_resumed_search_equals_an_uninterrupted_one(search, config, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "model_0000011.pth").write_bytes((search / "model_0000011.pth").read_bytes())
+    (folder / "last_checkpoint").write_text("model_0000011.pth")
+    d2go_train("MultitaskSearchRunner", config, folder, "--resume")
+    resumed, whole = history(folder), history(search)
+    assert min(resumed) == 12
+    for iteration, record in resumed.items():
+        for name, value in record.items():
+            if name.startswith(("loss", "probs/", "eval/", "lr")):
+                assert whole[iteration][name] == value, (iteration, name)
+
+
+def test_two_processes(search, config, tmp_path):
+    d2go_train(
+        *("MultitaskSearchRunner", config, tmp_path / "run"),
+        *("--num-processes", "2", "--dist-backend", "GLOO", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "[3]"),
+    )
+    records = history(tmp_path / "run")
+    assert len(records) == 4
+    assert records[3]["probs/cls"] != history(search)[3]["probs/cls"]
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_scaling_with_the_number_of_processes(d2go):
+    from d2go.config import auto_scale_world_size
+
+    from d2go_fbnetv5.engine.validate import scale_to_world_size
+    from d2go_fbnetv5.runner import MultitaskSearchRunner
+
+    ours, theirs = get_cfg(), MultitaskSearchRunner.get_default_cfg()
+    ours.merge_from_file(str(ROOT / "configs" / "search.yaml"))
+    theirs.merge_from_file(str(ROOT / "configs" / "search.yaml"))
+    scale_to_world_size(ours, 4)
+    auto_scale_world_size(theirs, 4)
+    assert theirs.SEARCH.ARCH_WARMUP_ITERS == 25000
+    assert theirs.SOLVER.CHECKPOINT_PERIOD == 2000
+    ours, theirs = flat(ours), flat(theirs)
+    assert {key for key, value in ours.items() if theirs[key] != value} == set()
+
+
+def test_seed_must_be_given(d2go):
+    from d2go_fbnetv5.runner import FBNetV5Runner
+
+    cfg = FBNetV5Runner.get_default_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digit_scenes_train",), ("digit_scenes_val",)
+    with pytest.raises(ValueError, match="SEED is -1, allowed under D2Go: 0 or more"):
+        FBNetV5Runner().build_model(cfg)
+
+
+MODELS = {"LiteRCNN": ("det", "AP"), "LiteMaskFormer": ("seg", "mIoU"), "ImageClassifier": ("cls", "top1")}
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_models_train_from_a_search_and_export(search, config, kind, tmp_path):
+    settings = ["MODEL.META_ARCHITECTURE", kind, "MODEL.FBNETV5.TOPOLOGY", str(search / "topologies.json")]
+    folder, exported = tmp_path / "run", tmp_path / "exported"
+    output = d2go_train(
+        *("FBNetV5Runner", config, folder, *settings, "MODEL.WEIGHTS", str(search / "model_final.pth")),
+        *("MODEL_EMA.ENABLED", "True", "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "[2]"),
+    )
+    task, metric = MODELS[kind]
+    rows = [line.replace(" ", "") for line in output.splitlines()]
+    for tag in ("default", "ema"):
+        assert any(row.startswith(f"|{tag}|digit_scenes_val|{task}|{metric}|") for row in rows), (
+            tag,
+            rows[-30:],
+        )
+
+    types = ["torchscript", *(["torchscript_int8"] if kind == "LiteRCNN" else [])]
+    run(
+        ["-m", "d2go.tools.exporter"],
+        *("--runner", f"{RUNNER}FBNetV5Runner", "--predictor-types", *types, "--config-file", str(config)),
+        *("--output-dir", str(exported), "--disable-post-mortem"),
+        *(*settings, "MODEL.WEIGHTS", str(folder / "model_final.pth")),
+    )
+    # Both in processes of their own: the second has nothing but torch and torchvision.
+    program = str(Path(__file__).parent / "compare_exported.py")
+    weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+    run([program], "eager", str(tmp_path / "cases.pth"), str(config), *settings, *weights)
+    for kind_of_model in types:
+        report = run(
+            [program], kind_of_model, str(tmp_path / "cases.pth"), str(exported / kind_of_model / "model.jit")
+        )
+        assert report.splitlines()[-1] == "compared 2"

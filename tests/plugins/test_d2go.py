@@ -201,6 +201,33 @@ def test_seed_must_be_given(d2go):
         FBNetV5Runner().build_model(cfg)
 
 
+def test_a_search_starts_from_anothers_weights_alone(d2go, tmp_path):
+    from d2go_fbnetv5 import MultitaskSearch, Supernet
+    from d2go_fbnetv5.plugins.d2go.checkpoint import FBNetV5Checkpointer
+    from d2go_fbnetv5.tasks import DatasetInfo, build_task
+
+    def search():
+        supernet = Supernet("N", 2)
+        return MultitaskSearch(supernet, [build_task("cls", supernet.channels, DatasetInfo(("a", "b")))])
+
+    old, new = search(), search()
+    with torch.no_grad():
+        old.distribution.probs.fill_(0.9)
+        old.iteration_count.fill_(7)
+    FBNetV5Checkpointer(old, str(tmp_path)).save("model_final", iteration=7)
+
+    FBNetV5Checkpointer(new, "").resume_or_load(str(tmp_path / "model_final.pth"), resume=False)
+    assert all(
+        torch.equal(old.state_dict()[n], v) for n, v in new.state_dict().items() if n.startswith("supernet.")
+    )
+    assert new.iteration == 0
+    assert new.distribution.probs.eq(0.5).all()
+
+    FBNetV5Checkpointer(new, str(tmp_path)).resume_or_load("", resume=True)
+    assert new.iteration == 7
+    assert new.distribution.probs.allclose(torch.tensor(0.9))
+
+
 MODELS = {"LiteRCNN": ("det", "AP"), "LiteMaskFormer": ("seg", "mIoU"), "ImageClassifier": ("cls", "top1")}
 
 
@@ -235,4 +262,4 @@ def test_models_train_from_a_search_and_export(search, config, kind, tmp_path):
         report = run(
             [program], kind_of_model, str(tmp_path / "cases.pth"), str(exported / kind_of_model / "model.jit")
         )
-        assert report.splitlines()[-1] == "compared 2"
+        assert "compared 2" in report

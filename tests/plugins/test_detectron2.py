@@ -205,6 +205,17 @@ def test_meta_architectures_train_and_predict(cfg, kind):
     assert all(0 <= value <= 1 for task in results.values() for value in task.values())
 
 
+def test_weights_that_do_not_fit_are_refused(detectron2):
+    from d2go_fbnetv5.plugins.detectron2.convert import require_fit
+
+    ours = {"backbone.x": torch.zeros(2, 3), "head.x": torch.zeros(4)}
+    require_fit({"backbone.x": torch.zeros(2, 3), "head.x": torch.zeros(5)}, ours)
+    with pytest.raises(ValueError, match=r"'backbone.x' is \(2, 4\) in the file, \(2, 3\) in the model"):
+        require_fit({"backbone.x": torch.zeros(2, 4)}, ours)
+    with pytest.raises(ValueError, match=r"none of its weights \(fc, ...\) fits"):
+        require_fit({"fc": torch.zeros(1)}, ours)
+
+
 def test_mask_former_under_detectron2_predicts_what_it_does_elsewhere(cfg):
     from detectron2.modeling import build_model
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from d2go.checkpoint.fsdp_checkpoint import FSDPCheckpointer
 
-from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights
+from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_fit
 from d2go_fbnetv5.search import MultitaskSearch
 
 # Of another search, such as the pretraining, neither its probabilities nor how far it came.
@@ -14,7 +14,14 @@ _SEARCH_WEIGHTS = ("supernet.", "tasks.")
 
 
 class FBNetV5Checkpointer(FSDPCheckpointer):
-    """MODEL.WEIGHTS may be a search, a supernet, or a model of the same kind, of either host."""
+    """MODEL.WEIGHTS may be a search, a supernet, or a model of the same kind, of either host.
+
+    Raises, on loading:
+        ValueError: no weight fits the model, or one of the backbone or the supernet has another shape. (Detectron2
+            passes over what does not fit; heads of another number of classes still may.)
+    """
+
+    _start = False  # whether the weights are those to begin with, rather than a run's own
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         self._start = not (resume and self.has_checkpoint())
@@ -23,12 +30,11 @@ class FBNetV5Checkpointer(FSDPCheckpointer):
         finally:
             self._start = False
 
-    _start = False  # whether the weights are those to begin with, rather than a run's own
-
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        checkpoint["model"] = adapt_weights(checkpoint["model"], self.model.state_dict())
+        ours = self.model.state_dict()
+        state = adapt_weights(checkpoint["model"], ours)
         if self._start and isinstance(self.model, MultitaskSearch):
-            checkpoint["model"] = {
-                name: value for name, value in checkpoint["model"].items() if name.startswith(_SEARCH_WEIGHTS)
-            }
+            state = {name: value for name, value in state.items() if name.startswith(_SEARCH_WEIGHTS)}
+        require_fit(state, ours)
+        checkpoint["model"] = state
         return super()._load_model(checkpoint)

@@ -66,3 +66,17 @@ def adapt_weights(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> di
     if detectron2 and any(name.startswith("roi_head.") for name in state):
         return to_generalized_rcnn(state)
     return state
+
+
+def require_fit(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Raises a ValueError if no weight is one of ``ours``, or one of a backbone or a supernet has another shape."""
+    if not any(name in ours for name in state):
+        raise ValueError(
+            f"MODEL.WEIGHTS: none of its weights ({', '.join(list(state)[:2])}, ...) fits this model"
+        )
+    for name, value in state.items():
+        if name.startswith(("backbone.", _SUPERNET)) and name in ours and value.shape != ours[name].shape:
+            raise ValueError(
+                f"MODEL.WEIGHTS: {name!r} is {tuple(value.shape)} in the file, {tuple(ours[name].shape)} in the model; "
+                "is it of another family?"
+            )

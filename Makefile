@@ -11,8 +11,11 @@ $(READY): setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $(READY)
 
+# Two processes, as a network of this size cannot use the threads of one. Interrupted, it goes on where it was.
 demo: $(READY)
-	$(BIN)/d2go_fbnetv5.train_net --config-file configs/search_digits.yaml OUTPUT_DIR output/demo
+	$(BIN)/d2go_fbnetv5.train_net --config-file configs/search_digits.yaml --num-processes 2 --resume OUTPUT_DIR output/demo
+	$(BIN)/d2go_fbnetv5.visualize output/demo
+	@echo "All of it on one page: output/demo/report.html"
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"

@@ -26,6 +26,7 @@ INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64, CROP: {{SIZE: [64, 64]}}}}
 FBNETV5_DATA:
   DATASETS: {{digit_scenes_train: {{size: 64, num_images: 64}}, digit_scenes_val: {{size: 64, num_images: 8}}}}
 SOLVER: {{IMS_PER_BATCH: 8, MAX_ITER: 20, STEPS: [15], WARMUP_ITERS: 4, CHECKPOINT_PERIOD: 12}}
+TEST: {{EVAL_PERIOD: 8}}
 MODEL_EMA: {{DECAY: 0.9}}
 WRITER_PERIOD: 1
 """
@@ -136,10 +137,11 @@ def test_first_steps_equal_the_embedded_hosts(search, config, tmp_path):
         theirs, ours, ("loss", "probs/", "lr", "arch_lr", "entropy/", "ess/", "expected_cost/")
     )
     assert {name for name in ours[19] if name.startswith("probs/")} == {"probs/cls", "probs/det", "probs/seg"}
-    metrics = [name for name in ours[19] if name.startswith("eval/")]
-    assert len(metrics) > 10
-    for name in metrics:
-        assert theirs[19][name] == pytest.approx(ours[19][name], abs=1e-3)
+    for iteration in (7, 15, 19):
+        metrics = [name for name in ours[iteration] if name.startswith("eval/")]
+        assert len(metrics) > 10
+        for name in metrics:
+            assert theirs[iteration][name] == pytest.approx(ours[iteration][name], abs=1e-3)
 
 
 def test_search_leaves_what_the_embedded_one_leaves(search):
@@ -226,6 +228,34 @@ def test_a_search_starts_from_anothers_weights_alone(d2go, tmp_path):
     FBNetV5Checkpointer(new, str(tmp_path)).resume_or_load("", resume=True)
     assert new.iteration == 7
     assert new.distribution.probs.allclose(torch.tensor(0.9))
+
+
+def test_detection_on_a_coco_file_by_d2gos_own_loaders(d2go, tmp_path):
+    from detectron2.data.datasets import register_coco_instances
+
+    from d2go_fbnetv5.data import DigitScenes, write_multitask
+    from d2go_fbnetv5.runner import FBNetV5Runner
+
+    file = write_multitask(DigitScenes("train", size=96, num_images=4), tmp_path / "data")
+    index = json.loads(file.read_text())
+    for annotation in index["annotations"]:  # which the multitask format may leave out
+        annotation |= {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+    file.write_text(json.dumps(index))
+    register_coco_instances("coco_scenes", {}, str(file), str(file.parent))
+    cfg = FBNetV5Runner.get_default_cfg()
+    cfg.merge_from_file(str(ROOT / "configs" / "det" / "det_digits.yaml"))
+    cfg.MODEL.WEIGHTS = cfg.MODEL.FBNETV5.TOPOLOGY = ""
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("coco_scenes",)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 10
+    cfg.INPUT.CROP.ENABLED = False
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.OUTPUT_DIR = 2, 2, str(tmp_path)
+    runner = FBNetV5Runner()
+    runner._initialize(cfg)
+    model = runner.build_model(cfg)
+    runner.do_train(cfg, model, resume=False)
+    results = runner.do_test(cfg, model)
+    assert set(results) == {"default", "ema"}
+    assert "AP" in results["default"]["coco_scenes"]["bbox"]
 
 
 MODELS = {"LiteRCNN": ("det", "AP"), "LiteMaskFormer": ("seg", "mIoU"), "ImageClassifier": ("cls", "top1")}

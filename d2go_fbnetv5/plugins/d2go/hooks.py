@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from d2go.runner import TRAINER_HOOKS_REGISTRY
 from detectron2.engine import HookBase
@@ -53,7 +54,7 @@ class SearchRecordHook(HookBase):
     """
 
     def __init__(self, folder: str, period: int) -> None:
-        self.path, self.period = Path(folder, METRICS_FILE), period
+        self.folder, self.period = folder, period
 
     def after_step(self) -> None:
         if not comm.is_main_process():
@@ -68,8 +69,13 @@ class SearchRecordHook(HookBase):
         if done % self.period == 0 or done == self.trainer.max_iter:
             probs = search.distribution.probs.tolist()
             record = {f"probs/{task}": p for task, p in zip(search.tasks, probs, strict=True)}
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(f"{json.dumps({'iteration': self.trainer.iter, **record})}\n")
+            append_record(self.folder, {"iteration": self.trainer.iter, **record})
+
+
+def append_record(folder: str | Path, record: dict[str, Any]) -> None:
+    """Add a line to metrics.json, which D2Go's own writer has open: neither may replace the file."""
+    with open(Path(folder, METRICS_FILE), "a", encoding="utf-8") as file:
+        file.write(f"{json.dumps(record)}\n")
 
 
 def find_search(model: nn.Module) -> MultitaskSearch:

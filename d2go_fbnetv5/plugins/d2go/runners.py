@@ -31,7 +31,7 @@ from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.engine.validate import validate
 from d2go_fbnetv5.plugins.d2go.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.d2go.config import extend_config
-from d2go_fbnetv5.plugins.d2go.hooks import find_search
+from d2go_fbnetv5.plugins.d2go.hooks import append_record, find_search
 from d2go_fbnetv5.plugins.detectron2.datasets import (
     EVALUATOR_TYPE,
     SampleMapper,
@@ -175,23 +175,28 @@ class MultitaskSearchRunner(FBNetV5Runner):
         """Metrics of the most likely topologies; after the training also the report."""
         search = find_search(model)
         recipe = SearchRecipe(cfg, open_data(cfg), cfg.SEED, search)
+        last = cfg.SOLVER.MAX_ITER - 1 if train_iter is None else train_iter
+        folder = Path(cfg.OUTPUT_DIR)
         if self._training:
             metrics = recipe.evaluate(search)
+            if is_main():
+                append_record(folder, {"iteration": last, **_named(metrics)})
         else:
-            last = cfg.SOLVER.MAX_ITER - 1 if train_iter is None else train_iter
-            folder = Path(cfg.OUTPUT_DIR)
             metrics = recipe.conclude(
                 None, folder, last + 1, self.stopwatch.seconds, Console(quiet=not is_main())
             )
             if is_main():
-                record = {f"eval/{name}": value for name, value in metrics.items()}
-                write_evaluation(folder, {"iteration": last, **record})
+                write_evaluation(folder, {"iteration": last, **_named(metrics)})
             barrier()
         results: dict[str, dict[str, float]] = {}
         for name, value in metrics.items():
             task, metric = name.split("/", 1)
             results.setdefault(task, {})[metric] = value
         return OrderedDict(default={cfg.DATASETS.TEST[0]: results})
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in metrics.items()}
 
 
 def open_data(cfg: CfgNode) -> Data:

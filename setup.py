@@ -48,12 +48,13 @@ setup(
         "tensorboard>=2.14",
         "matplotlib>=3.8",
     ],
-    extras_require={"dev": ["pytest>=8.0", "ruff>=0.6"]},
+    extras_require={"dev": ["pytest>=8.0", "ruff>=0.6"], "distillation": ["timm>=1.0"]},
     entry_points={
         "console_scripts": [
             "d2go_fbnetv5.train_net = d2go_fbnetv5.tools.train_net:cli",
             "d2go_fbnetv5.visualize = d2go_fbnetv5.tools.visualize:cli",
             "d2go_fbnetv5.flops = d2go_fbnetv5.tools.flops:cli",
+            "d2go_fbnetv5.predict = d2go_fbnetv5.tools.predict:cli",
             "d2go_fbnetv5.convert_weights = d2go_fbnetv5.tools.convert_weights:cli",
         ]
     },

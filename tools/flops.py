@@ -1,9 +1,12 @@
-"""Count the FLOPs and parameters of a family's blocks, or of a searched network.
+"""Count the FLOPs and parameters of a family's blocks, of a searched network, or of a whole model.
 
     python tools/flops.py --family A --size 224x224
     python tools/flops.py --topology output/demo/topologies.json --task det --json
+    python tools/flops.py --model FBNetV5-A-DET --size 213x320
+    python tools/flops.py --model FBNetV5-A-DET --size 213x320 --coco-sizes instances_val2017.json
 
-One multiply-add is one FLOP; convolutions and linear layers of the backbone are counted, without a head.
+One multiply-add is one FLOP; convolutions, linear layers and matrix products are counted. Of a family or a topology
+it is the backbone alone; of a model each part of Tables 2, 6 and 7, and with --coco-sizes Appendix H's average.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from d2go_fbnetv5.tools.model_flops import model_costs, model_table
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -30,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
     args = _parser().parse_args(argv)
     try:
-        costs = _costs(args)
+        costs = _model_costs(args) if args.model else _costs(args)
     except USER_ERRORS as error:
         print(f"flops: {sentence(error)}", file=sys.stderr)
         return 2
     if args.json:
         print(json.dumps(costs, indent=2))
     else:
-        Console().print(_table(costs))
+        Console().print(model_table(costs) if args.model else _table(costs))
     return 0
 
 
@@ -60,11 +64,34 @@ def _parser() -> argparse.ArgumentParser:
         "--topology", metavar="FILE", help="a topologies.json: cost a searched network as well"
     )
     parser.add_argument("--task", help="which of the file's tasks; may be left out if there is one")
+    parser.add_argument("--model", metavar="NAME", help="count a whole model, such as FBNetV5-A-DET")
+    parser.add_argument(
+        "--coco-sizes",
+        metavar="FILE",
+        help="COCO annotations, or a JSON list of [height, width]: the average FLOPs",
+    )
+    parser.add_argument(
+        "--coco-resize",
+        metavar="SHORTxLONG",
+        default="224x320",
+        help="short side and bound on the long one for that average (default 224x320)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
+def _model_costs(args: argparse.Namespace) -> dict[str, Any]:
+    for flag, value in (("--family", args.family), ("--task", args.task)):
+        if value:
+            raise ValueError(f"{flag} {value}: the name of --model says it already")
+    size = _parse_size(args.size) if args.size else None
+    resize = _parse_size(args.coco_resize, "--coco-resize")
+    return model_costs(args.model, size, args.topology, args.coco_sizes, resize)
+
+
 def _costs(args: argparse.Namespace) -> dict[str, Any]:
+    if args.coco_sizes:
+        raise ValueError(f"--coco-sizes {args.coco_sizes} needs --model NAME")
     file = load_topologies(args.topology) if args.topology else None
     if file is None and args.task:
         raise ValueError(f"--task {args.task} needs --topology FILE")
@@ -111,10 +138,10 @@ def _network(entry: TopologyEntry, costs: dict[str, BlockCosts]) -> dict[str, An
     return answer
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def _parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"--size {text}: expected HEIGHTxWIDTH in pixels, such as 224x224")
+        raise ValueError(f"{flag} {text}: expected HEIGHTxWIDTH in pixels, such as 224x320")
     return int(sides[0]), int(sides[1])
 
 

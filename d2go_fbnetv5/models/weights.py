@@ -14,13 +14,14 @@ from d2go_fbnetv5.models.base import SearchedModel
 _SUPERNET = "supernet."  # how a search names its supernet's weights
 
 
-def load_weights(model: SearchedModel, path: str | os.PathLike[str]) -> str:
+def load_weights(model: SearchedModel, path: str | os.PathLike[str], averaged: bool = False) -> str:
     """Takes over a checkpoint's weights by name.
 
     Args:
         model: is changed in place.
         path: a checkpoint, or a plain ``state_dict``, of a model of the same class, or of a search or a supernet
             of the same family; the latter two give the backbone its weights and leave the head as it is.
+        averaged: take the averaged weights of a training's checkpoint, its "ema".
 
     Returns:
         "model" or "supernet": which of them the file holds.
@@ -29,7 +30,7 @@ def load_weights(model: SearchedModel, path: str | os.PathLike[str]) -> str:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint, or a weight is missing, unknown or of another shape; the message names it.
     """
-    state = _read(path)
+    state = _read(path, averaged)
     supernet = {
         name.removeprefix(_SUPERNET): value for name, value in state.items() if name.startswith(_SUPERNET)
     }
@@ -46,7 +47,7 @@ def load_weights(model: SearchedModel, path: str | os.PathLike[str]) -> str:
     return "model"
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def _read(path: str | os.PathLike[str], averaged: bool) -> dict[str, Tensor]:
     where = os.fspath(path)
     if not os.path.isfile(where):
         raise FileNotFoundError(f"weights {where!r}: no such file")
@@ -55,6 +56,13 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"weights {where!r}: not a checkpoint of tensors ({error})") from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
+    if averaged and isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):
+        # torch's AveragedModel puts "module." before the names.
+        state = {
+            name.removeprefix("module."): value
+            for name, value in content["ema"].items()
+            if name != "n_averaged"
+        }
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights {where!r}: found no named tensors, nor any under the key 'model'")
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -94,3 +94,55 @@ def test_wrong_input_is_one_sentence_and_status_2(capsys, topology_file, argv, m
     assert message in err
     assert err.startswith("flops: ")
     assert err.count("\n") == 1
+
+
+def test_model_is_counted_by_its_published_parts(capsys, tmp_path):
+    found = answer(capsys, "--model", "FBNetV5-A_C-DET", "--size", "213x320")
+    assert (found["size"], found["padded_size"]) == ([213, 320], [224, 320])
+    assert list(found["parts"]) == ["BB", "RPN", "ROI"]
+    assert found["total"] == sum(found["parts"].values())
+    assert found["total"] == pytest.approx(733e6, rel=0.015)
+    assert found["parameters"] > 0 and "average" not in found
+
+    coco = tmp_path / "coco.json"
+    coco.write_text(json.dumps({"images": [{"height": 426, "width": 640}, {"height": 640, "width": 426}]}))
+    average = answer(capsys, "--model", "FBNetV5-A_C-DET", "--size", "213x320", "--coco-sizes", coco)
+    # Both are 213 x 320 at that scale, upright or not, so the average is the total itself.
+    assert average["average"] == pytest.approx(found["total"], rel=1e-6)
+    assert average["average_images"] == 2
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text("[[426, 640], [640, 426]]")
+    again = answer(capsys, "--model", "FBNetV5-A_C-DET", "--size", "213x320", "--coco-sizes", pairs)
+    assert again == average
+
+
+def test_model_uses_a_topology_of_ones_own(capsys, topology_file):
+    zoo = answer(capsys, "--model", "FBNetV5-N-CLS")
+    own = answer(capsys, "--model", "FBNetV5-N-CLS", "--topology", topology_file)
+    assert zoo["size"] == [96, 96]
+    assert own["parts"]["head"] == zoo["parts"]["head"] and own["parts"]["BB"] < zoo["parts"]["BB"]
+    assert main(["--model", "FBNetV5-N-SEG", "--size", "96x96"]) == 0
+    assert "transformer decoder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model", "FBNetV5-Z-DET"], "unknown model 'FBNetV5-Z-DET'"),
+        (["--model", "FBNetV5-N-DET", "--family", "A"], "--family A"),
+        (["--model", "FBNetV5-N-DET", "--topology", "nowhere.json"], "nowhere.json"),
+        (
+            ["--model", "FBNetV5-N-DET", "--coco-sizes", "nowhere.json"],
+            "--coco-sizes nowhere.json: no such file",
+        ),
+        (["--model", "FBNetV5-N-DET", "--coco-sizes", "BAD"], "expected COCO annotations"),
+        (["--model", "FBNetV5-N-DET", "--coco-resize", "224"], "--coco-resize 224: expected"),
+        (["--coco-sizes", "nowhere.json"], "needs --model"),
+    ],
+)
+def test_wrong_model_input_is_one_sentence(capsys, tmp_path, argv, message):
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"pictures": []}')
+    assert main([str(bad) if word == "BAD" else word for word in argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1

@@ -1,0 +1,98 @@
+"""The part of `flops` that counts a whole model, as in Tables 2, 6 and 7, and its average of Appendix H."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from d2go_fbnetv5.engine.formatting import format_count
+from d2go_fbnetv5.models.flops import average_flops, model_flops
+from d2go_fbnetv5.zoo import create_model
+
+PARTS = {
+    "BB": "backbone (BB)",
+    "head": "head",
+    "RPN": "region proposals (RPN)",
+    "ROI": "box head (ROI), 30 proposals",
+    "PD": "pixel decoder (PD)",
+    "TD": "transformer decoder (TD)",
+    "SM": "segmentation module (SM)",
+}
+
+
+def model_costs(
+    name: str,
+    size: tuple[int, int] | None,
+    topology: str | None = None,
+    coco_sizes: str | None = None,
+    resize: tuple[int, int] = (224, 320),
+) -> dict[str, Any]:
+    """Multiply-adds by part, total and parameters of a model of the zoo.
+
+    Args:
+        size: height and width of the image before padding; None for the family's own.
+        topology: path of a topologies.json; None for the zoo's reconstruction.
+        coco_sizes: path of a COCO annotation file, or of a JSON list of [height, width]: adds the ``average``.
+        resize: for the average, the short side and the bound on the long one.
+    """
+    model = create_model(name, topology=topology)
+    size = size or (model.backbone.family.input_size,) * 2
+    counted = model_flops(model, size)
+    answer: dict[str, Any] = {
+        "model": name,
+        "size": list(counted.size),
+        "padded_size": list(model.padded_size(size)),
+        "parts": counted.parts,
+        "total": counted.total,
+        "parameters": counted.parameters,
+    }
+    if coco_sizes:
+        sizes = read_sizes(coco_sizes)
+        answer["average"] = average_flops(counted, sizes, *resize)
+        answer["average_images"] = len(sizes)
+        answer["average_resize"] = list(resize)
+    return answer
+
+
+def read_sizes(path: str) -> list[tuple[int, int]]:
+    """(height, width) of every image in a COCO annotation file, or in a JSON list of such pairs.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file and what it should hold.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"--coco-sizes {path}: no such file")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        images = content["images"] if isinstance(content, dict) else content
+        sizes = [
+            (int(i["height"]), int(i["width"])) if isinstance(i, dict) else (int(i[0]), int(i[1]))
+            for i in images
+        ]
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"--coco-sizes {path}: expected COCO annotations with 'images', or a JSON list of [height, width]"
+        ) from error
+    if not sizes or min(min(size) for size in sizes) < 1:
+        raise ValueError(f"--coco-sizes {path}: expected one image or more, each of 1 pixel or more")
+    return sizes
+
+
+def model_table(costs: dict[str, Any]) -> Table:
+    height, width = costs["size"]
+    table = Table(title=f"{costs['model']} at {height}x{width}", box=SIMPLE_HEAD)
+    table.add_column("part")
+    table.add_column("FLOPs", justify="right")
+    for part, flops in costs["parts"].items():
+        table.add_row(PARTS[part], format_count(flops))
+    table.add_section()
+    table.add_row("total", format_count(costs["total"]))
+    if "average" in costs:
+        table.add_row(f"average over {costs['average_images']} images", format_count(costs["average"]))
+    table.add_row("parameters", format_count(costs["parameters"]))
+    return table

@@ -1,0 +1,152 @@
+"""Show what a trained model sees in images: classes, boxes or a label map, drawn on them and as JSON.
+
+    python tools/predict.py photo.jpg --run output/det_digits
+    python tools/predict.py *.jpg --model FBNetV5-A-DET --weights model_final.pth --output predictions
+
+--run names the OUTPUT_DIR of a finished training; the model, its weights (the averaged ones if there are any), the
+class names and the images' size at evaluation are taken from it. Pictures and predictions.json are written to --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from d2go_fbnetv5.tools.predictions import Predictor, draw, from_run, from_zoo, label_map_at, to_json
+from torch import Tensor
+
+from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.data.images import read_image
+from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns the exit status, 2 for wrong input."""
+    args = _parser().parse_args(argv)
+    try:
+        predictor = _predictor(args)
+        found = [_predict(Path(image), predictor, Path(args.output)) for image in _different(args.images)]
+        path = Path(args.output, "predictions.json")
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except USER_ERRORS as error:
+        print(f"predict: {sentence(error)}", file=sys.stderr)
+        return 2
+    print(f"{path}: {len(found)} image{'' if len(found) == 1 else 's'}")
+    return 0
+
+
+def cli() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="d2go_fbnetv5.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--run", metavar="DIR", help="OUTPUT_DIR of a finished training")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a model of the zoo, such as FBNetV5-A-DET, with --weights"
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="its checkpoint; with --run another one than the run's last"
+    )
+    parser.add_argument(
+        "--topology", metavar="FILE", help="the topologies.json that --model was trained with"
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="K", help="of --model, if not as many as in the paper"
+    )
+    parser.add_argument("--names", metavar="FILE", help="class names of --model, one a line")
+    parser.add_argument(
+        "--size",
+        metavar="SHORT[xLONG]",
+        help="resize to this short side and, for boxes, bound on the long one",
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="least score of a box that is shown (0.5)"
+    )
+    parser.add_argument("--output", default="predictions", metavar="DIR", help="(default: predictions)")
+    return parser
+
+
+def _predictor(args: argparse.Namespace) -> Predictor:
+    if (args.run is None) == (args.model is None):
+        raise ValueError("one of --run DIR and --model NAME is needed")
+    if not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold {args.threshold}: allowed is 0 to 1")
+    transform = EvalTransform(*_parse_size(args.size)) if args.size else None
+    if args.run is not None:
+        for flag, value in (
+            ("--topology", args.topology),
+            ("--num-classes", args.num_classes),
+            ("--names", args.names),
+        ):
+            if value is not None:
+                raise ValueError(f"{flag} {value}: --run brings its own")
+        predictor = from_run(args.run, args.weights)
+    else:
+        if not args.weights:
+            raise ValueError(f"--model {args.model} needs --weights FILE: without them it is not trained")
+        predictor = from_zoo(args.model, args.weights, args.topology, args.num_classes, args.names)
+    predictor.threshold = args.threshold
+    predictor.transform = transform or predictor.transform
+    return predictor
+
+
+def _parse_size(text: str) -> tuple[int, None, int | None]:
+    sides = text.lower().split("x")
+    if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"--size {text}: expected SHORT or SHORTxLONG in pixels, such as 224x320")
+    return int(sides[0]), None, int(sides[1]) if len(sides) == 2 else None
+
+
+def _different(images: Sequence[str]) -> Sequence[str]:
+    stems = [Path(image).stem for image in images]
+    again = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if again is not None:
+        raise ValueError(f"two images are named {again!r}, and their pictures would be, too")
+    return images
+
+
+def _predict(path: Path, predictor: Predictor, output: Path) -> dict[str, Any]:
+    image = read_image(path)
+    height, width = image.shape[-2:]
+    found = predictor(image)
+    output.mkdir(parents=True, exist_ok=True)
+    entry: dict[str, Any] = {"image": str(path), "height": height, "width": width}
+    if predictor.task == "seg":
+        labels = label_map_at(found, (height, width))
+        entry["sem_seg_file_name"] = f"{path.stem}_sem_seg.png"
+        # More than 255 classes do not fit into a byte.
+        _write(
+            output / entry["sem_seg_file_name"],
+            labels.to(torch.uint16 if labels.max() > 255 else torch.uint8),
+        )
+    entry |= to_json(predictor, found, (height, width))
+    picture = draw(predictor, image, found)
+    _write(output / f"{path.stem}.png", picture.permute(1, 2, 0)[..., [2, 1, 0]])
+    return entry
+
+
+def _write(path: Path, pixels: Tensor) -> None:
+    done, data = cv2.imencode(".png", pixels.contiguous().numpy())
+    if not done:
+        raise OSError(f"{path} cannot be written as PNG")
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(data.tobytes())
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    cli()

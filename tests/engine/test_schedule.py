@@ -30,6 +30,11 @@ def test_cosine_ends_at_its_end_factor_and_decays_count():
     assert [fixed(i / 90) for i in (0, 29, 30, 60)] == pytest.approx([1, 1, 0.5, 0.25])
 
 
+def test_polynomial_decay_does_not_go_below_its_end():
+    poly = build_schedule("WarmupPolyLR", 100, power=0.9, constant_ending=0.1)
+    assert [poly(0.0), poly(0.5), poly(0.99)] == pytest.approx([1.0, 0.5**0.9, 0.1])
+
+
 def test_constant_warmup_and_warmup_for_all_of_training():
     constant = build_schedule(
         "WarmupCosineLR", 100, warmup_iters=10, warmup_factor=0.1, warmup_method="constant"

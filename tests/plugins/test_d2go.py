@@ -122,6 +122,17 @@ def flat(node, prefix=""):
     return found
 
 
+def test_groups_of_options_can_be_added_to(config):
+    from d2go_fbnetv5.runner import FBNetV5Runner
+
+    cfg = FBNetV5Runner.get_default_cfg()
+    cfg.merge_from_file(str(config))
+    cfg.merge_from_list(["FBNETV5_DATA.DATASETS.digit_scenes_val.max_digits", "2", "SEARCH.HEADS.seg.x", "1"])
+    assert dict(cfg.FBNETV5_DATA.DATASETS.digit_scenes_val) == {"size": 64, "num_images": 8, "max_digits": 2}
+    with pytest.raises(KeyError):
+        cfg.merge_from_list(["SEARCH.HEAD.seg", "1"])
+
+
 def test_runners_defaults_are_the_embedded_hosts(d2go):
     from d2go_fbnetv5.runner import FBNetV5Runner
 

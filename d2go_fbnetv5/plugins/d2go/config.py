@@ -1,6 +1,6 @@
 """D2Go's configuration with our keys, and how they scale with the number of processes."""
 
-from d2go.config import CONFIG_SCALING_METHOD_REGISTRY
+from d2go.config.config import CONFIG_CUSTOM_PARSE_REGISTRY, CONFIG_SCALING_METHOD_REGISTRY
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.engine.validate import scale_search_to_world_size
@@ -13,6 +13,14 @@ def scale_fbnetv5_configs(cfg: CfgNode, new_world_size: int) -> None:
     scale = new_world_size / cfg.SOLVER.REFERENCE_WORLD_SIZE
     scale_search_to_world_size(cfg, scale)
     cfg.SOLVER.CHECKPOINT_PERIOD = max(1, round(cfg.SOLVER.CHECKPOINT_PERIOD / scale))
+
+
+@CONFIG_CUSTOM_PARSE_REGISTRY.register()
+def open_groups_stay_open(cfg: CfgNode, is_dump: bool) -> None:
+    """A group of options that a file has begun may get further ones on the command line, as in the embedded host."""
+    if "FBNETV5_DATA" in cfg:
+        for group in (cfg.FBNETV5_DATA.DATASETS, cfg.SEARCH.HEADS, cfg.MODEL.FBNETV5.HEAD):
+            group.set_new_allowed(True)
 
 
 def extend_config(cfg: CfgNode) -> CfgNode:

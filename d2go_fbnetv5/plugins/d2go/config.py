@@ -18,9 +18,12 @@ def scale_fbnetv5_configs(cfg: CfgNode, new_world_size: int) -> None:
 @CONFIG_CUSTOM_PARSE_REGISTRY.register()
 def open_groups_stay_open(cfg: CfgNode, is_dump: bool) -> None:
     """A group of options that a file has begun may get further ones on the command line, as in the embedded host."""
-    if "FBNETV5_DATA" in cfg:
-        for group in (cfg.FBNETV5_DATA.DATASETS, cfg.SEARCH.HEADS, cfg.MODEL.FBNETV5.HEAD):
-            group.set_new_allowed(True)
+    for name in ("FBNETV5_DATA.DATASETS", "SEARCH.HEADS", "MODEL.FBNETV5.HEAD"):
+        node = cfg
+        for key in name.split("."):
+            node = node.get(key, {})  # D2Go also comes with parts of a configuration
+        if node:
+            node.set_new_allowed(True)
 
 
 def extend_config(cfg: CfgNode) -> CfgNode:

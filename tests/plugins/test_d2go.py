@@ -269,6 +269,26 @@ def test_detection_on_a_coco_file_by_d2gos_own_loaders(d2go, tmp_path):
     assert "AP" in results["default"]["coco_scenes"]["bbox"]
 
 
+def test_d2gos_own_runner_reads_our_sets_by_our_mapper(config):
+    from d2go.runner import GeneralizedRCNNRunner
+
+    from d2go_fbnetv5.plugins.detectron2 import register_datasets
+    from d2go_fbnetv5.runner import FBNetV5Runner
+
+    cfg = FBNetV5Runner.get_default_cfg()
+    cfg.merge_from_file(str(config))
+    cfg.D2GO_DATA.MAPPER.NAME = "FBNetV5DatasetMapper"
+    register_datasets(cfg)
+    batch = next(iter(GeneralizedRCNNRunner.build_detection_train_loader(cfg)))
+    assert len(batch) == cfg.SOLVER.IMS_PER_BATCH
+    for data in batch:
+        assert data["image"].shape == (3, 64, 64)
+        assert data["sem_seg"].shape == data["instances"].image_size == (64, 64)
+        assert torch.equal(data["instances"].gt_boxes.tensor, data["boxes"])
+    (data,) = next(iter(GeneralizedRCNNRunner.build_detection_test_loader(cfg, "digit_scenes_val")))
+    assert data["class_label"] in range(10)
+
+
 MODELS = {"LiteRCNN": ("det", "AP"), "LiteMaskFormer": ("seg", "mIoU"), "ImageClassifier": ("cls", "top1")}
 
 
@@ -276,8 +296,17 @@ MODELS = {"LiteRCNN": ("det", "AP"), "LiteMaskFormer": ("seg", "mIoU"), "ImageCl
 def test_models_train_from_a_search_and_export(search, config, kind, tmp_path):
     settings = ["MODEL.META_ARCHITECTURE", kind, "MODEL.FBNETV5.TOPOLOGY", str(search / "topologies.json")]
     folder, exported = tmp_path / "run", tmp_path / "exported"
+    precise = ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
     output = d2go_train(
-        *("FBNetV5Runner", config, folder, *settings, "MODEL.WEIGHTS", str(search / "model_final.pth")),
+        *(
+            "FBNetV5Runner",
+            config,
+            folder,
+            *settings,
+            *(precise if kind == "ImageClassifier" else []),
+            "MODEL.WEIGHTS",
+            str(search / "model_final.pth"),
+        ),
         *("MODEL_EMA.ENABLED", "True", "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "[2]"),
     )
     task, metric = MODELS[kind]

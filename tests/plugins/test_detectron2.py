@@ -245,6 +245,32 @@ def test_unlabelled_images_have_no_part_in_the_detectors_loss(cfg):
     assert not any(losses.values())
 
 
+def test_sets_of_the_configuration_in_the_catalogs(cfg, tmp_path):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from d2go_fbnetv5.plugins.detectron2 import register_datasets
+
+    scenes = DigitScenes("train", size=64, num_images=3)
+    options = {"READER": "multitask", "index_json": str(write_multitask(scenes, tmp_path / "a"))}
+    cfg.FBNETV5_DATA.DATASETS.pseudo_labelled = type(cfg)(options)
+    DatasetCatalog.register("somebody_elses", list)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("pseudo_labelled",), ("somebody_elses",)
+    register_datasets(cfg)
+    dataset, metadata = DatasetCatalog.get("pseudo_labelled"), MetadataCatalog.get("pseudo_labelled")
+    assert len(dataset) == 3
+    assert torch.equal(dataset[1]["image"], scenes[1]["image"])
+    assert metadata.info == scenes.info
+    assert metadata.thing_classes == list(scenes.info.box_names)
+    assert metadata.stuff_classes == list(scenes.info.sem_seg_names)
+    assert DatasetCatalog.get("pseudo_labelled") is dataset
+
+    more = DigitScenes("train", size=64, num_images=5)
+    cfg.FBNETV5_DATA.DATASETS.pseudo_labelled.index_json = str(write_multitask(more, tmp_path / "b"))
+    register_datasets(cfg)
+    assert len(DatasetCatalog.get("pseudo_labelled")) == 5
+    assert DatasetCatalog.get("somebody_elses") == []
+
+
 def test_crowds_and_flat_boxes_are_not_trained_on(detectron2):
     from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2, to_sample
 

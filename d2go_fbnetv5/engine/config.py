@@ -57,7 +57,8 @@ def find_config(path: str | Path) -> Path:
         name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
         if (shipped / name).is_file():
             return shipped / name
-    names = ", ".join(sorted(str(file.relative_to(shipped)) for file in shipped.rglob("*.yaml")))
+    files = (file for file in shipped.rglob("*.yaml") if not file.name.startswith("_"))
+    names = ", ".join(sorted(str(file.relative_to(shipped)) for file in files))
     raise FileNotFoundError(f"--config-file {path} is neither a file nor a shipped recipe ({names})")
 
 

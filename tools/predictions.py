@@ -115,11 +115,12 @@ def from_zoo(
         raise ValueError(f"--names {names_file}: {len(given)} names, the model has {count} classes")
     task = name.rsplit("-", 1)[1].lower()
     default = ADE20K_NAMES if task == "seg" and count == len(ADE20K_NAMES) else tuple(map(str, range(count)))
-    side = model.backbone.family.input_size
+    family = model.backbone.family
+    side = family.input_size
     transforms = {
         "cls": EvalTransform(round(side / 0.875), side),
         "det": EvalTransform(224, max_size=320),
-        "seg": EvalTransform(384, max_size=2048),
+        "seg": EvalTransform({"C": 448, "F": 512}.get(family.name, 384), max_size=2048),  # Table 3
     }
     return Predictor(model.eval(), task, given or default, transforms[task])
 

@@ -110,7 +110,7 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="3 paths: families have 4"):
         Backbone("N", Topology([[1, 0, 1]]))
     with pytest.raises(ValueError, match="in the supernet"):
-        Backbone("N", Topology.full(3)).load_supernet(Supernet("A_C", 3))
+        Backbone("N", Topology.full(3)).load_supernet(Supernet("A", 3))
     with pytest.raises(ValueError, match=r"no 'stages.stage3.path0.*family N"):
         Backbone("N", Topology.full(3)).load_supernet(Supernet("N", 2))
 

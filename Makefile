@@ -17,6 +17,9 @@ demo: $(READY)
 	$(BIN)/d2go_fbnetv5.visualize output/demo
 	@echo "All of it on one page: output/demo/report.html"
 
+# Networks this small run fastest on one thread, and several threads on a busy machine wait for each other.
+test test-slow: export OMP_NUM_THREADS = 1
+
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from d2go_fbnetv5.tasks.images import batch_images, image_sizes
 
 Sample = dict[str, Any]
 Sizes = list[tuple[int, int]]
+Output = TypeVar("Output")
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -63,14 +64,19 @@ class SearchedModel(nn.Module):
     def forward(self, batch: Sequence[Sample]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         if self.training:
             return self.losses(batch)
+        return self.by_padded_size(batch, self.predict)
+
+    def by_padded_size(
+        self, batch: Sequence[Sample], predict: Callable[[list[Sample]], Iterable[Output]]
+    ) -> list[Output]:
+        """What ``predict`` gives for each sample, called with those that have the same padded size."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, sample in enumerate(batch):
             groups.setdefault(self.padded_size(image_sizes([sample])[0]), []).append(i)
-        outputs: list[dict[str, Tensor]] = [{} for _ in batch]
+        outputs: dict[int, Output] = {}
         for indices in groups.values():
-            for i, output in zip(indices, self.predict([batch[i] for i in indices]), strict=True):
-                outputs[i] = output
-        return outputs
+            outputs.update(zip(indices, predict([batch[i] for i in indices]), strict=True))
+        return [outputs[i] for i in range(len(batch))]
 
     def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
         """Scalar losses of a training batch."""

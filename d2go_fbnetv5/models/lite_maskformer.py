@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -112,16 +112,16 @@ class LiteMaskFormer(SearchedModel):
         return self.loss(predictions, targets)
 
     def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
+        return [{"sem_seg": scores.argmax(0)} for scores in self.pixel_scores(batch)]
+
+    def pixel_scores(self, batch: Sequence[Sample]) -> Iterator[Tensor]:
+        """K x H x W scores of each sample, whose padded sizes are equal (`segment_scores`); one is held at a time."""
         images, sizes = self.images(batch)
         features = self.backbone(images)
         valid = valid_features(sizes, images.shape[-2:], features["path3"].shape[-2:], images.device)
         prediction = self.head(features, valid)[-1]
-        return [
-            {"sem_seg": label_map(classes, masks, images.shape[-2:], size)}
-            for classes, masks, size in zip(
-                prediction.class_logits, prediction.mask_logits, sizes, strict=True
-            )
-        ]
+        for classes, masks, size in zip(prediction.class_logits, prediction.mask_logits, sizes, strict=True):
+            yield segment_scores(classes, masks, images.shape[-2:], size)
 
     def evaluator(self, info: DatasetInfo) -> SemSegMetrics:
         return SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)
@@ -155,11 +155,22 @@ def valid_features(
     return valid
 
 
-def label_map(
+def segment_scores(
     class_logits: Tensor, mask_logits: Tensor, padded: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Q x (K + 1) and Q x h x w logits -> H x W int64 at the image's own size."""
+    """MaskFormer's semantic inference, at the image's own size.
+
+    Args:
+        class_logits: Q x (K + 1), "no object" last.
+        mask_logits: Q x h x w, of the padded image.
+        padded, size: (height, width) of the padded and of the image itself.
+
+    Returns:
+        K x H x W: per pixel and class, the sum over queries of class probability (softmax) times mask probability
+        (sigmoid). They do not sum to one: where no query sees an object all are near 0, and queries that agree
+        may add up to more than 1.
+    """
     masks = F.interpolate(mask_logits[None].float(), padded, mode="bilinear", align_corners=False)[0]
     masks = masks[:, : size[0], : size[1]].sigmoid()
     classes = class_logits.float().softmax(1)[:, :-1]
-    return torch.einsum("qk,qhw->khw", classes, masks).argmax(0)
+    return torch.einsum("qk,qhw->khw", classes, masks)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +18,14 @@ from typing import Any
 
 import cv2
 import torch
-from d2go_fbnetv5.tools.predictions import Predictor, draw, from_run, from_zoo, label_map_at, to_json
+from d2go_fbnetv5.tools.predictions import draw, label_map_at, to_json
 from torch import Tensor
 
+from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
+from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         predictor = _predictor(args)
         found = [_predict(Path(image), predictor, Path(args.output)) for image in _different(args.images)]
         path = Path(args.output, "predictions.json")
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(found, indent=1) + "\n")
     except USER_ERRORS as error:
         print(f"predict: {sentence(error)}", file=sys.stderr)
         return 2
@@ -98,10 +97,16 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     else:
         if not args.weights:
             raise ValueError(f"--model {args.model} needs --weights FILE: without them it is not trained")
-        predictor = from_zoo(args.model, args.weights, args.topology, args.num_classes, args.names)
+        names = _names(args.names) if args.names else None
+        predictor = from_zoo(args.model, args.weights, args.topology, args.num_classes, names)
     predictor.threshold = args.threshold
     predictor.transform = transform or predictor.transform
     return predictor
+
+
+def _names(file: str) -> list[str]:
+    lines = Path(file).read_text(encoding="utf-8").split("\n")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _parse_size(text: str) -> tuple[int, None, int | None]:
@@ -143,9 +148,7 @@ def _write(path: Path, pixels: Tensor) -> None:
     done, data = cv2.imencode(".png", pixels.contiguous().numpy())
     if not done:
         raise OSError(f"{path} cannot be written as PNG")
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(data.tobytes())
-    os.replace(temporary, path)
+    write_atomically(path, data.tobytes())
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(args, tmp_path, capsys, ta
     ("argv", "words"),
     [
         ([], "one of --run DIR and --model NAME"),
-        (["--run", "nowhere"], "--run nowhere: no config.yaml"),
+        (["--run", "nowhere"], "run nowhere: no config.yaml"),
         (["--model", "FBNetV5-N-DET"], "needs --weights"),
         (["--model", "FBNetV5-N-DET", "--weights", "nowhere.pth"], "nowhere.pth"),
         (["--model", "FBNetV5-N-XYZ", "--weights", "nowhere.pth"], "unknown model"),

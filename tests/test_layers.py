@@ -19,6 +19,7 @@ ALLOWED = {
     "engine": {"arch", "search", "tasks", "models", "data", "zoo"},
     "export": {"arch", "tasks", "models", "data", "engine"},
     "zoo": {"arch", "models"},
+    "pseudo_labels": {"arch", "tasks", "models", "data", "engine", "zoo"},
     "plugins": {"arch", "search", "tasks", "models", "data", "engine", "export", "zoo"},
     "runner": {"plugins"},
     "__init__": {"arch", "search", "tasks"},

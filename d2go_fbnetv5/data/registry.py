@@ -1,29 +1,73 @@
-"""Data sets by name, so that a config can choose them."""
+"""Data sets by name, so that a config can choose them, and the registry that other plugins use as well."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-_FACTORIES: dict[str, Callable[..., Any]] = {}
+Factory = Callable[..., Any]
 
 
-def register_dataset(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+class Registry:
+    """Functions and classes by name, called with options of a configuration.
+
+    Args:
+        kind: what they make, for messages, such as "data set".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._factories: dict[str, Factory] = {}
+
+    def register(self, name: str) -> Callable[[Factory], Factory]:
+        """Decorator: makes a function or class known by ``name``. Raises ValueError if the name is taken."""
+
+        def add(factory: Factory) -> Factory:
+            if name in self._factories:
+                raise ValueError(f"a {self.kind} named {name!r} is registered already")
+            self._factories[name] = factory
+            return factory
+
+        return add
+
+    def names(self) -> list[str]:
+        return sorted(self._factories)
+
+    def __getitem__(self, name: str) -> Factory:
+        if name not in self._factories:
+            raise ValueError(
+                f"there is no {self.kind} named {name!r}, registered are {', '.join(self.names())}"
+            )
+        return self._factories[name]
+
+
+def call_with_options(what: str, factory: Factory, options: Mapping[str, Any]) -> Any:
+    """``factory(**options)``; options that it lacks or misses are a ValueError naming those allowed.
+
+    Args:
+        what: the name of what is made, for messages, such as "data set 'coco'".
+    """
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        allowed = ", ".join(str(parameter) for parameter in signature.parameters.values())
+        raise ValueError(f"{what}: {error}; its options are ({allowed})") from None
+    return factory(**options)
+
+
+_DATASETS = Registry("data set")
+
+
+def register_dataset(name: str) -> Callable[[Factory], Factory]:
     """Decorator: makes a function or class, called with the options of ``build_dataset``, known by ``name``.
 
     Raises ValueError if the name is taken.
     """
-
-    def add(factory: Callable[..., Any]) -> Callable[..., Any]:
-        if name in _FACTORIES:
-            raise ValueError(f"a data set named {name!r} is registered already")
-        _FACTORIES[name] = factory
-        return factory
-
-    return add
+    return _DATASETS.register(name)
 
 
 def list_datasets() -> list[str]:
-    return sorted(_FACTORIES)
+    return _DATASETS.names()
 
 
 def build_dataset(name: str, **options: Any) -> Any:
@@ -31,13 +75,4 @@ def build_dataset(name: str, **options: Any) -> Any:
 
     Raises ValueError for an unknown name or option, naming those allowed, and whatever opening the set raises.
     """
-    if name not in _FACTORIES:
-        raise ValueError(f"there is no data set named {name!r}, registered are {', '.join(list_datasets())}")
-    factory = _FACTORIES[name]
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        allowed = ", ".join(str(parameter) for parameter in signature.parameters.values())
-        raise ValueError(f"data set {name!r}: {error}; its options are ({allowed})") from None
-    return factory(**options)
+    return call_with_options(f"data set {name!r}", _DATASETS[name], options)

@@ -1,0 +1,115 @@
+"""The contract of a teacher, a model that labels images, and teachers by name.
+
+A teacher is a callable: a list of N images in, a list of N dicts of tensors out. It has three attributes, tuples of
+class names that are empty for what it does not label:
+
+- ``box_names``: then each dict has ``boxes`` (M x 4 floats, XYXY in pixels of that image), ``scores`` (M floats, 0
+  to 1) and ``labels`` (M integers, 0 to len(box_names) - 1), in any order; M may be 0;
+- ``sem_seg_names``: then each dict has ``probabilities`` (K x h x w floats, 0 to 1, K = len(sem_seg_names)). The map
+  may have any size and is resized to the image bilinearly; the greatest of a pixel's K values is its confidence. A
+  teacher of many classes that has no need to be resized may give ``sem_seg`` (H x W integers, 0 to K - 1) with
+  ``sem_seg_scores`` (H x W floats, 0 to 1) in place of it, in the image's own size;
+- ``class_names``: then each dict has ``class_scores`` (K floats, 0 to 1, K = len(class_names)).
+
+An image is 3 x H x W uint8 RGB on the CPU; each of the list has a size of its own, and the teacher resizes, normalises
+and batches as its model wants. What it gives may be on any device and in any floating type. It gives *all* it sees:
+thresholds, class lists and remapping are applied to it afterwards (``filter``), as are the checks: what breaks this
+contract for an image costs that image this label, and is recorded with its reason.
+
+A teacher that raises is called again with each of its images alone, so that one image too large does not cost the
+others their labels. Gradients are off when it is called.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from d2go_fbnetv5.data.registry import Factory, Registry, call_with_options
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+
+class Teacher(Protocol):
+    """See this module's docstring; a class may inherit from this one for the defaults."""
+
+    box_names: tuple[str, ...] = ()
+    sem_seg_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]: ...
+
+
+_TEACHERS = Registry("teacher")
+
+
+def register_teacher(name: str) -> Callable[[Factory], Factory]:
+    """Decorator: makes a function or class known by ``name``; called with ``device`` (a torch.device, where the model
+    is to run) and the options of ``build_teacher``, it gives the teacher.
+
+    Raises ValueError if the name is taken.
+    """
+    return _TEACHERS.register(name)
+
+
+def list_teachers() -> list[str]:
+    return _TEACHERS.names()
+
+
+def build_teacher(name: str, device: torch.device | str = "cpu", **options: Any) -> Teacher:
+    """The teacher of a registered name, or of a function of one's own, ``module:function``.
+
+    A function is called as registered ones are, with ``device`` and the options, and gives the teacher. Its module is
+    looked for where Python looks, and in the current folder.
+
+    Raises:
+        ValueError: an unknown name or option, naming those allowed; a module or function that does not exist; what
+            the function gives is no teacher.
+        Whatever building the teacher raises.
+    """
+    factory = _load_function(name) if ":" in name else _TEACHERS[name]
+    teacher = call_with_options(f"teacher {name!r}", factory, {"device": torch.device(device), **options})
+    teacher_info(name, teacher)
+    return teacher
+
+
+def teacher_info(name: str, teacher: Any) -> DatasetInfo:
+    """What a teacher labels. ValueError, with its name, if it breaks the contract."""
+    names = {}
+    for attribute in ("class_names", "box_names", "sem_seg_names"):
+        value = getattr(teacher, attribute, None)
+        if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"teacher {name!r}: {attribute} is {value!r}, it must be a tuple of strings")
+        names[attribute] = tuple(value)
+    if not callable(teacher):
+        raise ValueError(f"teacher {name!r} is a {type(teacher).__name__}, which cannot be called")
+    if not any(names.values()):
+        raise ValueError(f"teacher {name!r} labels nothing: class_names, box_names, sem_seg_names are empty")
+    return DatasetInfo(**names)
+
+
+def _load_function(name: str) -> Factory:
+    module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed command does not look there
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and what it imports is not
+        raise ValueError(
+            f"teacher {name!r}: there is no module {error.name!r} along Python's path or in {os.getcwd()}"
+        ) from None
+    except (ValueError, TypeError) as error:  # "" or ".relative"
+        raise ValueError(f"teacher {name!r}: expected module:function ({error})") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        there = sorted(key for key, value in vars(module).items() if callable(value) and key[:1] != "_")
+        raise ValueError(
+            f"teacher {name!r}: module {module_name!r} has no function {function_name!r}, "
+            f"it has {', '.join(there) or 'none'}"
+        )
+    return function

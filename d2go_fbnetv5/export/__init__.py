@@ -1,0 +1,1 @@
+"""Trained models as files for phones and servers: ExecuTorch, ONNX, TorchScript."""

@@ -1,0 +1,210 @@
+"""Each task's model as it is exported: one image in, tensors of fixed size out, batch norm folded.
+
+The image is 1 x 3 x H x W float, RGB, 0..255; normalising it is part of the module. H and W are multiples of the
+model's ``size_divisibility``. Resizing, padding, names and drawing are the application's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from d2go_fbnetv5.export.boxes import detect, propose
+from d2go_fbnetv5.export.flat_backbone import FlatBackbone
+from d2go_fbnetv5.export.fold import folded
+from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel, TransformerDecoder
+
+
+class _Backbone(nn.Module):
+    """1 x 3 x H x W image in 0..255 -> the features that the head reads. ``model`` is folded."""
+
+    def __init__(self, model: SearchedModel) -> None:
+        super().__init__()
+        self.register_buffer("mean", model.pixel_mean.view(1, 3, 1, 1).clone())
+        self.register_buffer("scale", 1 / model.pixel_std.view(1, 3, 1, 1))
+        self.features = FlatBackbone(model.backbone)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return self.features((image - self.mean) * self.scale)
+
+
+class ClassifierInference(nn.Module):
+    """1 x 3 x H x W image -> 1 x K class probabilities."""
+
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        model = folded(model)
+        self.backbone = _Backbone(model)
+        head = model.head
+        self.pool, self.fc = head.pool, head.fc
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.fc(self.pool(self.backbone(image)[0]).flatten(1)).softmax(1)
+
+
+class SegmenterInference(nn.Module):
+    """1 x 3 x H x W image -> 1 x K x H/8 x W/8 class scores.
+
+    A pixel's class is the greatest score of the map enlarged (bilinear) to the image. `LiteMaskFormer` enlarges each
+    of its 100 masks before it weighs the classes; that costs many times the whole network and differs only between
+    the map's own pixels.
+    """
+
+    def __init__(self, model: LiteMaskFormer) -> None:
+        super().__init__()
+        model = folded(model)
+        self.backbone = _Backbone(model)
+        self.pixel_decoder = model.pixel_decoder
+        self.decoder = _Decoder(model.transformer_decoder)
+        self.segmentation = model.segmentation
+
+    def forward(self, image: Tensor) -> Tensor:
+        path1, path3 = self.backbone(image)
+        pixels = self.pixel_decoder(path1)
+        queries = self.decoder(path3)
+        masks = (self.segmentation.mask_embedding(queries) @ pixels.flatten(2)).sigmoid()
+        classes = self.segmentation.classes(queries).softmax(2)[:, :, :-1]
+        scores = classes.transpose(1, 2) @ masks
+        return scores.view(1, scores.shape[1], pixels.shape[2], pixels.shape[3])
+
+
+class _Decoder(nn.Module):
+    """`TransformerDecoder` on a whole image, with what it computes from its weights alone made a constant."""
+
+    def __init__(self, decoder: TransformerDecoder) -> None:
+        super().__init__()
+        self.input_projection = decoder.input_projection
+        self.input_norm = decoder.input_norm
+        self.layers = decoder.layers
+        self.norm = decoder.norm
+        queries = decoder.queries.weight[None]
+        first = decoder.layers[0]
+        pairs = queries.shape[2] // 4
+        with torch.no_grad():
+            self.register_buffer("queries", queries.clone())
+            self.register_buffer("attended", first.attend_queries(torch.zeros_like(queries), queries))
+            self.register_buffer("frequency", 10000.0 ** (torch.arange(pairs, dtype=torch.float32) / pairs))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        projected = self.input_projection(feature)
+        memory = self.input_norm(projected.flatten(2).transpose(1, 2))
+        keys = memory + self.positions(feature.shape[2], feature.shape[3])
+        x = self.attended
+        for i, layer in enumerate(self.layers):
+            if i > 0:
+                x = layer.attend_queries(x, self.queries)
+            y = layer.cross_attention(x + self.queries, keys, memory)
+            x = layer.norms[1](x + y)
+            x = layer.norms[2](x + layer.project(layer.expand(x).relu()))
+        return self.norm(x)
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """`sine_positions` of an image without padding: 1 x (height * width) x D."""
+        y = self._waves(height)[:, None, :].expand(height, width, -1)
+        x = self._waves(width)[None, :, :].expand(height, width, -1)
+        return torch.cat([y, x], dim=2).reshape(1, height * width, -1)
+
+    def _waves(self, length: int) -> Tensor:
+        count = torch.arange(length, dtype=torch.float32, device=self.frequency.device) + 1
+        angle = (2 * math.pi * count / length)[:, None] / self.frequency
+        return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+class DetectorProposals(nn.Module):
+    """1 x 3 x H x W image -> Path 1's feature 1 x C x H/8 x W/8, objectness logits 1 x A x H/8 x W/8 and box deltas
+    1 x 4A x H/8 x W/8 (of anchor a: channels 4a to 4a + 3, dx, dy, dw, dh)."""
+
+    def __init__(self, model: LiteRCNN) -> None:
+        super().__init__()
+        model = folded(model)
+        self.backbone = _Backbone(model)
+        head = model.rpn.head
+        self.blocks, self.objectness, self.deltas = head.blocks, head.objectness, head.deltas
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        feature = self.backbone(image)[0]
+        hidden = self.blocks(feature)
+        return feature, self.objectness(hidden), self.deltas(hidden)
+
+
+class DetectorBoxes(nn.Module):
+    """R x C x 6 x 6 features of regions -> R x K class probabilities (without the background's) and R x K x 4 box
+    deltas."""
+
+    def __init__(self, model: LiteRCNN) -> None:
+        super().__init__()
+        head = folded(model.roi_head)
+        self.box_head = head.box_head
+        self.classes, self.deltas = head.predictor.classes, head.predictor.deltas
+        self.num_classes = model.num_classes
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.box_head(regions)
+        scores = self.classes(hidden).softmax(1)[:, : self.num_classes]
+        return scores, self.deltas(hidden).view(-1, self.num_classes, 4)
+
+
+class DetectorInference(nn.Module):
+    """1 x 3 x H x W image -> the best detections: M x 4 XYXY boxes in the image's pixels, M scores, best first, and M
+    int64 labels. M is the model's ``max_detections``; where there are fewer, the rest has score 0 and label -1.
+
+    Attributes:
+        cell_anchors: A x 4 XYXY, of the first cell.
+    """
+
+    def __init__(self, model: LiteRCNN) -> None:
+        super().__init__()
+        rpn, head = model.rpn, model.roi_head
+        self.proposals = DetectorProposals(model)
+        self.boxes = DetectorBoxes(model)
+        self.register_buffer("cell_anchors", rpn.anchor_generator.cell_anchors[0].clone())
+        self.stride = head.stride
+        self.resolution = head.resolution
+        self.proposals_before_nms = rpn._pre_nms_top_n["testing"]
+        self.proposals_after_nms = rpn._post_nms_top_n["testing"]
+        self.proposals_iou = rpn.nms_thresh
+        self.score_threshold = head.score_threshold
+        self.iou = head.nms_threshold
+        self.max_detections = head.max_detections
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size = (image.shape[2], image.shape[3])
+        feature, objectness, deltas = self.proposals(image)
+        boxes, present = propose(
+            objectness,
+            deltas,
+            self.cell_anchors,
+            self.stride,
+            size,
+            self.proposals_before_nms,
+            self.proposals_after_nms,
+            self.proposals_iou,
+        )
+        regions = roi_align(feature, [boxes], self.resolution, 1 / self.stride, 0, aligned=True)
+        scores, deltas = self.boxes(regions)
+        return detect(
+            scores, deltas, boxes, present, size, self.score_threshold, self.iou, self.max_detections
+        )
+
+
+def inference_module(model: SearchedModel) -> nn.Module:
+    """The whole model of its task for export, in evaluation mode.
+
+    Raises:
+        ValueError: a model of another class.
+    """
+    for kind, module in _MODULES.items():
+        if isinstance(model, kind):
+            return module(model).eval()
+    allowed = ", ".join(kind.__name__ for kind in _MODULES)
+    raise ValueError(f"cannot export a {type(model).__name__}; allowed are {allowed}")
+
+
+_MODULES = {
+    ImageClassifier: ClassifierInference,
+    LiteMaskFormer: SegmenterInference,
+    LiteRCNN: DetectorInference,
+}

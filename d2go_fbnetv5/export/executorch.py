@@ -34,7 +34,9 @@ def lower(methods: Mapping[str, MethodSource]) -> bytes:
 
     Args:
         methods: by method name: a module in evaluation mode, its example inputs, and the dynamic shapes that
-            `torch.export.export` takes. Memory is planned for the greatest sizes that they allow.
+            `torch.export.export` takes. Memory is planned for the greatest sizes that they allow. Where the batch is
+            dynamic, give examples of the greatest one: torch chooses between kinds of convolution at a batch of 16,
+            and an example below ties the program to less than 16. (It does run with less than its example.)
 
     Raises:
         ValueError: ExecuTorch is not installed.
@@ -98,7 +100,13 @@ class LoadedProgram:
         method = self._program.load_method(name)
 
         def run(*inputs: Tensor) -> list[Tensor]:
-            return list(method.execute([x.contiguous() for x in inputs]))
+            try:
+                return list(method.execute([x.contiguous() for x in inputs]))
+            except RuntimeError as error:
+                shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+                raise ValueError(
+                    f"method {name!r} cannot run inputs of {shapes}: {method.metadata}: {error}"
+                ) from error
 
         return run
 

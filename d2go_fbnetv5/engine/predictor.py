@@ -89,6 +89,8 @@ def from_run(folder: str, weights: str | None = None) -> Predictor:
         raise ValueError(f"run {folder}: {cfg.MODEL.META_ARCHITECTURE} is no model that predicts")
     names = tuple(json.loads(described.read_text(encoding="utf-8"))["names"])
     cfg.MODEL.FBNETV5.DISTILLATION.TEACHER = ""  # it has taught
+    if recipe.task != "cls":
+        cfg.FBNETV5_DATA.CROP_SIZE_TEST = 0  # boxes and maps are those of the whole image
     model = build_searched_model(cfg, recipe.kind, DatasetInfo(), len(names))
     load_weights(model, weights or Path(folder, "model_final.pth"), averaged=cfg.MODEL_EMA.ENABLED)
     return Predictor(model.eval(), recipe.task, names, build_transforms(cfg)[1])

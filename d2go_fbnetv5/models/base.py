@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,10 @@ from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator
-from d2go_fbnetv5.tasks.images import batch_images, image_sizes
+from d2go_fbnetv5.tasks.images import Output, batch_images, image_sizes, run_in_groups
 
 Sample = dict[str, Any]
 Sizes = list[tuple[int, int]]
-Output = TypeVar("Output")
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -70,13 +69,8 @@ class SearchedModel(nn.Module):
         self, batch: Sequence[Sample], predict: Callable[[list[Sample]], Iterable[Output]]
     ) -> list[Output]:
         """What ``predict`` gives for each sample, called with those that have the same padded size."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i, sample in enumerate(batch):
-            groups.setdefault(self.padded_size(image_sizes([sample])[0]), []).append(i)
-        outputs: dict[int, Output] = {}
-        for indices in groups.values():
-            outputs.update(zip(indices, predict([batch[i] for i in indices]), strict=True))
-        return [outputs[i] for i in range(len(batch))]
+        sizes = [self.padded_size(size) for size in image_sizes(batch)]
+        return run_in_groups(sizes, lambda indices: predict([batch[i] for i in indices]))
 
     def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
         """Scalar losses of a training batch."""

@@ -1,6 +1,7 @@
 """From samples to the batch that a network takes: normalised, padded right and bottom."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -8,11 +9,26 @@ from torch import Tensor
 from d2go_fbnetv5.tasks.base import Sample
 
 SIZE_DIVISIBILITY = 32  # the stride of Path 3
+Output = TypeVar("Output")
 
 
 def image_sizes(batch: Sequence[Sample]) -> list[tuple[int, int]]:
     """(height, width) of each sample's own, unpadded image."""
     return [(int(sample["image"].shape[-2]), int(sample["image"].shape[-1])) for sample in batch]
+
+
+def run_in_groups(keys: Sequence[Hashable], run: Callable[[list[int]], Iterable[Output]]) -> list[Output]:
+    """What ``run`` gives for each index of ``keys``, called once for all that have the same key.
+
+    With sizes as keys, no image is padded for another's sake, and its output depends on no other image.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
+    outputs: dict[int, Output] = {}
+    for indices in groups.values():
+        outputs.update(zip(indices, run(indices), strict=True))
+    return [outputs[i] for i in range(len(keys))]
 
 
 def padded_size(batch: Sequence[Sample], size_divisibility: int = SIZE_DIVISIBILITY) -> tuple[int, int]:

@@ -8,7 +8,6 @@ Stage 0 and, for classification on Path 3, MBPool start from it; the searchable 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from d2go_fbnetv5.arch import list_families
+from d2go_fbnetv5.arch.atomic import replacing
 from d2go_fbnetv5.arch.mobile_cv import load_mobile_cv_checkpoint
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 
@@ -47,10 +47,8 @@ def _write(path: Path, converted: dict[str, torch.Tensor]) -> None:
         f"supernet.{name}" if name.startswith("stage0.") else f"tasks.cls.{name}": value
         for name, value in converted.items()
     }
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"model": weights}, file)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save({"model": weights}, temporary)
 
 
 def cli() -> None:

@@ -1,8 +1,10 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files and folders that are whole or not there: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +15,62 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path`` for the block to write; it takes the place of ``path`` at the block's end.
 
     The data are on the disk before the rename, so that a power cut leaves the old file or the new one. If the block
-    raises, the temporary file is removed and ``path`` stays as it was.
+    raises, the temporary file is removed and ``path`` stays as it was. Without the folder, a FileNotFoundError.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist")
+    temporary = _temporary(path)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty temporary folder beside ``path`` for the block to fill; it becomes ``path`` at the block's end.
+
+    A folder that is there already is moved out of the way and then removed. What a process leaves that is killed in
+    the block, ``remove_rests`` finds. The folder around ``path`` is made if need be.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = _temporary(path), _temporary(path, ".old")
+    for rest in (temporary, old):  # of a process that had this one's id
+        shutil.rmtree(rest, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _to_disk(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        for rest in (temporary, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def remove_rests(path: str | os.PathLike[str]) -> None:
+    """Removes what killed processes left of writing the folder ``path``. No other process may be writing it."""
+    path = Path(path)
+    for rest in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _temporary(path: Path, kind: str = "") -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}{kind}.tmp")
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from d2go_fbnetv5.arch.atomic import replacing
 from d2go_fbnetv5.arch.text_drawing import fusion_edges, last_kept, live_blocks
 from d2go_fbnetv5.arch.topology import Node, Topology
 
@@ -83,13 +84,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{target}: cannot draw {target.suffix!r}; allowed are {', '.join(metadata)}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such folder")
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        with matplotlib.rc_context({"svg.hashsalt": "d2go_fbnetv5", "svg.fonttype": "path"}):
-            figure.savefig(temporary, format=target.suffix[1:], dpi=144, metadata=metadata[target.suffix])
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    settings = {"svg.hashsalt": "d2go_fbnetv5", "svg.fonttype": "path"}
+    with replacing(target) as temporary, matplotlib.rc_context(settings):
+        figure.savefig(temporary, format=target.suffix[1:], dpi=144, metadata=metadata[target.suffix])
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:

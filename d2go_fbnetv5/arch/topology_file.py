@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.topology import Topology
 
 FORMAT = 1
@@ -87,13 +88,7 @@ def save_topologies(
     text = json.dumps(content, indent=1, allow_nan=False)
     # Rows of numbers on one line, for whoever reads the file; no text in JSON has a line break within.
     text = re.sub(r"\[\n[\d\s.,e+-]+\]", lambda row: "[" + " ".join(row[0][1:-1].split()) + "]", text)
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        Path(temporary).write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, text + "\n")
 
 
 def load_topologies(path: str | os.PathLike[str]) -> TopologyFile:

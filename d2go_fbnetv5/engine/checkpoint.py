@@ -11,6 +11,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from d2go_fbnetv5.arch.atomic import replacing, write_atomically
 from d2go_fbnetv5.engine.distributed import is_main
 from d2go_fbnetv5.engine.nonfinite import NonFiniteError, first_nonfinite
 
@@ -59,12 +60,8 @@ class RunCheckpointer(Checkpointer):
         data = {"model": self.model.state_dict(), **kwargs}
         data |= {key: thing.state_dict() for key, thing in self.checkpointables.items()}
         path = Path(self.save_dir, f"{name}.pth")
-        temporary = path.with_suffix(".pth.tmp")
-        with open(temporary, "wb") as file:
-            torch.save(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            torch.save(data, temporary)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -153,13 +150,6 @@ class RunCheckpointer(Checkpointer):
             int(m[1]): p for p in Path(self.save_dir).glob("model_*.pth") if (m := _NUMBERED.search(p.name))
         }
         return [files[iteration] for iteration in sorted(files, reverse=True)]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file by a whole new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _first_line(error: Exception) -> str:

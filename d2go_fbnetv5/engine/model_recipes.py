@@ -12,8 +12,9 @@ from rich.console import Console
 from torch import nn
 
 from d2go_fbnetv5.arch import Backbone, Topology, build_family, list_families
+from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.topology_file import load_topologies
-from d2go_fbnetv5.engine.checkpoint import RunCheckpointer, write_atomically
+from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.distributed import barrier, is_main
 from d2go_fbnetv5.engine.model_table import metrics_tables
@@ -92,16 +93,10 @@ class ModelRecipe(Recipe):
     @property
     def names(self) -> tuple[str, ...]:
         """Of the classes."""
-        return getattr(self.data.info, self.names_of)
+        return class_names(self.cfg, self.data.info)
 
     def build_model(self) -> SearchedModel:
-        cfg = self.cfg
-        if not self.names:
-            raise ValueError(
-                f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no {self.names_of}, which "
-                f"{cfg.MODEL.META_ARCHITECTURE} learns"
-            )
-        return build_searched_model(cfg, self.kind, self.data.info, len(self.names))
+        return build_searched_model(self.cfg, self.kind, self.data.info, len(self.names))
 
     def load_weights(self, checkpointer: RunCheckpointer, path: str) -> None:
         try:
@@ -153,6 +148,22 @@ _SET_ELSEWHERE = (
 def head_options(kind: type[SearchedModel]) -> list[str]:
     """What MODEL.FBNETV5.HEAD may hold for a model's class."""
     return [name for name in inspect.signature(kind.__init__).parameters if name not in _SET_ELSEWHERE]
+
+
+def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
+    """Names of the classes that MODEL.META_ARCHITECTURE, one of the three here, learns from DATASETS.TRAIN.
+
+    Raises:
+        ValueError: the data set names none.
+    """
+    kind = cfg.MODEL.META_ARCHITECTURE
+    names_of = get_recipe(kind).names_of
+    names = getattr(info, names_of)
+    if not names:
+        raise ValueError(
+            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no {names_of}, which {kind} learns"
+        )
+    return names
 
 
 def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:

@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.drawing import Panel, draw_figure, save_figure
 from d2go_fbnetv5.arch.topology_file import save_topologies
-from d2go_fbnetv5.engine.checkpoint import write_atomically
 from d2go_fbnetv5.engine.formatting import format_count, format_metric, format_plural, format_share
 from d2go_fbnetv5.engine.plots import probabilities_figure
 from d2go_fbnetv5.engine.report_html import render_report

@@ -16,6 +16,7 @@ from torch import nn
 
 import d2go_fbnetv5.engine.model_recipes  # noqa: F401 (registers the models for single tasks)
 import d2go_fbnetv5.engine.search_recipe  # noqa: F401 (registers "MultitaskSearch")
+from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.engine.build import (
     Data,
     build_clipping,
@@ -24,7 +25,7 @@ from d2go_fbnetv5.engine.build import (
     build_optimizer,
     build_precision,
 )
-from d2go_fbnetv5.engine.checkpoint import RunCheckpointer, write_atomically
+from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_distributed, is_main
 from d2go_fbnetv5.engine.ema import EMA, EMAHook
 from d2go_fbnetv5.engine.history import History, write_evaluation

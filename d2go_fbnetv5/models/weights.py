@@ -30,7 +30,7 @@ def load_weights(model: SearchedModel, path: str | os.PathLike[str], averaged: b
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint, or a weight is missing, unknown or of another shape; the message names it.
     """
-    state = _read(path, averaged)
+    state = read_weights(path, averaged)
     supernet = {
         name.removeprefix(_SUPERNET): value for name, value in state.items() if name.startswith(_SUPERNET)
     }
@@ -47,7 +47,13 @@ def load_weights(model: SearchedModel, path: str | os.PathLike[str], averaged: b
     return "model"
 
 
-def _read(path: str | os.PathLike[str], averaged: bool) -> dict[str, Tensor]:
+def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name: a ``state_dict``, or what one has under "model" or, averaged, "ema".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or holds no tensors.
+    """
     where = os.fspath(path)
     if not os.path.isfile(where):
         raise FileNotFoundError(f"weights {where!r}: no such file")

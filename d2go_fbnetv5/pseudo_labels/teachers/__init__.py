@@ -1,1 +1,8 @@
 """The registered teachers, one kind a module. What a kind needs is imported when one is built."""
+
+from d2go_fbnetv5.pseudo_labels.teachers import (
+    searched_models,
+    torchvision_models,
+)
+
+__all__ = ["searched_models", "torchvision_models"]

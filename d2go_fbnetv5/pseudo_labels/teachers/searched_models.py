@@ -1,0 +1,68 @@
+"""Teachers "run" and "zoo": models of this project, from a training's output folder or from a checkpoint.
+
+What a Lite MaskFormer believes of a pixel is MaskFormer's semantic inference, the sum over queries of class
+probability times mask probability, as it is: not divided by its sum over classes. What is missing to one is the
+probability that no query sees anything there, and "below 0.5 is don't care" is meant to leave out just that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
+from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
+from d2go_fbnetv5.pseudo_labels.teachers.common import bounded, class_names, require_finite
+
+
+@register_teacher("run")
+def run_teacher(
+    device: torch.device, run: str, weights: str | None = None, names: Sequence[str] | None = None
+) -> Teacher:
+    """The classifier, Lite R-CNN or Lite MaskFormer that a training has left.
+
+    Args:
+        run: the training's OUTPUT_DIR.
+        weights: a checkpoint to use in place of its last one.
+        names: of the classes, in place of those of its data.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file that is missing or wrong.
+    """
+    predictor = from_run(run, weights)
+    predictor.names = class_names(names, predictor.names, f"run {run}")
+    return _SearchedModel(predictor, device, f"run {run}")
+
+
+@register_teacher("zoo")
+def zoo_teacher(
+    device: torch.device,
+    model: str,
+    weights: str,
+    topology: str | None = None,
+    num_classes: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Teacher:
+    """A model of the zoo, such as "FBNetV5-A-DET", with a checkpoint; options as those of `from_zoo`."""
+    return _SearchedModel(
+        from_zoo(model, weights, topology, num_classes, names), device, f"weights {weights}"
+    )
+
+
+class _SearchedModel(Teacher):
+    def __init__(self, predictor: Predictor, device: torch.device, what: str) -> None:
+        require_finite(predictor.model, what)
+        predictor.model.requires_grad_(False).to(device)
+        self.predictor = predictor
+        names = {"cls": "class_names", "det": "box_names", "seg": "sem_seg_names"}
+        setattr(self, names[predictor.task], predictor.names)
+
+    def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        if self.predictor.task != "seg":
+            return self.predictor.predict(images)
+        model = self.predictor.model
+        samples = [self.predictor.sample(image) for image in images]
+        scores = model.by_padded_size(samples, lambda group: map(bounded, model.pixel_scores(group)))
+        return [{"probabilities": each} for each in scores]

@@ -25,6 +25,7 @@ from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main
 from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.history import write_evaluation
 from d2go_fbnetv5.engine.hooks import Stopwatch
+from d2go_fbnetv5.engine.model_recipes import class_names
 from d2go_fbnetv5.engine.recipe import get_recipe
 from d2go_fbnetv5.engine.search_recipe import SearchRecipe
 from d2go_fbnetv5.engine.seeding import seed_all
@@ -98,6 +99,8 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
         validate(cfg, comm.get_world_size())
         if cfg.MODEL.META_ARCHITECTURE in OUR_META_ARCHITECTURES:
             get_recipe(cfg.MODEL.META_ARCHITECTURE).validate(cfg, comm.get_world_size())
+        if cfg.MODEL.META_ARCHITECTURE == "LiteRCNN":
+            class_names(cfg, dataset_info(cfg))  # the other models ask for theirs when they are built
 
     def build_checkpointer(self, cfg: CfgNode, model: nn.Module, save_dir: str, **kwargs: Any) -> Any:
         kwargs.update(ema.may_get_ema_checkpointer(cfg, model))

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, RPN_HEAD_REGISTRY, SEM_SEG_HEADS_REGISTRY
@@ -25,6 +24,7 @@ from d2go_fbnetv5.models import (
     TransformerDecoder,
 )
 from d2go_fbnetv5.models import LiteRPNHead as _LiteRPNHead
+from d2go_fbnetv5.models.lite_maskformer import segment_scores
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, segments_of
 
 
@@ -136,18 +136,7 @@ class LiteMaskFormerHead(nn.Module):
         if self.training:
             segments = [segments_of(target, self.ignore_value) for target in targets]
             return None, self.loss(predictions, segments)
-        size = [side * self.stride for side in features["path1"].shape[-2:]]
-        return segment_scores(predictions[-1], size), {}
-
-
-def segment_scores(prediction: SegmentPrediction, size: Sequence[int]) -> Tensor:
-    """Per pixel and class the sum over queries of class probability times mask probability: N x K x H x W.
-
-    Args:
-        size: H and W of the padded images.
-    """
-    masks = F.interpolate(
-        prediction.mask_logits.float(), tuple(size), mode="bilinear", align_corners=False
-    ).sigmoid()
-    classes = prediction.class_logits.float().softmax(2)[..., :-1]
-    return torch.einsum("nqk,nqhw->nkhw", classes, masks)
+        height, width = (side * self.stride for side in features["path1"].shape[-2:])
+        size = (height, width)
+        scores = [segment_scores(*one, padded=size, size=size) for one in zip(*predictions[-1], strict=True)]
+        return torch.stack(scores), {}

@@ -3,6 +3,7 @@
 from d2go_fbnetv5.pseudo_labels.teachers import (
     searched_models,
     torchvision_models,
+    transformers_models,
 )
 
-__all__ = ["searched_models", "torchvision_models"]
+__all__ = ["searched_models", "torchvision_models", "transformers_models"]

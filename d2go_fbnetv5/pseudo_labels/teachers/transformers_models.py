@@ -1,0 +1,185 @@
+"""Teacher "transformers": Hugging Face's detectors, semantic and universal segmenters, and classifiers.
+
+Weights are read from safetensors only, and no code of a repository is run. Of the models whose segments are queries
+(MaskFormer, Mask2Former, DETR) a pixel's scores are MaskFormer's semantic inference, the sum over queries of class
+probability times mask probability, as for our own Lite MaskFormer (`searched_models`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2go_fbnetv5.models.lite_maskformer import segment_scores
+from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
+from d2go_fbnetv5.pseudo_labels.teachers.common import (
+    ClassList,
+    bounded,
+    class_names,
+    require_extra,
+    require_finite,
+)
+from d2go_fbnetv5.tasks.images import run_in_groups
+
+# What a checkpoint's architecture must be named for, and the class that loads it.
+_LOADERS = {
+    "ObjectDetection": "AutoModelForObjectDetection",
+    "SemanticSegmentation": "AutoModelForSemanticSegmentation",
+    "UniversalSegmentation": "AutoModelForUniversalSegmentation",
+    "InstanceSegmentation": "AutoModelForUniversalSegmentation",  # MaskFormer's
+    "Segmentation": "AutoModelForUniversalSegmentation",  # DETR's
+    "ImageClassification": "AutoModelForImageClassification",
+}
+
+
+@register_teacher("transformers")
+def transformers_teacher(
+    device: torch.device,
+    model: str,
+    names: Sequence[str] | None = None,
+    revision: str | None = None,
+    processor: Mapping[str, Any] | None = None,
+) -> Teacher:
+    """A model of Hugging Face transformers.
+
+    Args:
+        model: a folder that `save_pretrained` has left, or a name on the hub.
+        names: of the classes, in place of the configuration's ``id2label``; "N/A" leaves one out.
+        revision: of a model on the hub: a branch, tag or commit.
+        processor: options of the image processor that differ from the model's, such as ``{size: {height: 512,
+            width: 512}}``.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: transformers is missing, the model does another thing than detect, segment or classify, or has
+            another number of classes.
+        OSError: the hub has no such model, or cannot be reached.
+    """
+    what = f"transformers model {model!r}"
+    transformers = require_extra("transformers", "transformers", what)
+    where = Path(model).expanduser()
+    if not where.is_dir() and (where.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1):
+        raise FileNotFoundError(f"{what}: no such folder")
+    source = os.fspath(where) if where.is_dir() else model
+    options = {"revision": revision, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(source, **options)
+    ending = _ending(what, config)
+    preprocess = transformers.AutoImageProcessor.from_pretrained(source, **options, **(processor or {}))
+    loader = getattr(transformers, _LOADERS[ending])
+    network = loader.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
+    require_finite(network, what)
+    own = [config.id2label.get(k, f"class {k}") for k in range(config.num_labels)]
+    classes = ClassList(class_names(names, own, what))
+    kind = {"ObjectDetection": _Detector, "ImageClassification": _Classifier}.get(ending, _Segmenter)
+    return kind(network.eval().requires_grad_(False).to(device), preprocess, classes)
+
+
+def _ending(what: str, config: Any) -> str:
+    """What the checkpoint's architecture is for."""
+    architecture = (config.architectures or ["none"])[0]
+    ending = architecture.rpartition("For")[2]
+    if ending not in _LOADERS or config.model_type == "oneformer":  # OneFormer reads a text as well
+        raise ValueError(
+            f"{what}: its architecture is {architecture}, allowed are those for {', '.join(_LOADERS)} that "
+            "read images alone"
+        )
+    return ending
+
+
+class _Model(Teacher):
+    """An image is prepared alone, so that it is not padded for another's sake; those of one size are run together."""
+
+    def __init__(self, model: nn.Module, processor: Any, classes: ClassList) -> None:
+        self.model, self.processor, self.classes = model, processor, classes
+        # Labels are those of the whole image.
+        self.options = {"do_center_crop": False} if getattr(processor, "do_center_crop", False) else {}
+
+    def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        prepared = [self._prepare(image) for image in images]
+        keys = [tuple((name, value.shape) for name, value in inputs.items()) for inputs in prepared]
+
+        def run(indices: list[int]) -> list[dict[str, Tensor]]:
+            inputs = {name: torch.cat([prepared[i][name] for i in indices]) for name in prepared[indices[0]]}
+            inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+            return self.read(self.model(**inputs), inputs, [tuple(images[i].shape[-2:]) for i in indices])
+
+        return run_in_groups(keys, run)
+
+    def _prepare(self, image: Tensor) -> dict[str, Tensor]:
+        inputs = self.processor(
+            images=[image], return_tensors="pt", input_data_format="channels_first", **self.options
+        )
+        found = {name: inputs[name] for name in ("pixel_values", "pixel_mask") if name in inputs}
+        if len(found["pixel_values"]) != 1:
+            raise ValueError(
+                "the image processor splits an image into several, which this teacher does not join"
+            )
+        return found
+
+    def read(
+        self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """The model's output for N images of (height, width) ``sizes`` -> the contract's."""
+        raise NotImplementedError
+
+
+class _Detector(_Model):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.box_names = self.classes.names
+
+    def read(
+        self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        found = self.processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
+        return [self.classes.boxes(each["boxes"], each["scores"], each["labels"]) for each in found]
+
+
+class _Segmenter(_Model):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.sem_seg_names = self.classes.names
+
+    def read(
+        self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        queries = getattr(output, "class_queries_logits", None)
+        masks = getattr(output, "masks_queries_logits", None)
+        if masks is None and getattr(output, "pred_masks", None) is not None:
+            queries, masks = output.logits, output.pred_masks  # DETR's names
+        if masks is None:
+            return [
+                {"probabilities": self.classes.scores(each)} for each in class_probabilities(output.logits)
+            ]
+        padded = tuple(inputs["pixel_values"].shape[-2:])
+        seen = [padded] * len(sizes)
+        if "pixel_mask" in inputs:
+            seen = [(int(mask.any(1).sum()), int(mask.any(0).sum())) for mask in inputs["pixel_mask"]]
+        return [
+            {"probabilities": bounded(self.classes.scores(segment_scores(q, m, padded, size)))}
+            for q, m, size in zip(queries, masks, seen, strict=True)
+        ]
+
+
+class _Classifier(_Model):
+    def __init__(self, model: nn.Module, processor: Any, classes: ClassList) -> None:
+        super().__init__(model, processor, classes)
+        self.options = {}  # one label for the image: a classifier sees what it was trained to see
+        self.class_names = classes.names
+
+    def read(
+        self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        several = self.model.config.problem_type == "multi_label_classification"
+        scores = output.logits.float().sigmoid() if several else class_probabilities(output.logits)
+        return [{"class_scores": self.classes.scores(each)} for each in scores]
+
+
+def class_probabilities(logits: Tensor) -> Tensor:
+    """N x K x ... logits -> probabilities: softmax, or sigmoid of the only class."""
+    return logits.float().softmax(1) if logits.shape[1] > 1 else logits.float().sigmoid()

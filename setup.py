@@ -48,7 +48,12 @@ setup(
         "tensorboard>=2.14",
         "matplotlib>=3.8",
     ],
-    extras_require={"dev": ["pytest>=8.0", "ruff>=0.6"], "distillation": ["timm>=1.0"]},
+    extras_require={
+        "dev": ["pytest>=8.0", "ruff>=0.6"],
+        "distillation": ["timm>=1.0"],
+        "transformers": ["transformers>=5.0"],
+        "onnx": ["onnxruntime>=1.18"],
+    },
     entry_points={
         "console_scripts": [
             "d2go_fbnetv5.train_net = d2go_fbnetv5.tools.train_net:cli",

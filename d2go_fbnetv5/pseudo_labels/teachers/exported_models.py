@@ -1,0 +1,258 @@
+"""Teachers "torchscript" and "onnx": any model that is one file.
+
+Input: one image, 1 x 3 x H x W (or 3 x H x W), float32, RGB (or BGR), less ``mean`` and divided by ``std``, which are of pixel
+values in 0..255. Output, by name, with or without a first dimension of 1:
+
+- ``boxes`` (M x 4, XYXY in pixels of the input), ``scores`` (M, 0..1), ``labels`` (M); a label below 0 fills up a list
+  of fixed length;
+- ``probabilities`` (K x h x w, of the whole input);
+- ``class_scores`` (K).
+
+An ONNX file names its outputs. TorchScript gives a dict, or a tensor or tuple whose names the option ``outputs`` says.
+This is also what our own exported models are: ``{multiple_of: 32, outputs: [boxes, scores, labels]}``.
+
+A TorchScript file is a program: take it from those whom you would take a program from.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
+from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list, require_extra
+
+_RANKS = {"boxes": 2, "scores": 1, "labels": 1, "probabilities": 3, "class_scores": 1}
+_NEEDED = {
+    "box_names": ("boxes", "scores", "labels"),
+    "sem_seg_names": ("probabilities",),
+    "class_names": ("class_scores",),
+}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda scores: scores,
+    "softmax": lambda scores: scores.softmax(0),
+    "sigmoid": lambda scores: scores.sigmoid(),
+    "sums": bounded,
+}
+_PROBED = 256  # pixels; the side of the grey image that a file is tried with
+
+Network = Callable[[Tensor], Any]
+
+
+@dataclass
+class FileOptions:
+    """How images go in and what comes out, of the file's classes at least one kind.
+
+    Attributes:
+        path: of the file.
+        box_names, sem_seg_names, class_names: of the classes; "N/A" leaves one out.
+        outputs: names of the file's outputs in their order; "" for one that is not needed.
+        size: (height, width) that images are stretched to; by default what the file says, or their own.
+        short_side, max_size: in place of ``size``: the short side that images are resized to, and a bound on the long
+            one.
+        multiple_of: height and width are then stretched to multiples of it, the nearest.
+        mean, std: of the pixels, in the order of the channels.
+        bgr: whether the channels are blue, green, red.
+        batched: whether the input has a first dimension of 1.
+        first_label: the label of the first of ``box_names``; 1 where 0 is the background.
+        boxes_in: "pixels" of the input, or "shares" of its width and height.
+        activation: of ``probabilities`` and ``class_scores``: "softmax" or "sigmoid" where they are logits, "none"
+            where they are probabilities, "sums" where they may exceed 1, as MaskFormer's do.
+    """
+
+    path: str
+    box_names: Sequence[str] = ()
+    sem_seg_names: Sequence[str] = ()
+    class_names: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+    size: tuple[int, int] | None = None
+    short_side: int | None = None
+    max_size: int | None = None
+    multiple_of: int = 1
+    mean: Sequence[float] = (0.0, 0.0, 0.0)
+    std: Sequence[float] = (1.0, 1.0, 1.0)
+    bgr: bool = False
+    batched: bool = True
+    first_label: int = 0
+    boxes_in: str = "pixels"
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        if not os.path.isfile(self.path):
+            raise FileNotFoundError(f"path names {self.path}, which does not exist")
+        for option in _NEEDED:
+            setattr(self, option, name_list(option, getattr(self, option)))
+        if not any(getattr(self, option) for option in _NEEDED):
+            raise ValueError(f"none of {', '.join(_NEEDED)} is given, of which one is needed at least")
+        for name in self.outputs:
+            if name and name not in _RANKS:
+                raise ValueError(f"outputs has {name!r}, allowed are {', '.join(_RANKS)} and ''")
+        for option, allowed in (("boxes_in", ("pixels", "shares")), ("activation", _ACTIVATIONS)):
+            if getattr(self, option) not in allowed:
+                raise ValueError(f"{option} is {getattr(self, option)!r}, allowed are {', '.join(allowed)}")
+        if self.size is not None:
+            if self.short_side is not None:
+                raise ValueError("size and short_side exclude each other")
+            if not isinstance(self.size, list | tuple) or len(self.size) != 2 or min(self.size) < 1:
+                raise ValueError(f"size is {self.size!r}, it must be [height, width]")
+        if self.max_size is not None and self.short_side is None:
+            raise ValueError(f"max_size is {self.max_size}, allowed without short_side: nothing")
+        if self.multiple_of < 1:
+            raise ValueError(f"multiple_of is {self.multiple_of}, it must be at least 1")
+        for option in ("mean", "std"):
+            if len(getattr(self, option)) != 3:
+                raise ValueError(f"{option} is {getattr(self, option)!r}, it must be three numbers")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std!r}, it must be positive")
+
+
+@register_teacher("torchscript")
+def torchscript_teacher(device: torch.device, path: str, **options: Any) -> Teacher:
+    """A TorchScript file; options as `FileOptions` has them.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not TorchScript, or not with the outputs that the names need.
+    """
+    what = f"TorchScript {path}"
+    described = _described(what, path, options)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch advises to export otherwise, which is not for us to do
+            module = torch.jit.load(path, map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{what}: torch cannot load it: {error}") from error
+    return _ExportedModel(what, module, described, device)
+
+
+@register_teacher("onnx")
+def onnx_teacher(device: torch.device, path: str, **options: Any) -> Teacher:
+    """An ONNX file, run by ONNX Runtime; options as `FileOptions` has them.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not ONNX, onnxruntime is missing, or it is not with the outputs
+            that the names need.
+    """
+    what = f"ONNX {path}"
+    runtime = require_extra("onnxruntime", "onnx", what)
+    described = _described(what, path, options)
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    providers = [
+        name for name in (*wanted, "CPUExecutionProvider") if name in runtime.get_available_providers()
+    ]
+    try:
+        session = runtime.InferenceSession(path, settings, providers=providers)
+    except Exception as error:  # its errors have no common class
+        raise ValueError(f"{what}: ONNX Runtime cannot load it: {error}") from error
+    (entry, *others), outputs = session.get_inputs(), session.get_outputs()
+    if others:
+        raise ValueError(f"{what}: has {1 + len(others)} inputs, allowed is one, the image")
+    described.batched = len(entry.shape) == 4
+    fixed = tuple(entry.shape[-2:])
+    if described.size is None and described.short_side is None and all(isinstance(n, int) for n in fixed):
+        described.size = fixed
+    names = [output.name for output in outputs]
+
+    def run(image: Tensor) -> Any:
+        try:
+            values = [torch.from_numpy(value) for value in session.run(None, {entry.name: image.numpy()})]
+        except Exception as error:  # as above
+            raise RuntimeError(f"ONNX Runtime: {error}") from error
+        return values if described.outputs else dict(zip(names, values, strict=True))
+
+    return _ExportedModel(what, run, described, torch.device("cpu"))
+
+
+def _described(what: str, path: str, options: Mapping[str, Any]) -> FileOptions:
+    try:
+        return FileOptions(path, **options)
+    except TypeError as error:
+        allowed = ", ".join(FileOptions.__dataclass_fields__)
+        raise ValueError(f"{what}: {error}; its options are ({allowed})") from None
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+
+
+class _ExportedModel(Teacher):
+    def __init__(self, what: str, network: Network, options: FileOptions, device: torch.device) -> None:
+        self.network, self.options, self.device = network, options, device
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (options.mean, options.std))
+        self.resize = EvalTransform(options.short_side, max_size=options.max_size)
+        entries = {option: getattr(options, option) for option in _NEEDED}
+        entries["box_names"] = (*[None] * options.first_label, *entries["box_names"])
+        self.classes = {option: ClassList(names) for option, names in entries.items()}
+        for option, classes in self.classes.items():
+            setattr(self, option, classes.names)
+        try:
+            with torch.no_grad():
+                self([torch.full((3, _PROBED, _PROBED), 128, dtype=torch.uint8)])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{what}, tried with a grey image: {error}") from error
+
+    def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [self._label(image) for image in images]
+
+    def _label(self, image: Tensor) -> dict[str, Tensor]:
+        size = tuple(image.shape[-2:])
+        prepared = self._prepare(image)
+        output = self._named(self.network(prepared))
+        found = {}
+        if self.box_names:
+            found |= self._boxes(output, size, tuple(prepared.shape[-2:]))
+        activation = _ACTIVATIONS[self.options.activation]
+        for option, name in (("sem_seg_names", "probabilities"), ("class_names", "class_scores")):
+            if self.classes[option].names:
+                found[name] = self.classes[option].scores(activation(output[name].float()))
+        return found
+
+    def _prepare(self, image: Tensor) -> Tensor:
+        options = self.options
+        image = self.resize({"image": image})["image"]
+        height, width = options.size or image.shape[-2:]
+        divisor = options.multiple_of
+        target = [max(1, round(side / divisor)) * divisor for side in (height, width)]
+        if target != list(image.shape[-2:]):
+            image = v2.functional.resize(image, target)
+        image = ((image.flip(0) if options.bgr else image).float() - self.mean) / self.std
+        return (image[None] if options.batched else image).contiguous().to(self.device)
+
+    def _named(self, output: Any) -> dict[str, Tensor]:
+        """The outputs that are needed by their names, without a first dimension of 1."""
+        if not isinstance(output, Mapping):
+            values = [output] if isinstance(output, Tensor) else list(output)
+            names = list(self.options.outputs)
+            if len(names) != len(values):
+                raise ValueError(
+                    f"gives {len(values)} outputs without names, and the option outputs names {len(names)}"
+                )
+            output = dict(zip(names, values, strict=True))
+        needed = [name for option, names in _NEEDED.items() if self.classes[option].names for name in names]
+        found = {}
+        for name in needed:
+            if name not in output:
+                raise ValueError(f"gives {', '.join(output)}, but no {name}")
+            value, rank = output[name], _RANKS[name]
+            if value.dim() == rank + 1 and len(value) == 1:
+                value = value[0]
+            if value.dim() != rank:
+                raise ValueError(f"its {name} are of shape {tuple(value.shape)}, not of {rank} dimensions")
+            found[name] = value
+        return found
+
+    def _boxes(
+        self, output: dict[str, Tensor], size: tuple[int, int], prepared: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        present = output["labels"] >= 0
+        boxes, scores, labels = (output[name][present] for name in ("boxes", "scores", "labels"))
+        whole = (1, 1) if self.options.boxes_in == "shares" else prepared
+        scale = torch.tensor([size[1] / whole[1], size[0] / whole[0]] * 2, device=boxes.device)
+        return self.classes["box_names"].boxes(boxes.float() * scale, scores.float(), labels)

@@ -31,7 +31,7 @@ setup(
     ],
     # As in D2Go: the command line tools and the recipes live at the top level and ship inside the package.
     package_dir={"d2go_fbnetv5.tools": "tools", "d2go_fbnetv5.configs": "configs"},
-    package_data={"d2go_fbnetv5.configs": config_files()},
+    package_data={"d2go_fbnetv5.configs": config_files(), "d2go_fbnetv5.export": ["cpp/*.hpp"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

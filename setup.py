@@ -36,7 +36,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "fvcore>=0.1.5.post20221221",
-        "iopath>=0.1.10",
+        "iopath>=0.1.9",
         "pycocotools>=2.0.7",
         "opencv-python-headless>=4.8",
         "pillow>=9.4",

@@ -39,8 +39,8 @@ def test_yaml_example_is_a_configuration(tmp_path):
     cfg = load_cfg(str(tmp_path / "mine.yaml"), [])
     assert list(cfg.DATASETS.TRAIN) == ["mine_train"]
     assert (
-        cfg.FBNETV5_DATA.DATASETS.mine_val.index_json
-        == yaml.safe_load(block)["FBNETV5_DATA"]["DATASETS"]["mine_val"]["index_json"]
+        cfg.FBNETV5_DATA.DATASETS.mine_val.index
+        == yaml.safe_load(block)["FBNETV5_DATA"]["DATASETS"]["mine_val"]["index"]
     )
 
 

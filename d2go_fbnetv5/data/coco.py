@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from d2go_fbnetv5.data.coco_index import BoxIndex, image_sizes, load_json, read_images
+from d2go_fbnetv5.data.coco_index import image_arrays, load_json, read_boxes, read_images
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
@@ -35,16 +35,15 @@ class CocoDetection(torch.utils.data.Dataset):
         index = load_json(path)
         if not self.root.is_dir():
             raise FileNotFoundError(f"folder of images {self.root} does not exist")
-        self._images = [
-            {key: image[key] for key in ("id", "file_name", "height", "width")}
-            for image in read_images(path, index)
-        ]
-        self._boxes = BoxIndex(path, index, strict=False)
-        places = range(len(self._images))
-        self._places = places if keep_empty else [place for place in places if self._boxes.num_objects(place)]
-        if not self._places:
+        images = read_images(path, index)
+        self._ids, self._sizes, self._file_names = image_arrays(images)
+        box_names, self._boxes = read_boxes(path, index, strict=False)
+        self._places = np.arange(len(images))
+        if not keep_empty:
+            self._places = np.array([place for place in self._places if self._boxes.num_objects(place)])
+        if not len(self._places):
             raise ValueError(f"{path}: no image has a box, so keep_empty=False leaves none")
-        self.info = DatasetInfo(box_names=self._boxes.names)
+        self.info = DatasetInfo(box_names=box_names)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -52,14 +51,16 @@ class CocoDetection(torch.utils.data.Dataset):
     @property
     def sizes(self) -> np.ndarray:
         """N x 2: height and width of every image, as the file has them."""
-        return image_sizes([self._images[place] for place in self._places])
+        return self._sizes[self._places]
+
+    def image_path(self, index: int) -> Path:
+        return self.root / self._file_names[self._places[index]]
 
     def __getitem__(self, index: int) -> dict:
         """The sample: ``image`` 3 x H x W uint8, ``boxes``, ``box_labels``, ``box_is_crowd``, ``image_id``, ..."""
         place = self._places[index]
-        entry = self._images[place]
-        height, width = entry["height"], entry["width"]
-        image = read_image(self.root / entry["file_name"], (height, width))
+        height, width = self._sizes[place].tolist()
+        image = read_image(self.image_path(index), (height, width))
         sample = {"image": image, **self._boxes[place]}
-        sample.update(image_id=entry["id"], height=height, width=width)
+        sample.update(image_id=int(self._ids[place]), height=height, width=width)
         return sample

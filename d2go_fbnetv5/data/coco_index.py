@@ -1,4 +1,4 @@
-"""What the readers of COCO-like JSON share: entries with the right fields, and boxes as arrays by image."""
+"""What the readers of COCO-like JSON share: entries with the right fields, images and boxes as arrays."""
 
 import json
 import logging
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+
+from d2go_fbnetv5.data.index_arrays import BoxArrays, Strings
 
 logger = logging.getLogger(__name__)
 
@@ -14,12 +15,8 @@ logger = logging.getLogger(__name__)
 _BOX_TOLERANCE = 0.5
 
 
-class BoxIndex:
-    """The boxes of an index, by the place of their image in its list.
-
-    ``boxes[place]`` is the part of a sample that detection needs: ``boxes`` (M x 4 float32 XYXY pixels),
-    ``box_labels`` (M int64, categories in the order of their ids), and ``box_is_crowd`` (M bool) if any
-    annotation of the index has ``iscrowd``.
+def read_boxes(path: Path, index: dict, strict: bool = True) -> tuple[tuple[str, ...], BoxArrays]:
+    """The names of an index's categories, which in the order of their ids are the labels 0, 1, ..., and its boxes.
 
     Args:
         path: of the index, for messages.
@@ -27,66 +24,47 @@ class BoxIndex:
         strict: a box outside its image or without area is an error; otherwise it is cut off at the image's border
             and dropped, with one warning, if nothing is left.
 
-    Attributes:
-        names: of the categories.
-
     Raises:
         ValueError: names the file, the annotation, its image, and what is allowed.
     """
+    images = index["images"]
+    annotations = entries(path, index, "annotations", ("id", "image_id", "category_id", "bbox"))
+    categories = entries(path, index, "categories", ("id", "name"))
+    if not categories:
+        raise ValueError(f"{path}: 'categories' is empty, but the index has 'annotations'")
+    check_unique(path, "annotations", annotations)
+    check_unique(path, "categories", categories)
+    categories = sorted(categories, key=lambda category: category["id"])
+    places = {image["id"]: place for place, image in enumerate(images)}
+    labels = {category["id"]: label for label, category in enumerate(categories)}
+    _check_references(path, annotations, places, labels)
 
-    def __init__(self, path: Path, index: dict, strict: bool = True) -> None:
-        images = index["images"]
-        annotations = entries(path, index, "annotations", ("id", "image_id", "category_id", "bbox"))
-        categories = entries(path, index, "categories", ("id", "name"))
-        if not categories:
-            raise ValueError(f"{path}: 'categories' is empty, but the index has 'annotations'")
-        check_unique(path, "annotations", annotations)
-        check_unique(path, "categories", categories)
-        categories = sorted(categories, key=lambda category: category["id"])
-        places = {image["id"]: place for place, image in enumerate(images)}
-        labels = {category["id"]: label for label, category in enumerate(categories)}
-        _check_references(path, annotations, places, labels)
+    owners = np.array([places[annotation["image_id"]] for annotation in annotations], dtype=np.int64)
+    sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64)
+    limits = np.tile(sizes, 2)[owners].reshape(-1, 4)
+    boxes, fault = _corners(path, annotations, limits)
+    bad = np.flatnonzero(fault)
+    if len(bad) and strict:
+        annotation, (width, height) = annotations[bad[0]], limits[bad[0], :2]
+        raise ValueError(
+            f"{path}: annotation {annotation['id']} of image {annotation['image_id']}: bbox "
+            f"{annotation['bbox']} (x, y, width, height) {_FAULTS[fault[bad[0]]]}, "
+            f"the image is {width:.0f}x{height:.0f}"
+        )
+    empty = ~((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+    if empty.any():
+        logger.warning("%s: left out %d boxes without area inside their image", path, empty.sum())
 
-        owners = np.array([places[annotation["image_id"]] for annotation in annotations], dtype=np.int64)
-        sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64)
-        limits = np.tile(sizes, 2)[owners].reshape(-1, 4)
-        boxes, fault = _corners(path, annotations, limits)
-        bad = np.flatnonzero(fault)
-        if len(bad) and strict:
-            annotation, (width, height) = annotations[bad[0]], limits[bad[0], :2]
-            raise ValueError(
-                f"{path}: annotation {annotation['id']} of image {annotation['image_id']}: bbox "
-                f"{annotation['bbox']} (x, y, width, height) {_FAULTS[fault[bad[0]]]}, "
-                f"the image is {width:.0f}x{height:.0f}"
-            )
-        empty = ~((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
-        if empty.any():
-            logger.warning("%s: left out %d boxes without area inside their image", path, empty.sum())
-
-        order = np.argsort(owners, kind="stable")
-        order = order[~empty[order]]
-        crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)
-        has_crowd = any("iscrowd" in annotation for annotation in annotations)
-        self.names: tuple[str, ...] = tuple(category["name"] for category in categories)
-        self.boxes = boxes[order].astype(np.float32)
-        self.labels = np.array([labels[a["category_id"]] for a in annotations], dtype=np.int64)[order]
-        self.crowd = crowd[order] if has_crowd else None
-        self._starts = np.searchsorted(owners[order], np.arange(len(images) + 1))
-
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        rows = slice(self._starts[place], self._starts[place + 1])
-        found = {
-            "boxes": torch.from_numpy(self.boxes[rows].copy()),
-            "box_labels": torch.from_numpy(self.labels[rows].copy()),
-        }
-        if self.crowd is not None:
-            found["box_is_crowd"] = torch.from_numpy(self.crowd[rows].copy())
-        return found
-
-    def num_objects(self, place: int) -> int:
-        """How many boxes an image has, without crowds."""
-        rows = slice(self._starts[place], self._starts[place + 1])
-        return rows.stop - rows.start - (0 if self.crowd is None else int(self.crowd[rows].sum()))
+    order = np.argsort(owners, kind="stable")
+    order = order[~empty[order]]
+    crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)
+    has_crowd = any("iscrowd" in annotation for annotation in annotations)
+    return tuple(category["name"] for category in categories), BoxArrays(
+        starts=np.searchsorted(owners[order], np.arange(len(images) + 1)),
+        boxes=boxes[order].astype(np.float32),
+        labels=np.array([labels[a["category_id"]] for a in annotations], dtype=np.int32)[order],
+        crowd=crowd[order] if has_crowd else None,
+    )
 
 
 _FAULTS = ("", "has no area", "reaches outside of it")
@@ -158,9 +136,21 @@ def read_images(path: Path, index: dict) -> list[dict]:
     return images
 
 
-def image_sizes(images: list[dict]) -> np.ndarray:
-    """N x 2: height and width of every image, as the index has them."""
-    return np.array([(image["height"], image["width"]) for image in images])
+def image_arrays(images: list[dict]) -> tuple[np.ndarray, np.ndarray, Strings]:
+    """N ids (int64), N x 2 heights and widths (int32), and N file names."""
+    return (
+        np.array([image["id"] for image in images], dtype=np.int64),
+        np.array([(image["height"], image["width"]) for image in images], dtype=np.int32).reshape(-1, 2),
+        Strings.of(image["file_name"] for image in images),
+    )
+
+
+def names_of(path: Path, index: dict, key: str) -> tuple[str, ...]:
+    """The list of strings ``index[key]``, empty if it is missing; else a ValueError."""
+    names = index.get(key, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: {key!r} must be a list of strings")
+    return tuple(names)
 
 
 def entries(path: Path, index: dict, key: str, required: tuple[str, ...]) -> list[dict]:

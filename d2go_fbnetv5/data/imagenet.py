@@ -35,6 +35,9 @@ class ImageNetFolder(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._files)
 
+    def image_path(self, index: int) -> Path:
+        return Path(self._files[index][0])
+
     def __getitem__(self, index: int) -> dict:
         """The sample: ``image`` 3 x H x W uint8, ``class_label``, ``image_id``, ``height``, ``width``."""
         index = range(len(self))[index]

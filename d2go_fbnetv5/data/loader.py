@@ -2,7 +2,7 @@
 
 import pickle
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -57,9 +57,22 @@ def build_eval_loader(
         raise ValueError(f"evaluation loader: batch_size is {batch_size}, it must be at least 1")
     if not 0 <= rank < world_size:
         raise ValueError(f"evaluation loader: rank is {rank}, it must be 0 to {world_size - 1}")
-    mine = [(index, index) for index in range(rank, len(dataset), world_size)]
-    batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+    batches = _IndexBatches(range(rank, len(dataset), world_size), batch_size)
     return _make_loader(_Reader(dataset, transform, seed=0), batches, num_workers)
+
+
+class _IndexBatches:
+    """Batches of (index, index) pairs, made as they are asked for: a set may have millions of images."""
+
+    def __init__(self, indices: Sequence[int], batch_size: int) -> None:
+        self.indices, self.batch_size = indices, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self.indices), self.batch_size):
+            yield [(index, index) for index in self.indices[first : first + self.batch_size]]
 
 
 class _Reader(torch.utils.data.Dataset):

@@ -1,14 +1,13 @@
 """Writes any data set of samples in the multitask format."""
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+
+from d2go_fbnetv5.arch.atomic import replacing_folder
 
 
 def write_multitask(dataset: Any, folder: str | Path) -> Path:
@@ -29,15 +28,8 @@ def write_multitask(dataset: Any, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already and is not an empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with replacing_folder(folder) as partial:
         _write(dataset, partial)
-        partial.chmod(0o755)  # mkdtemp's folders are private
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder / "index.json"
 
 

@@ -58,6 +58,9 @@ class SemSegFolder(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._images)
 
+    def image_path(self, index: int) -> Path:
+        return self._images[index]
+
     def __getitem__(self, index: int) -> dict:
         """The sample: ``image`` 3 x H x W uint8, ``sem_seg`` H x W int64, ``image_id``, ``height``, ``width``."""
         index = range(len(self))[index]

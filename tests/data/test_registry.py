@@ -26,5 +26,5 @@ def test_unknown_name_and_options():
         ValueError, match=r"'digit_scenes_val': .*sizes.*its options are \(size: .*num_images"
     ):
         build_dataset("digit_scenes_val", sizes=3)
-    with pytest.raises(ValueError, match="'multitask': .*index_json"):
+    with pytest.raises(ValueError, match="'multitask': .*index"):
         build_dataset("multitask")

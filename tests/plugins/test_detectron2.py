@@ -251,7 +251,7 @@ def test_sets_of_the_configuration_in_the_catalogs(cfg, tmp_path):
     from d2go_fbnetv5.plugins.detectron2 import register_datasets
 
     scenes = DigitScenes("train", size=64, num_images=3)
-    options = {"READER": "multitask", "index_json": str(write_multitask(scenes, tmp_path / "a"))}
+    options = {"READER": "multitask", "index": str(write_multitask(scenes, tmp_path / "a"))}
     cfg.FBNETV5_DATA.DATASETS.pseudo_labelled = type(cfg)(options)
     DatasetCatalog.register("somebody_elses", list)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("pseudo_labelled",), ("somebody_elses",)
@@ -265,7 +265,7 @@ def test_sets_of_the_configuration_in_the_catalogs(cfg, tmp_path):
     assert DatasetCatalog.get("pseudo_labelled") is dataset
 
     more = DigitScenes("train", size=64, num_images=5)
-    cfg.FBNETV5_DATA.DATASETS.pseudo_labelled.index_json = str(write_multitask(more, tmp_path / "b"))
+    cfg.FBNETV5_DATA.DATASETS.pseudo_labelled.index = str(write_multitask(more, tmp_path / "b"))
     register_datasets(cfg)
     assert len(DatasetCatalog.get("pseudo_labelled")) == 5
     assert DatasetCatalog.get("somebody_elses") == []

@@ -112,7 +112,7 @@ def test_a_run_is_not_started_over_by_mistake(args, tmp_path, capsys):
         (
             [
                 *("DATASETS.TRAIN", "('mine',)", "FBNETV5_DATA.DATASETS.mine.READER", "multitask"),
-                *("FBNETV5_DATA.DATASETS.mine.index_json", "/nowhere/index.json"),
+                *("FBNETV5_DATA.DATASETS.mine.index", "/nowhere/index.json"),
             ],
             "/nowhere/index.json",
         ),

@@ -1,0 +1,190 @@
+"""An index of images and their labels as arrays: no Python object an image or a box, whatever the set's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+# The value of class_labels for "not labelled".
+NO_LABEL = np.iinfo(np.int32).min
+# Images checked at a time, so that what a check computes stays small.
+_BLOCK = 65536
+
+
+class Strings(Sequence[str]):
+    """N strings as two arrays: their UTF-8 bytes one after the other, and the N places where they end.
+
+    File names that are no UTF-8 keep their bytes (as in ``os.fsdecode``).
+    """
+
+    def __init__(self, data: np.ndarray, ends: np.ndarray) -> None:
+        self.data, self.ends = data, ends
+
+    @classmethod
+    def of(cls, strings: Iterable[str]) -> Strings:
+        data, ends = bytearray(), []
+        for string in strings:
+            data += string.encode("utf-8", "surrogateescape")
+            ends.append(len(data))
+        return cls(np.frombuffer(bytes(data), dtype=np.uint8), np.array(ends, dtype=np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Strings]) -> Strings:
+        sizes = np.cumsum([0, *(len(part.data) for part in parts[:-1])])
+        ends = [part.ends + size for part, size in zip(parts, sizes, strict=True)]
+        return cls(np.concatenate([part.data for part in parts]), np.concatenate(ends))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, place: Any) -> Any:
+        place = range(len(self))[place]
+        if isinstance(place, range):
+            return [self[one] for one in place]
+        start = self.ends[place - 1] if place else 0
+        return self.data[start : self.ends[place]].tobytes().decode("utf-8", "surrogateescape")
+
+    def lengths(self) -> np.ndarray:
+        """Of each string, in bytes."""
+        return np.diff(self.ends, prepend=0)
+
+
+@dataclass
+class BoxArrays:
+    """M boxes of N images, in the order of the images.
+
+    Attributes:
+        starts: N + 1 int64; the boxes of image i are the rows starts[i] to starts[i + 1].
+        boxes: M x 4 float32, XYXY pixels.
+        labels: M integers.
+        crowd: M bool, or None where nothing is said about crowds.
+        scores: M float32 in [0, 1], or None for boxes that no model gave.
+    """
+
+    starts: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        """The part of image ``place``'s sample that detection needs: ``boxes`` (M x 4 float32), ``box_labels`` (M
+        int64), and ``box_is_crowd`` (M bool) if anything is said about crowds."""
+        rows = slice(self.starts[place], self.starts[place + 1])
+        found = {
+            "boxes": torch.from_numpy(np.array(self.boxes[rows])),
+            "box_labels": torch.from_numpy(self.labels[rows].astype(np.int64)),
+        }
+        if self.crowd is not None:
+            found["box_is_crowd"] = torch.from_numpy(np.array(self.crowd[rows]))
+        return found
+
+    def num_objects(self, place: int) -> int:
+        """How many boxes an image has, without crowds."""
+        rows = slice(self.starts[place], self.starts[place + 1])
+        return int(rows.stop - rows.start - (0 if self.crowd is None else self.crowd[rows].sum()))
+
+
+@dataclass
+class MultitaskIndex:
+    """What is known of N images.
+
+    Attributes:
+        info: the names of what is labelled.
+        ids: N int64, all different.
+        sizes: N x 2 int32, height and width of the upright image.
+        file_names: of the images, relative to a folder of images.
+        class_labels: N int32, ``NO_LABEL`` where there is none; None if no image has one.
+        map_names: file names of the label maps, "" where there is none; None if no image has one.
+        boxes: None if no image was labelled for detection.
+        has_boxes: N bool, whether an image was; None if all were.
+    """
+
+    info: DatasetInfo
+    ids: np.ndarray
+    sizes: np.ndarray
+    file_names: Strings
+    class_labels: np.ndarray | None = None
+    map_names: Strings | None = None
+    boxes: BoxArrays | None = None
+    has_boxes: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def check(self, path: Path) -> None:
+        """The rules that hold in every form of an index.
+
+        Raises:
+            ValueError: names the index, the first image that breaks a rule, and what is allowed.
+        """
+        num_classes, num_maps = len(self.info.class_names), len(self.info.sem_seg_names)
+        ignore = self.info.sem_seg_ignore
+        if num_maps > ignore:
+            raise ValueError(
+                f"{path}: 'sem_seg_names' has {num_maps} names, allowed are at most {ignore}, "
+                f"because {ignore} means don't care"
+            )
+        for place in _first((self.sizes < 1).any(1)):
+            height, width = self.sizes[place]
+            raise ValueError(
+                f"{self.where(path, place)}: height is {height} and width {width}, they must be at least 1"
+            )
+        if self.map_names is not None and not num_maps:
+            for place in _first(self.map_names.lengths() > 0):
+                raise ValueError(
+                    f"{self.where(path, place)}: has sem_seg_file_name, but the index has no 'sem_seg_names'"
+                )
+        if self.class_labels is not None:
+            labels = self.class_labels
+            for place in _first((labels != NO_LABEL) & ((labels < 0) | (labels >= num_classes))):
+                where = self.where(path, place)
+                if not num_classes:
+                    raise ValueError(f"{where}: has class_label, but the index has no 'class_names'")
+                raise ValueError(
+                    f"{where}: class_label is {labels[place]}, allowed are 0 to {num_classes - 1}"
+                )
+
+    def check_boxes(self, path: Path) -> None:
+        """ValueError unless every box has an area inside its image, a class and, if any has, a score in [0, 1]."""
+        boxes, num_classes = self.boxes, len(self.info.box_names)
+        for first in range(0, len(self), _BLOCK) if boxes is not None else ():
+            starts = boxes.starts[first : first + _BLOCK + 1]
+            rows = slice(starts[0], starts[-1])
+            owners = first + np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+            corners, limits = boxes.boxes[rows], self.sizes[owners][:, ::-1]
+            # Written so that NaN is wrong, too.
+            right = (corners[:, :2] >= 0).all(1) & (corners[:, 2:] <= limits).all(1)
+            right &= (corners[:, 2:] > corners[:, :2]).all(1)
+            for row in _first(~right):
+                raise ValueError(
+                    f"{self.where(path, owners[row])}: box {corners[row].tolist()} (XYXY) does not have an area inside "
+                    f"of the image, which is {limits[row, 0]}x{limits[row, 1]}"
+                )
+            labels = boxes.labels[rows]
+            for row in _first((labels < 0) | (labels >= num_classes)):
+                raise ValueError(
+                    f"{self.where(path, owners[row])}: a box has the label {labels[row]}, "
+                    f"allowed are 0 to {num_classes - 1}"
+                )
+            if boxes.scores is not None:
+                scores = boxes.scores[rows]
+                for row in _first(~((scores >= 0) & (scores <= 1))):
+                    raise ValueError(
+                        f"{self.where(path, owners[row])}: a box has the score {scores[row]}, allowed are 0 to 1"
+                    )
+
+    def where(self, path: Path, place: int) -> str:
+        return f"{path}: image {self.ids[place]} ({self.file_names[int(place)]})"
+
+
+def _first(wrong: np.ndarray) -> np.ndarray:
+    """The first place that is True, or none."""
+    return np.flatnonzero(wrong)[:1]

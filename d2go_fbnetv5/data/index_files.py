@@ -1,0 +1,182 @@
+"""The multitask format for many images: a folder of arrays that are mapped into memory, not read.
+
+``index.json`` in the folder has the names of what is labelled and the numbers of images and boxes. Beside it lie the
+arrays of ``MultitaskIndex`` and ``BoxArrays`` as numpy's ``.npy`` files, N images and M boxes:
+
+==================  ===========  ==============================================================================
+file                             there
+==================  ===========  ==============================================================================
+ids                 N int64      always
+sizes               N x 2 int32  always; height and width
+file_names          uint8        always; the names' UTF-8 bytes, and where each name ends in them:
+file_name_ends      N int64      always
+class_labels        N int32      with class_names; -2147483648 is "not labelled"
+map_names           uint8        with sem_seg_names; an empty name is "not labelled"
+map_name_ends       N int64      with sem_seg_names
+has_boxes           N bool       with box_names
+box_starts          N+1 int64    with box_names; image i has the boxes starts[i] to starts[i + 1]
+boxes               M x 4 float32  with box_names; XYXY pixels
+box_labels          M int32      with box_names
+box_is_crowd        M bool       optional
+box_scores          M float32    optional
+==================  ===========  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from d2go_fbnetv5.arch.atomic import replacing_folder
+from d2go_fbnetv5.data.coco_index import load_json, names_of
+from d2go_fbnetv5.data.index_arrays import NO_LABEL, BoxArrays, MultitaskIndex, Strings
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+HEADER = "index.json"
+_VERSION = 1
+_NAMES = ("class_names", "box_names", "sem_seg_names")
+_TYPES = {
+    "ids": np.int64,
+    "sizes": np.int32,
+    "file_names": np.uint8,
+    "file_name_ends": np.int64,
+    "class_labels": np.int32,
+    "map_names": np.uint8,
+    "map_name_ends": np.int64,
+    "has_boxes": np.bool_,
+    "box_starts": np.int64,
+    "boxes": np.float32,
+    "box_labels": np.int32,
+    "box_is_crowd": np.bool_,
+    "box_scores": np.float32,
+}
+
+
+def is_index_folder(path: Path) -> bool:
+    return (path / HEADER).is_file()
+
+
+def save_index(index: MultitaskIndex, folder: str | Path) -> None:
+    """Writes an index as a folder, whole or not at all; one that is there is replaced."""
+    with replacing_folder(folder) as partial:
+        write_index(index, partial)
+
+
+def write_index(index: MultitaskIndex, folder: Path) -> None:
+    """Writes the files of an index into an empty folder. The same index gives the same bytes."""
+    count, info, boxes = len(index), index.info, index.boxes
+    arrays = {
+        "ids": index.ids,
+        "sizes": index.sizes,
+        "file_names": index.file_names.data,
+        "file_name_ends": index.file_names.ends,
+    }
+    if info.class_names:
+        empty = np.full(count, NO_LABEL, dtype=np.int32)
+        arrays["class_labels"] = empty if index.class_labels is None else index.class_labels
+    if info.sem_seg_names:
+        names = index.map_names or Strings.of([""] * count)
+        arrays |= {"map_names": names.data, "map_name_ends": names.ends}
+    if info.box_names:
+        boxes = boxes or BoxArrays(np.zeros(count + 1), np.zeros((0, 4)), np.zeros(0))
+        labelled = index.has_boxes
+        arrays |= {
+            "has_boxes": np.full(count, index.boxes is not None) if labelled is None else labelled,
+            "box_starts": boxes.starts,
+            "boxes": boxes.boxes,
+            "box_labels": boxes.labels,
+        }
+        optional = {"box_is_crowd": boxes.crowd, "box_scores": boxes.scores}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(array, dtype=_TYPES[name]), allow_pickle=False)
+    header = {"version": _VERSION, "num_images": count, "num_boxes": len(boxes.boxes) if boxes else 0}
+    header |= {key: list(getattr(info, key)) for key in _NAMES}
+    (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+
+
+def open_index(folder: str | Path) -> MultitaskIndex:
+    """A checked index whose arrays are mapped into memory; see ``map_index`` for one that is known to be right.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files does not exist.
+        ValueError: a file is broken, or the index breaks a rule; names the file or image, and what is allowed.
+    """
+    folder = Path(folder)
+    index = map_index(folder)
+    if len(np.unique(index.ids)) < len(index):
+        raise ValueError(f"{folder}: the same id occurs more than once in ids.npy")
+    index.check(folder)
+    index.check_boxes(folder)
+    # Mapped anew, so that what the checks have read of the files does not count as this process' memory.
+    return map_index(folder)
+
+
+def map_index(folder: Path) -> MultitaskIndex:
+    """An index as its files have it: of arrays that fit together, with values that are not checked."""
+    header = load_json(folder / HEADER)
+    if header.get("version") != _VERSION:
+        raise ValueError(
+            f"{folder / HEADER}: version is {header.get('version')!r}, this release reads {_VERSION}"
+        )
+    info = DatasetInfo(**{key: names_of(folder / HEADER, header, key) for key in _NAMES})
+    count, num_boxes = (header.get(key) for key in ("num_images", "num_boxes"))
+    for key, value in (("num_images", count), ("num_boxes", num_boxes)):
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{folder / HEADER}: {key} is {value!r}, it must be an integer of at least 0")
+
+    def array(name: str, *shape: int) -> np.ndarray:
+        return _map(folder / f"{name}.npy", _TYPES[name], shape)
+
+    def optional(name: str, *shape: int) -> np.ndarray | None:
+        return array(name, *shape) if (folder / f"{name}.npy").is_file() else None
+
+    def strings(data: str, ends: str) -> Strings:
+        places = array(ends, count)
+        if (np.diff(places, prepend=0) < 0).any():
+            raise ValueError(f"{folder / ends}.npy: its values must not decrease")
+        return Strings(array(data, int(places[-1]) if count else 0), places)
+
+    index = MultitaskIndex(
+        info=info,
+        ids=array("ids", count),
+        sizes=array("sizes", count, 2),
+        file_names=strings("file_names", "file_name_ends"),
+    )
+    if info.class_names:
+        index.class_labels = array("class_labels", count)
+    if info.sem_seg_names:
+        index.map_names = strings("map_names", "map_name_ends")
+    if info.box_names:
+        index.has_boxes = array("has_boxes", count)
+        starts = array("box_starts", count + 1)
+        if starts[0] != 0 or starts[-1] != num_boxes or (np.diff(starts) < 0).any():
+            raise ValueError(
+                f"{folder / 'box_starts.npy'}: must go from 0 to the number of boxes, {num_boxes}, and not decrease"
+            )
+        index.boxes = BoxArrays(
+            starts,
+            array("boxes", num_boxes, 4),
+            array("box_labels", num_boxes),
+            optional("box_is_crowd", num_boxes),
+            optional("box_scores", num_boxes),
+        )
+    return index
+
+
+def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        # Nothing can be mapped of an empty array.
+        found = np.load(path, mmap_mode="r" if np.prod(shape) else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is broken or cut short ({error})") from None
+    if found.dtype != dtype or found.shape != shape:
+        raise ValueError(
+            f"{path} is an array of {found.dtype} and shape {found.shape}, "
+            f"expected {np.dtype(dtype)} and {tuple(shape)}"
+        )
+    return np.asarray(found)

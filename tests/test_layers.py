@@ -26,6 +26,11 @@ ALLOWED = {
 }
 ANYONE = {"version"}
 HOSTS = ("detectron2", "d2go", "mobile_cv")
+# Outside of the plugins these alone may import a host, where they are called (the last test sees to that).
+HOST_TEACHERS = (
+    "pseudo_labels/teachers/detectron2_models.py",
+    "pseudo_labels/teachers/detectron2_weights.py",
+)
 
 
 def imported_modules(tree: ast.AST, package: tuple[str, ...]) -> set[str]:
@@ -49,7 +54,7 @@ def wrong_imports(path: Path, source: str) -> list[str]:
     wrong = []
     for name in sorted(imported_modules(ast.parse(source), package)):
         top, _, rest = name.partition(".")
-        if top in HOSTS and layer != "plugins":
+        if top in HOSTS and layer != "plugins" and relative.as_posix() not in HOST_TEACHERS:
             wrong.append(f"{relative} imports {name}")
         if top == "d2go_fbnetv5":
             target = rest.split(".")[0]

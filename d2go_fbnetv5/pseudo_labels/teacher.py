@@ -24,6 +24,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -70,7 +71,7 @@ def build_teacher(name: str, device: torch.device | str = "cpu", **options: Any)
             the function gives is no teacher.
         Whatever building the teacher raises.
     """
-    factory = _load_function(name) if ":" in name else _TEACHERS[name]
+    factory = load_function(name, f"teacher {name!r}") if ":" in name else _TEACHERS[name]
     teacher = call_with_options(f"teacher {name!r}", factory, {"device": torch.device(device), **options})
     teacher_info(name, teacher)
     return teacher
@@ -91,25 +92,41 @@ def teacher_info(name: str, teacher: Any) -> DatasetInfo:
     return DatasetInfo(**names)
 
 
-def _load_function(name: str) -> Factory:
-    module_name, _, function_name = name.partition(":")
+def load_module(name: str, what: str) -> ModuleType:
+    """A module that is looked for where Python looks, and in the current folder.
+
+    Args:
+        what: what names it, for messages.
+
+    Raises:
+        ValueError: there is no such module.
+    """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # an installed command does not look there
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there, and what it imports is not
         raise ValueError(
-            f"teacher {name!r}: there is no module {error.name!r} along Python's path or in {os.getcwd()}"
+            f"{what}: there is no module {error.name!r} along Python's path or in {os.getcwd()}"
         ) from None
     except (ValueError, TypeError) as error:  # "" or ".relative"
-        raise ValueError(f"teacher {name!r}: expected module:function ({error})") from None
+        raise ValueError(f"{what}: {name!r} is no module ({error})") from None
+
+
+def load_function(name: str, what: str) -> Factory:
+    """The function of ``module:function``, its module as `load_module` finds it.
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+    module_name, _, function_name = name.partition(":")
+    module = load_module(module_name, what)
     function = getattr(module, function_name, None)
     if not callable(function):
         there = sorted(key for key, value in vars(module).items() if callable(value) and key[:1] != "_")
         raise ValueError(
-            f"teacher {name!r}: module {module_name!r} has no function {function_name!r}, "
-            f"it has {', '.join(there) or 'none'}"
+            f"{what}: module {module_name!r} has no function {function_name!r}, it has {', '.join(there) or 'none'}"
         )
     return function

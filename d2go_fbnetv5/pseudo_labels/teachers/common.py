@@ -61,7 +61,7 @@ class ClassList:
 def bounded(scores: Tensor) -> Tensor:
     """K x h x w scores of at least 0, such as MaskFormer's sums, scaled down where the greatest is above 1.
 
-    What is below stays as it is, so thresholds mean what they mean for the sums themselves.
+    What is below stays as it is, so a threshold means what it means for the sums themselves.
     """
     return scores / scores.amax(0, keepdim=True).clamp(min=1)
 

@@ -1,7 +1,7 @@
 """Teachers "torchscript" and "onnx": any model that is one file.
 
-Input: one image, 1 x 3 x H x W (or 3 x H x W), float32, RGB (or BGR), less ``mean`` and divided by ``std``, which are of pixel
-values in 0..255. Output, by name, with or without a first dimension of 1:
+Input: one image, 1 x 3 x H x W (or 3 x H x W), float32, RGB (or BGR), less ``mean`` and divided by ``std``, which are
+of pixel values in 0..255. Output, by name, with or without a first dimension of 1:
 
 - ``boxes`` (M x 4, XYXY in pixels of the input), ``scores`` (M, 0..1), ``labels`` (M); a label below 0 fills up a list
   of fixed length;

@@ -161,7 +161,7 @@ class _Segmenter(_Model):
         if "pixel_mask" in inputs:
             seen = [(int(mask.any(1).sum()), int(mask.any(0).sum())) for mask in inputs["pixel_mask"]]
         return [
-            {"probabilities": bounded(self.classes.scores(segment_scores(q, m, padded, size)))}
+            {"probabilities": self.classes.scores(bounded(segment_scores(q, m, padded, size)))}
             for q, m, size in zip(queries, masks, seen, strict=True)
         ]
 

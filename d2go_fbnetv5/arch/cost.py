@@ -1,4 +1,4 @@
-"""What blocks and networks cost: FLOPs, parameters, measured latency (Appendix E, section 3.3.1).
+"""What blocks and networks cost: FLOPs and parameters (Appendix E, section 3.3.1). Latency comes from a table.
 
 One multiply-add is one FLOP, of convolutions, linear layers and matrix products; batch norm, activations and
 fusion are not counted.
@@ -6,9 +6,7 @@ fusion are not counted.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from d2go_fbnetv5.arch.families import PATHS, Family, build_family
 from d2go_fbnetv5.arch.topology import Topology
 
-METRICS = ("flops", "params", "latency")
+METRICS = ("flops", "params")
+Part = tuple[nn.Module, Tensor]
 
 
 def count_flops(module: nn.Module, *inputs: Tensor) -> int:
@@ -37,24 +36,6 @@ def count_flops(module: nn.Module, *inputs: Tensor) -> int:
 def count_params(module: nn.Module) -> int:
     """The number of trainable values."""
     return sum(p.numel() for p in module.parameters())
-
-
-def measure_latency(module: nn.Module, *inputs: Tensor, repeats: int = 20) -> float:
-    """Median milliseconds of ``module(*inputs)`` in eval mode on the inputs' device."""
-    device = inputs[0].device
-    synchronize: Callable[[], None] = (
-        (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
-    )
-    module.eval()
-    times = []
-    with torch.inference_mode():
-        for _ in range(repeats + 3):
-            synchronize()
-            start = time.perf_counter()
-            module(*inputs)
-            synchronize()
-            times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[3:])
 
 
 @dataclass(frozen=True)
@@ -104,34 +85,33 @@ def check_size(size: Sequence[int], family: Family) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def block_costs(
-    family: str | Family, size: Sequence[int], metric: str = "flops", device: str | torch.device = "cpu"
-) -> BlockCosts:
-    """The cost of every part of a family.
+def build_parts(family: Family, size: tuple[int, int]) -> tuple[list[Part], list[Part]]:
+    """The four partitions of Stage 0, and a searchable block of each path, with an input as it has it at an image of
+    ``size`` (height, width), batch 1. They are made on torch's current default device.
+    """
+    features = [(1, c, *s) for c, s in zip(family.channels, family.feature_sizes(size), strict=True)]
+    inputs = [(1, 3, *size), *features[:-1]]
+    stage0 = [(family.build_partition(path), torch.randn(inputs[path])) for path in range(len(PATHS))]
+    blocks = [(family.build_stage_block(path), torch.randn(features[path])) for path in range(len(PATHS))]
+    return stage0, blocks
+
+
+def block_costs(family: str | Family, size: Sequence[int], metric: str = "flops") -> BlockCosts:
+    """The cost of every part of a family, counted; milliseconds come from `read_latency_table`.
 
     Args:
         family: name of a family, or the family.
         size: height and width of the input in pixels. For detection, pad to multiples of 32 first, as the
             paper's Table 7 does.
-        metric: "flops", "params" or "latency"; latency is measured at batch 1 on ``device``.
+        metric: "flops" or "params".
     """
     family = build_family(family)
     if metric not in METRICS:
         raise ValueError(f"cost metric {metric!r}: allowed are {', '.join(METRICS)}")
     size = check_size(size, family)
-    measure: dict[str, Callable[..., float]] = {
-        "flops": count_flops,
-        "params": lambda module, _: count_params(module),
-        "latency": measure_latency,
-    }
-    where = torch.device(device if metric == "latency" else "meta")
-    inputs = [(3, *size)] + [
-        (c, *s) for c, s in zip(family.channels, family.feature_sizes(size), strict=True)
-    ]
-    stage0, blocks = [], []
-    with where:
-        for path in range(len(PATHS)):
-            x, feature = torch.randn(1, *inputs[path]), torch.randn(1, *inputs[path + 1])
-            stage0.append(float(measure[metric](family.build_partition(path), x)))
-            blocks.append(float(measure[metric](family.build_stage_block(path), feature)))
-    return BlockCosts(metric, tuple(stage0), tuple(blocks))
+    count = count_flops if metric == "flops" else (lambda module, _: count_params(module))
+    with torch.device("meta"):
+        stage0, blocks = (
+            tuple(float(count(module, x)) for module, x in parts) for parts in build_parts(family, size)
+        )
+    return BlockCosts(metric, stage0, blocks)

@@ -138,8 +138,9 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     search.LOSS_WINDOW = 200
     search.IMPORTANCE_WEIGHTED = True
     search.SELF_NORMALIZE = True
-    # Appendix E: WEIGHT * max(0, relative cost - TARGET). SIZE is [height, width], [] for the family's own.
-    search.COST = node({"METRIC": "flops", "TARGET": 0.5, "WEIGHT": 1.0, "SIZE": []})
+    # Appendix E: WEIGHT * max(0, relative cost - TARGET). SIZE is [height, width], [] for the family's own. METRIC is
+    # "flops", "params", or "latency", which TABLE, a file of `latency_table` or of the same format, has for that size.
+    search.COST = node({"METRIC": "flops", "TABLE": "", "TARGET": 0.5, "WEIGHT": 1.0, "SIZE": []})
     # MAX_IMAGES of the validation set are used, 0 for all of them.
     search.EVAL = node({"RANDOM_TOPOLOGIES": 8, "BN_ITERS": 20, "MAX_IMAGES": 0})
 

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from d2go_fbnetv5.arch import Supernet, block_costs, build_family, list_families
+from d2go_fbnetv5.arch import BlockCosts, Supernet, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import METRICS, check_size
+from d2go_fbnetv5.arch.latency_table import read_latency_table
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import as_dict
-from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_main, world_size
+from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main, world_size
 from d2go_fbnetv5.engine.history import read_history
 from d2go_fbnetv5.engine.recipe import Recipe, register_recipe
 from d2go_fbnetv5.engine.report import search_table, write_search_report
@@ -60,7 +61,7 @@ class SearchRecipe(Recipe):
         check_range(cfg, "SEARCH.INIT_PROB", cfg.SEARCH.PROB_MIN, 1 - cfg.SEARCH.PROB_MIN)
         for key in ("ARCH_WARMUP_ITERS", "ARCH_LR_FACTOR", "LOSS_WINDOW", "COST.WEIGHT"):
             check_range(cfg, f"SEARCH.{key}", 0)
-        check_choice(cfg, "SEARCH.COST.METRIC", METRICS)
+        check_choice(cfg, "SEARCH.COST.METRIC", (*METRICS, "latency"))
         check_range(cfg, "SEARCH.COST.TARGET", 0, 1)
         for key in ("RANDOM_TOPOLOGIES", "MAX_IMAGES"):
             check_range(cfg, f"SEARCH.EVAL.{key}", 0)
@@ -82,6 +83,8 @@ class SearchRecipe(Recipe):
                 check_size(cfg.SEARCH.COST.SIZE, family)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"SEARCH.COST.SIZE: {error}") from error
+        if cfg.SEARCH.COST.METRIC == "latency" or cfg.SEARCH.COST.TABLE:
+            cost_per_block(cfg)
         # Images are padded to whole strides of Path 3 before they reach the supernet.
         if cfg.INPUT.CROP.ENABLED and -(-min(cfg.INPUT.CROP.SIZE) // 32) * 32 < family.min_input_size:
             raise ValueError(
@@ -177,6 +180,26 @@ def cost_size(cfg: CfgNode) -> tuple[int, int]:
     return tuple(cfg.SEARCH.COST.SIZE) or (family.input_size, family.input_size)
 
 
+def cost_per_block(cfg: CfgNode) -> BlockCosts:
+    """What SEARCH.COST.METRIC says that the family's parts cost.
+
+    Raises:
+        FileNotFoundError, ValueError: SEARCH.COST.TABLE is missing, wrong, or given where FLOPs or parameters count.
+    """
+    family, cost = build_family(cfg.MODEL.FBNETV5.FAMILY), cfg.SEARCH.COST
+    if (cost.METRIC == "latency") != bool(cost.TABLE):
+        allowed = "a file that d2go_fbnetv5.latency_table wrote" if not cost.TABLE else "nothing"
+        raise ValueError(
+            f"SEARCH.COST.TABLE is {cost.TABLE!r}, allowed with SEARCH.COST.METRIC {cost.METRIC}: {allowed}"
+        )
+    if not cost.TABLE:
+        return block_costs(family, cost_size(cfg), cost.METRIC)
+    try:
+        return read_latency_table(Path(cost.TABLE).expanduser(), family, cost_size(cfg))
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"SEARCH.COST.TABLE: {error}") from error
+
+
 def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, Any]:
     """What `MultitaskSearch` is made of under a validated configuration. Every process must call it.
 
@@ -195,10 +218,8 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
             raise ValueError(f"SEARCH.TASKS, SEARCH.HEADS.{name}: {error}") from error
     cost = None
     if search.COST.WEIGHT > 0:
-        costs = block_costs(cfg.MODEL.FBNETV5.FAMILY, cost_size(cfg), search.COST.METRIC, cfg.MODEL.DEVICE)
-        # Measured latencies differ from process to process; the price of a topology must not.
-        costs = broadcast(costs)
-        cost = CostRegularizer(costs.matrix(supernet.num_stages), search.COST.TARGET, search.COST.WEIGHT)
+        costs = cost_per_block(cfg).matrix(supernet.num_stages)
+        cost = CostRegularizer(costs, search.COST.TARGET, search.COST.WEIGHT)
     return {
         "supernet": supernet,
         "tasks": tasks,

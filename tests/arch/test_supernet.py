@@ -136,10 +136,8 @@ def test_cost_equals_the_built_backbone():
         assert block_costs("N", (96, 96), "params").network(topology, outputs) == found
 
 
-def test_latency_is_measured_and_metrics_are_checked():
-    costs = block_costs("N", (64, 64), "latency")
-    assert min(costs.stage0 + costs.blocks) > 0
-    with pytest.raises(ValueError, match="'energy': allowed are flops, params, latency"):
+def test_metric_and_size_are_checked():
+    with pytest.raises(ValueError, match="'energy': allowed are flops, params"):
         block_costs("N", (64, 64), "energy")
     with pytest.raises(ValueError, match=r"size \(32, 224\).*49 pixels or more"):
         block_costs("A", (32, 224))

@@ -2,10 +2,14 @@ import pytest
 import yaml
 from fvcore.common.config import CfgNode
 
+from d2go_fbnetv5.arch import BlockCosts, build_family
+from d2go_fbnetv5.arch.latency_table import write_latency_table
 from d2go_fbnetv5.engine.config import find_config, get_cfg, load_cfg
 from d2go_fbnetv5.engine.defaults import add_fbnetv5_config, detectron2_config
+from d2go_fbnetv5.engine.search_recipe import search_arguments
 from d2go_fbnetv5.engine.train import prepare
 from d2go_fbnetv5.engine.validate import scale_to_world_size
+from d2go_fbnetv5.tasks.base import DatasetInfo
 
 
 def test_base_file_then_file_then_options(tmp_path):
@@ -133,6 +137,7 @@ def test_a_dumped_config_loads_again(tmp_path):
         ("SEARCH.SAMPLES_PER_RANK", "17", "at most 16"),
         ("SEARCH.INIT_PROB", "0.0", "0.02 or more"),
         ("SEARCH.COST.METRIC", "joules", "latency"),
+        ("SEARCH.COST.TABLE", "table.csv", "nothing"),
         ("SEARCH.COST.SIZE", "[32]", "height and width"),
         ("SEARCH.COST.TARGET", "2.0", "at most 1"),
         ("SEARCH.EVAL.BN_ITERS", "0", "1 or more"),
@@ -149,6 +154,29 @@ def test_an_impossible_value_names_key_value_and_what_is_allowed(tmp_path, key, 
     assert key.split(".")[-2 if "HEADS" in key else -1] in message or "HEADS" in message
     assert allowed in message
     assert not (tmp_path / "run").exists()
+
+
+def test_latency_as_a_cost_comes_from_a_table(tmp_path):
+    path = tmp_path / "table.csv"
+    opts = ["OUTPUT_DIR", str(tmp_path / "run"), "SEARCH.COST.METRIC", "latency"]
+    with pytest.raises(
+        ValueError, match="SEARCH.COST.TABLE is '', allowed .* latency: a file that .*latency_table"
+    ):
+        prepare(load_cfg("search_digits.yaml", opts), world_size=1)
+    opts += ["SEARCH.COST.TABLE", str(path)]
+    with pytest.raises(FileNotFoundError, match="SEARCH.COST.TABLE: .*table.csv does not exist"):
+        prepare(load_cfg("search_digits.yaml", opts), world_size=1)
+    latency = BlockCosts("latency", (1.0, 1.0, 1.0, 1.0), (1.0, 2.0, 3.0, 10.0))
+    write_latency_table(path, latency, build_family("N"), (64, 64))
+    with pytest.raises(ValueError, match="SEARCH.COST.TABLE: .*line 2: the table is of size 64x64"):
+        prepare(load_cfg("search_digits.yaml", opts), world_size=1)
+
+    write_latency_table(path, latency, build_family("N"), (96, 96))
+    cfg = load_cfg("search_digits.yaml", opts)
+    prepare(cfg, world_size=1)
+    info = DatasetInfo(class_names=("a", "b"), box_names=("a",), sem_seg_names=("a", "b"))
+    cost = search_arguments(cfg, info, seed=0)["cost"]
+    assert cost.costs.tolist() == [[1.0, 2.0, 3.0, 10.0]] * 4
 
 
 def test_a_crop_too_small_for_the_family(tmp_path):

@@ -1,0 +1,126 @@
+"""Latency tables: the milliseconds of every part of a family, from `latency_table` or from a phone.
+
+    # family: N
+    # size: 96x96
+    name,milliseconds
+    stage0.path0,0.21
+    ...
+    block.path3,0.08
+
+``stage0.path0`` to ``stage0.path3`` are the partitions of Stage 0, ``block.path0`` to ``block.path3`` a searchable
+block of each path, which is the same network in every stage. Lines that begin with ``#`` are comments; where they say
+``family:`` or ``size:`` (HEIGHTxWIDTH), the table holds for that alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from d2go_fbnetv5.arch.atomic import write_atomically
+from d2go_fbnetv5.arch.cost import BlockCosts
+from d2go_fbnetv5.arch.families import PATHS, Family
+
+COLUMNS = ("name", "milliseconds")
+STAGE0 = tuple(f"stage0.{path}" for path in PATHS)
+BLOCKS = tuple(f"block.{path}" for path in PATHS)
+
+
+def write_latency_table(
+    path: str | os.PathLike[str],
+    costs: BlockCosts,
+    family: Family,
+    size: Sequence[int],
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a table that `read_latency_table` reads, whole or not at all.
+
+    Args:
+        costs: milliseconds.
+        size: height and width of the image.
+        about: more comment lines, such as the machine.
+    """
+    comments = {"family": family.name, "size": f"{size[0]}x{size[1]}", **(about or {})}
+    lines = [f"# {key}: {' '.join(value.split())}" for key, value in comments.items()]
+    lines.append(",".join(COLUMNS))
+    values = zip((*STAGE0, *BLOCKS), (*costs.stage0, *costs.blocks), strict=True)
+    lines += [f"{name},{milliseconds:.6g}" for name, milliseconds in values]
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def read_latency_table(path: str | os.PathLike[str], family: Family, size: Sequence[int]) -> BlockCosts:
+    """The milliseconds of a family's parts at an image of ``size`` (height, width).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the table is of another family or size, or not as described above; the message names the file, the
+            line, what was found and what is allowed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} does not exist; d2go_fbnetv5.latency_table measures such a table")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
+    milliseconds: dict[str, float] = {}
+    found_at: dict[str, int] = {}
+    header = False
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        if line.lstrip().startswith("#"):
+            _check_comment(line, where, family, size)
+            continue
+        row = [cell.strip() for cell in next(csv.reader([line]), [])]
+        if not any(row):
+            continue
+        if not header:
+            if tuple(row) != COLUMNS:
+                raise ValueError(
+                    f"{where}: {line.strip()!r} found, the header {','.join(COLUMNS)!r} expected"
+                )
+            header = True
+            continue
+        name, value = _parse_row(row, where)
+        if name in milliseconds:
+            raise ValueError(f"{where}: {name!r} stands in line {found_at[name]} already, allowed is once")
+        milliseconds[name], found_at[name] = value, number
+    missing = [name for name in (*STAGE0, *BLOCKS) if name not in milliseconds]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} missing; needed are {', '.join((*STAGE0, *BLOCKS))}")
+    if not any(milliseconds[name] for name in BLOCKS):
+        raise ValueError(
+            f"{path}: all blocks take 0 milliseconds, allowed is more for one of them or several"
+        )
+    return BlockCosts(
+        "latency",
+        tuple(milliseconds[name] for name in STAGE0),
+        tuple(milliseconds[name] for name in BLOCKS),
+    )
+
+
+def _check_comment(line: str, where: str, family: Family, size: Sequence[int]) -> None:
+    key, colon, value = (part.strip() for part in line.lstrip("# \t").partition(":"))
+    expected = {"family": family.name, "size": f"{size[0]}x{size[1]}"}
+    if colon and key in expected and value != expected[key]:
+        raise ValueError(f"{where}: the table is of {key} {value}, needed is {expected[key]}")
+
+
+def _parse_row(row: Sequence[str], where: str) -> tuple[str, float]:
+    if len(row) != len(COLUMNS):
+        raise ValueError(
+            f"{where}: {len(row)} columns found, the {len(COLUMNS)} of {','.join(COLUMNS)!r} expected"
+        )
+    name, text = row
+    if name not in (*STAGE0, *BLOCKS):
+        raise ValueError(f"{where}: unknown name {name!r}; allowed are {', '.join((*STAGE0, *BLOCKS))}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{where}: {name} takes {text!r}, allowed are milliseconds of 0 or more")
+    return name, value

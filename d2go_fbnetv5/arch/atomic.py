@@ -55,10 +55,13 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_rests(path: str | os.PathLike[str]) -> None:
-    """Removes what killed processes left of writing the folder ``path``. No other process may be writing it."""
+    """Removes what killed processes left of writing the file or folder ``path``. No other may be writing it."""
     path = Path(path)
     for rest in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
-        shutil.rmtree(rest, ignore_errors=True)
+        if rest.is_dir():
+            shutil.rmtree(rest, ignore_errors=True)
+        else:
+            rest.unlink(missing_ok=True)
 
 
 def _temporary(path: Path, kind: str = "") -> Path:

@@ -4,8 +4,9 @@ from d2go_fbnetv5.data import builtin as builtin
 from d2go_fbnetv5.data.ade20k import ade20k
 from d2go_fbnetv5.data.coco import CocoDetection
 from d2go_fbnetv5.data.digits import DigitScenes
+from d2go_fbnetv5.data.image_folders import ImageFolders
 from d2go_fbnetv5.data.imagenet import ImageNetFolder
-from d2go_fbnetv5.data.loader import build_eval_loader, build_train_loader
+from d2go_fbnetv5.data.loader import build_eval_loader, build_train_loader, read_batches
 from d2go_fbnetv5.data.multitask import MultitaskDataset
 from d2go_fbnetv5.data.multitask_writer import write_multitask
 from d2go_fbnetv5.data.registry import build_dataset, list_datasets, register_dataset
@@ -17,6 +18,7 @@ __all__ = [
     "CocoDetection",
     "DigitScenes",
     "EvalTransform",
+    "ImageFolders",
     "ImageNetFolder",
     "MultitaskDataset",
     "SemSegFolder",
@@ -26,6 +28,7 @@ __all__ = [
     "build_eval_loader",
     "build_train_loader",
     "list_datasets",
+    "read_batches",
     "register_dataset",
     "write_multitask",
 ]

@@ -28,6 +28,7 @@ class ImageNetFolder(torch.utils.data.Dataset):
     def __init__(self, root: str | Path) -> None:
         if not Path(root).is_dir():
             raise FileNotFoundError(f"folder of classes {root} does not exist")
+        self.folders = [Path(root)]
         names, labels = find_classes(str(root))
         self._files = make_dataset(str(root), labels, extensions=IMG_EXTENSIONS)
         self.info = DatasetInfo(class_names=tuple(names))

@@ -2,7 +2,7 @@
 
 import pickle
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -58,21 +58,41 @@ def build_eval_loader(
     if not 0 <= rank < world_size:
         raise ValueError(f"evaluation loader: rank is {rank}, it must be 0 to {world_size - 1}")
     batches = _IndexBatches(range(rank, len(dataset), world_size), batch_size)
-    return _make_loader(_Reader(dataset, transform, seed=0), batches, num_workers)
+    return _make_loader(_Reader(dataset, transform, seed=0), _Pairs(batches), num_workers)
+
+
+def read_batches(dataset: Any, batches: Collection[Sequence[int]], num_workers: int = 0) -> "_Loader":
+    """The samples of batches of indices, in the order given; read in workers if there are any."""
+    return _make_loader(_Reader(dataset, None, seed=0), _Pairs(batches), num_workers)
+
+
+# Both make a batch when it is asked for: a set may have millions of images.
 
 
 class _IndexBatches:
-    """Batches of (index, index) pairs, made as they are asked for: a set may have millions of images."""
-
     def __init__(self, indices: Sequence[int], batch_size: int) -> None:
         self.indices, self.batch_size = indices, batch_size
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Sequence[int]]:
         for first in range(0, len(self.indices), self.batch_size):
-            yield [(index, index) for index in self.indices[first : first + self.batch_size]]
+            yield self.indices[first : first + self.batch_size]
+
+
+class _Pairs:
+    """(position, index) pairs of batches of indices, where nothing depends on the position."""
+
+    def __init__(self, batches: Collection[Sequence[int]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches:
+            yield [(index, index) for index in batch]
 
 
 class _Reader(torch.utils.data.Dataset):

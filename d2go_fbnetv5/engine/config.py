@@ -2,7 +2,7 @@
 
 import difflib
 from ast import literal_eval
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,21 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def load_cfg(path: str | Path | None = None, opts: Sequence[str] = ()) -> CfgNode:
+def load_cfg(
+    path: str | Path | None = None, opts: Sequence[str] = (), defaults: Callable[[], CfgNode] = get_cfg
+) -> CfgNode:
     """The defaults, overridden by a YAML file and then by `KEY VALUE` pairs.
 
     Args:
         path: a file, or the name of a recipe that ships with the package ("search_digits.yaml").
         opts: KEY, VALUE, KEY, VALUE, ...
+        defaults: gives the keys that there are.
 
     Raises:
         FileNotFoundError: there is no such file, and no such recipe.
         ValueError: it is not YAML, has a key that does not exist, or a value of another type.
     """
-    cfg = get_cfg()
+    cfg = defaults()
     if path is not None:
         file = find_config(path)
         try:

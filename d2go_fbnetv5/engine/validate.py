@@ -154,17 +154,20 @@ def _runtime(cfg: CfgNode) -> None:
     check_range(cfg, "WRITER_PERIOD", 1)
     if not cfg.OUTPUT_DIR:
         raise ValueError("OUTPUT_DIR is empty, allowed: a folder")
+    check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
+
+
+def check_device(key: str, name: str) -> None:
+    """ValueError unless a device's name, found under `key`, is one that torch finds here."""
     try:
-        device = torch.device(cfg.MODEL.DEVICE)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, allowed: cpu, cuda") from error
+        raise ValueError(f"{key} is {name!r}, allowed: cpu, cuda") from error
     available: dict[str, Callable[[], bool]] = {"cpu": lambda: True, "cuda": torch.cuda.is_available}
     if device.type not in available:
-        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, allowed: cpu, cuda")
+        raise ValueError(f"{key} is {name!r}, allowed: cpu, cuda")
     if not available[device.type]():
-        raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no such device here; allowed: cpu"
-        )
+        raise ValueError(f"{key} is {name!r}, but torch finds no such device here; allowed: cpu")
 
 
 def _batches(cfg: CfgNode, world_size: int) -> None:

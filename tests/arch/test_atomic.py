@@ -57,5 +57,6 @@ def test_a_block_that_raises_leaves_the_folder_and_no_rest(tmp_path):
 def test_rests_of_killed_processes_are_removed(tmp_path):
     for name in ("set.12.tmp", "set.12.old.tmp", "set", "sets.1.tmp"):
         (tmp_path / name).mkdir()
+    (tmp_path / "set.3.tmp").touch()
     remove_rests(tmp_path / "set")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "sets.1.tmp"]

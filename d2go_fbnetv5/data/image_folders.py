@@ -1,0 +1,82 @@
+"""Images in any folders, with or without a class by the folder's name."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from d2go_fbnetv5.data.images import read_image
+from d2go_fbnetv5.data.index_arrays import Strings
+from d2go_fbnetv5.data.registry import register_dataset
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+
+@register_dataset("image_folders")
+class ImageFolders(torch.utils.data.Dataset):
+    """All images of some folders and the folders in them, in the order of their names.
+
+    An image in a subfolder has that one's name as its class (of the uppermost subfolder, where they are nested); the
+    names of all subfolders, sorted, are the classes 0, 1, ... ``image_id`` is an image's place.
+
+    Args:
+        folders: one or several.
+
+    Raises, on opening:
+        FileNotFoundError: a folder does not exist, or has no images.
+    ``dataset[i]`` raises FileNotFoundError and ValueError for images that are missing or broken.
+    """
+
+    def __init__(self, folders: str | Path | Sequence[str | Path]) -> None:
+        self.folders = [Path(path) for path in ([folders] if isinstance(folders, str | Path) else folders)]
+        if not self.folders:
+            raise ValueError("image_folders: folders is empty, at least one is needed")
+        found: list[str] = []
+        counts = []
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"folder of images {folder} does not exist")
+            names = sorted(_image_names(str(folder)))
+            if not names:
+                raise FileNotFoundError(f"folder of images {folder} has no images")
+            found += names
+            counts.append(len(names))
+        classes = sorted({_class_name(name) for name in found} - {""})
+        labels = {"": -1, **{name: label for label, name in enumerate(classes)}}
+        self._labels = np.array([labels[_class_name(name)] for name in found], dtype=np.int32)
+        self._names = Strings.of(found)
+        self._folder_ends = np.cumsum(counts)
+        self.info = DatasetInfo(class_names=tuple(classes))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def image_path(self, index: int) -> Path:
+        folder = self.folders[int(np.searchsorted(self._folder_ends, index, side="right"))]
+        return folder / self._names[index]
+
+    def __getitem__(self, index: int) -> dict:
+        """The sample: ``image`` 3 x H x W uint8, ``class_label`` if it has one, ``image_id``, ``height``, ``width``."""
+        index = range(len(self))[index]
+        image = read_image(self.image_path(index))
+        height, width = image.shape[-2:]
+        sample = {"image": image, "image_id": index, "height": height, "width": width}
+        if self._labels[index] >= 0:
+            sample["class_label"] = int(self._labels[index])
+        return sample
+
+
+def _image_names(folder: str) -> Iterator[str]:
+    """Paths relative to the folder."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        inside = os.path.relpath(parent, folder)
+        for name in names:
+            if name.lower().endswith(IMG_EXTENSIONS):
+                yield name if inside == os.curdir else f"{inside}/{name}"
+
+
+def _class_name(name: str) -> str:
+    first, slash, _ = name.partition("/")
+    return first if slash else ""

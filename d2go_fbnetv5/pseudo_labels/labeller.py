@@ -1,0 +1,205 @@
+"""From samples to labels: each task's labels come from a teacher or from the sample itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+
+from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.pseudo_labels.filter import (
+    Boxes,
+    ClassMap,
+    OutputError,
+    filter_boxes,
+    filter_class,
+    filter_map,
+    map_boxes,
+    map_label_map,
+)
+from d2go_fbnetv5.pseudo_labels.settings import FIELDS, names_and_remap
+from d2go_fbnetv5.pseudo_labels.teacher import Teacher, build_teacher, teacher_info
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Labels:
+    """An image's labels; None is "not labelled for this task".
+
+    Attributes:
+        histograms: of a teacher's confidences, by task.
+        problems: the reason why a task has no label, by task, where its source gave a wrong one.
+    """
+
+    class_label: int | None = None
+    boxes: Boxes | None = None
+    sem_seg: np.ndarray | None = None
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Source:
+    """Of a task's labels. ``teacher`` is the place in the list of teachers, None for the data set."""
+
+    teacher: int | None
+    classes: ClassMap
+    threshold: float
+
+
+class Labeller:
+    """Labels samples as the settings say. A teacher that several tasks name with the same options runs once.
+
+    Attributes:
+        info: the names of what is labelled.
+        failures, successes: how many images a teacher failed on, and how many it did not.
+
+    Raises:
+        ValueError: a task and its source do not fit together. Whatever building a teacher raises.
+    """
+
+    def __init__(self, settings: CfgNode, dataset_info: DatasetInfo, device: torch.device) -> None:
+        self._device = device
+        self._teachers: list[Teacher] = []
+        self._sources: dict[str, _Source] = {}
+        self.failures = self.successes = 0
+        places: dict[str, int] = {}
+        names = {}
+        for task, attribute in FIELDS.items():
+            group = settings[task]
+            if group.SOURCE == "none":
+                continue
+            place, info = None, dataset_info
+            if group.SOURCE == "teacher":
+                options = as_dict(group.OPTIONS)
+                place = places.setdefault(
+                    json.dumps([group.TEACHER, options], sort_keys=True), len(self._teachers)
+                )
+                if place == len(self._teachers):
+                    self._teachers.append(_build(task, group.TEACHER, device, options))
+                info = teacher_info(group.TEACHER, self._teachers[place])
+            classes = _class_map(task, group, info)
+            self._sources[task] = _Source(place, classes, group.THRESHOLD)
+            names[attribute] = classes.names
+        self.info = DatasetInfo(**names)
+
+    def has_teacher(self, task: str) -> bool:
+        return task in self._sources and self._sources[task].teacher is not None
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> list[Labels]:
+        """The labels of N samples, ``image`` 3 x H x W uint8 and, where they are kept, their own labels."""
+        images = [sample["image"] for sample in samples]
+        answers = [self._ask(teacher, images) for teacher in self._teachers] if samples else []
+        return [
+            self._label(sample, [given[number] for given in answers]) for number, sample in enumerate(samples)
+        ]
+
+    def _label(self, sample: dict[str, Any], answers: list[dict[str, Any] | OutputError]) -> Labels:
+        labels, size = Labels(), tuple(sample["image"].shape[-2:])
+        for task, source in self._sources.items():
+            output = None if source.teacher is None else answers[source.teacher]
+            try:
+                if isinstance(output, OutputError):
+                    raise output
+                if output is None:
+                    _keep(task, sample, size, source.classes, labels)
+                else:
+                    _filter(task, output, size, source, labels)
+            except OutputError as error:
+                labels.problems[task] = str(error)
+        return labels
+
+    def _ask(self, teacher: Teacher, images: list[torch.Tensor]) -> list[dict[str, Any] | OutputError]:
+        """What a teacher gives for each image, or why it gives nothing."""
+        try:
+            outputs = teacher([image.clone() for image in images])
+            if not isinstance(outputs, list | tuple) or len(outputs) != len(images):
+                raise OutputError(
+                    f"the teacher gives {_describe(outputs)} for {len(images)} images, expected a list of as many dicts"
+                )
+        except (
+            Exception
+        ) as error:  # whatever a teacher of the user's raises, the other images have their labels
+            if len(images) > 1:
+                return [self._ask(teacher, [image])[0] for image in images]
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(
+                    self._device
+                )  # raises where the GPU is lost, and then every image would fail
+            self.failures += 1
+            if isinstance(error, OutputError):
+                return [error]
+            logger.debug("a teacher failed", exc_info=True)
+            return [
+                OutputError(f"the teacher failed with {type(error).__name__}: {' '.join(str(error).split())}")
+            ]
+        self.successes += len(images)
+        return [
+            output
+            if isinstance(output, dict)
+            else OutputError(f"the teacher gives a {type(output).__name__} for an image, expected a dict")
+            for output in outputs
+        ]
+
+
+def _build(task: str, name: str, device: torch.device, options: dict[str, Any]) -> Teacher:
+    try:
+        return build_teacher(name, device, **options)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{task}: {error}") from error
+
+
+def _class_map(task: str, group: CfgNode, info: DatasetInfo) -> ClassMap:
+    found = getattr(info, FIELDS[task])
+    if not found:
+        there = ", ".join(name for name, field in FIELDS.items() if getattr(info, field)) or "nothing"
+        what = f"teacher {group.TEACHER!r}" if group.SOURCE == "teacher" else "the data set of IMAGES"
+        raise ValueError(
+            f"{task}.SOURCE is {group.SOURCE!r}, but {what} has no {FIELDS[task]}; it labels {there}"
+        )
+    names, remap = names_and_remap(group)
+    classes = ClassMap(task, found, remap, names, complete=group.SOURCE == "teacher")
+    if task == "SEG" and len(classes.names) > info.sem_seg_ignore:
+        raise ValueError(
+            f"SEG has {len(classes.names)} classes, allowed are at most {info.sem_seg_ignore}; "
+            f"SEG.NAMES and SEG.REMAP choose"
+        )
+    return classes
+
+
+def _filter(
+    task: str, output: dict[str, Any], size: tuple[int, int], source: _Source, labels: Labels
+) -> None:
+    classes, threshold = source.classes, source.threshold
+    if task == "CLS":
+        labels.class_label, labels.histograms[task] = filter_class(output, classes, threshold)
+    elif task == "DET":
+        labels.boxes = filter_boxes(output, size, classes, threshold)
+        labels.histograms[task] = labels.boxes.histogram
+    else:
+        labels.sem_seg, labels.histograms[task] = filter_map(output, size, classes, threshold)
+
+
+def _keep(
+    task: str, sample: dict[str, Any], size: tuple[int, int], classes: ClassMap, labels: Labels
+) -> None:
+    if task == "CLS" and "class_label" in sample:
+        label = int(classes.labels[sample["class_label"]])
+        labels.class_label = label if label >= 0 else None
+    elif task == "DET" and "boxes" in sample:
+        labels.boxes = map_boxes(sample, size, classes)
+    elif task == "SEG" and "sem_seg" in sample:
+        labels.sem_seg = map_label_map(sample["sem_seg"], classes)
+
+
+def _describe(outputs: Any) -> str:
+    return f"{len(outputs)} dicts" if isinstance(outputs, list | tuple) else f"a {type(outputs).__name__}"

@@ -1,0 +1,286 @@
+"""What a labelling writes, and how its parts become one set.
+
+::
+
+    OUTPUT_DIR/
+      job.json                  what the labels depend on: settings, images; a continuation must agree with it
+      chunks/00000/             the labels of the first CHUNK_SIZE images, and so on; whole or not there
+        index/                  in the format of ``data.index_files``
+        sem_seg/000000.png      label maps by the image's place: 8 bits, 255 = don't care
+        skipped.jsonl, statistics.json
+      index/                    merged: what MultitaskDataset opens; file names are relative to OUTPUT_DIR
+      skipped.jsonl             merged; one line an image without labels, or without those of a task: {"image": file
+                                name, "task": null (no image at all), "CLS", "DET" or "SEG", "reason": ...}
+      statistics.json           merged, see below
+
+Images stay where they are. Of an image that cannot be read there is only the line in ``skipped.jsonl``.
+
+``statistics.json`` is made of counts, so that the merged one is the sum of the chunks'::
+
+    {"images": in the index, "skipped": that cannot be read, "unlabelled": in the index, without a label of any task,
+     "CLS": {"images": with a label, "problems": in skipped.jsonl, "scores": [SCORE_BINS of each image's best class]},
+     "DET": {"images", "problems", "given", "dropped_class", "below_threshold", "without_area", "kept": boxes,
+             "boxes": [kept, of each class], "scores": [[SCORE_BINS of all boxes] of each class]},
+     "SEG": {"images", "problems", "ignored": pixels that are don't care, "pixels": [of each class],
+             "scores": [SCORE_BINS of all pixels]}}
+
+A task that nobody labels is missing, and "scores" where the labels are the data set's own. Scores are counted before
+the threshold, in SCORE_BINS equal parts of 0 to 1 (``filter``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from d2go_fbnetv5.arch.atomic import remove_rests, write_atomically
+from d2go_fbnetv5.data.index_arrays import NO_LABEL, BoxArrays, MultitaskIndex, Strings
+from d2go_fbnetv5.data.index_files import map_index, save_index, write_index
+from d2go_fbnetv5.pseudo_labels.filter import IGNORE
+from d2go_fbnetv5.pseudo_labels.labeller import Labels
+from d2go_fbnetv5.pseudo_labels.settings import FIELDS
+from d2go_fbnetv5.tasks.base import DatasetInfo
+
+_COUNTS = ("given", "dropped_class", "below_threshold", "without_area", "kept")
+
+
+class Output:
+    """The files of a labelling."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(os.path.realpath(folder))
+        self.job, self.index = self.folder / "job.json", self.folder / "index"
+        self.skipped, self.statistics = self.folder / "skipped.jsonl", self.folder / "statistics.json"
+
+    def chunk(self, number: int) -> Path:
+        return self.folder / "chunks" / f"{number:05d}"
+
+    def missing(self, count: int) -> list[int]:
+        """Which of the first ``count`` chunks are not there."""
+        return [number for number in range(count) if not self.chunk(number).is_dir()]
+
+
+class RelativeNames:
+    """Paths of images as file names relative to a folder, which is right as long as both stay where they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._parents: dict[str, str] = {}
+
+    def __call__(self, path: Path) -> str:
+        parent, name = os.path.split(path)
+        if parent not in self._parents:
+            self._parents[parent] = os.path.relpath(os.path.realpath(parent), self._folder)
+        return os.path.join(self._parents[parent], name)
+
+
+class ChunkWriter:
+    """Collects the labels of a chunk and writes them into an empty folder.
+
+    Args:
+        folder: what ``replacing_folder`` gives for ``final``.
+        final: where the folder will be, relative to OUTPUT_DIR.
+        info: what is labelled.
+        with_scores: whether boxes come from a teacher.
+    """
+
+    def __init__(self, folder: Path, final: str, info: DatasetInfo, with_scores: bool) -> None:
+        self._folder, self._final, self._info, self._with_scores = folder, final, info, with_scores
+        self._images: list[tuple[int, tuple[int, int], str, int, str, bool]] = []
+        self._boxes: list[tuple[np.ndarray, ...]] = []
+        self._has_crowd = False
+        self._skipped: list[dict[str, Any]] = []
+        self._statistics: dict[str, Any] = {"images": 0, "skipped": 0, "unlabelled": 0}
+        if info.sem_seg_names:
+            (folder / "sem_seg").mkdir()
+
+    def skip(self, name: str, reason: str) -> None:
+        """An image that cannot be read."""
+        self._skipped.append({"image": name, "task": None, "reason": reason})
+        self._statistics["skipped"] += 1
+
+    def add(self, place: int, name: str, image_id: int, size: tuple[int, int], labels: Labels) -> None:
+        map_name = ""
+        if labels.sem_seg is not None:
+            map_name = f"sem_seg/{place:06d}.png"
+            _write_png(self._folder / map_name, labels.sem_seg)
+            map_name = f"{self._final}/{map_name}"
+        label = NO_LABEL if labels.class_label is None else labels.class_label
+        self._images.append((image_id, size, name, label, map_name, labels.boxes is not None))
+        found = labels.boxes
+        if found is not None:
+            count = len(found.boxes)
+            crowd = np.zeros(count, bool) if found.crowd is None else found.crowd
+            scores = np.zeros(count, np.float32) if found.scores is None else found.scores
+            self._boxes.append((found.boxes, found.labels, crowd, scores))
+            self._has_crowd |= found.crowd is not None
+        for task, reason in labels.problems.items():
+            self._skipped.append({"image": name, "task": task, "reason": reason})
+        self._count(labels)
+
+    def _count(self, labels: Labels) -> None:
+        given = {"CLS": labels.class_label, "DET": labels.boxes, "SEG": labels.sem_seg}
+        added: dict[str, Any] = {
+            "images": 1,
+            "unlabelled": int(all(value is None for value in given.values())),
+        }
+        for task, value in given.items():
+            if not getattr(self._info, FIELDS[task]):
+                continue
+            counts = {"images": int(value is not None), "problems": int(task in labels.problems)}
+            if task in labels.histograms:
+                counts["scores"] = labels.histograms[task].tolist()
+            added[task] = counts
+        if labels.boxes is not None:
+            kept = np.bincount(labels.boxes.labels, minlength=len(self._info.box_names))
+            added["DET"] |= {**labels.boxes.counts, "boxes": kept.tolist()}
+        if labels.sem_seg is not None:
+            pixels = np.bincount(labels.sem_seg.ravel(), minlength=IGNORE + 1)
+            added["SEG"] |= {
+                "ignored": int(pixels[IGNORE]),
+                "pixels": pixels[: len(self._info.sem_seg_names)].tolist(),
+            }
+        self._statistics = _sum(self._statistics, added)
+
+    @property
+    def last_problem(self) -> str:
+        return self._skipped[-1]["reason"] if self._skipped else ""
+
+    def write(self) -> None:
+        info = self._info
+        ids, sizes, names, labels, maps, has_boxes = (
+            zip(*self._images, strict=True) if self._images else [()] * 6
+        )
+        index = MultitaskIndex(
+            info,
+            np.array(ids, dtype=np.int64),
+            np.array(sizes, dtype=np.int32).reshape(-1, 2),
+            Strings.of(names),
+            class_labels=np.array(labels, dtype=np.int32),
+            map_names=Strings.of(maps),
+        )
+        if info.box_names:
+            counts = np.zeros(len(ids), dtype=np.int64)
+            counts[list(has_boxes)] = [len(boxes) for boxes, *_ in self._boxes]
+            empty = (
+                np.zeros((0, 4), np.float32),
+                np.zeros(0, np.int32),
+                np.zeros(0, bool),
+                np.zeros(0, np.float32),
+            )
+            boxes, box_labels, crowd, scores = (
+                np.concatenate(column) for column in zip(empty, *self._boxes, strict=True)
+            )
+            index.boxes = BoxArrays(
+                np.concatenate([[0], np.cumsum(counts)]),
+                boxes,
+                box_labels,
+                crowd if self._has_crowd else None,
+                scores if self._with_scores else None,
+            )
+            index.has_boxes = np.array(has_boxes, dtype=bool)
+        (self._folder / "index").mkdir()
+        write_index(index, self._folder / "index")
+        lines = "".join(f"{json.dumps(line)}\n" for line in self._skipped)
+        (self._folder / "skipped.jsonl").write_text(lines, encoding="utf-8")
+        (self._folder / "statistics.json").write_text(_json(self._statistics), encoding="utf-8")
+
+
+def merge(output: Output, count: int) -> MultitaskIndex:
+    """Joins ``count`` chunks to one index, list of skipped images and statistics.
+
+    Raises:
+        ValueError: chunks are missing.
+    """
+    missing = output.missing(count)
+    if missing:
+        raise ValueError(
+            f"{output.folder}: {len(missing)} of {count} chunks are not labelled yet, the first is {missing[0]}; "
+            "run the same command without --merge, for every --shard-index"
+        )
+    for path in (output.skipped, output.statistics, output.index):
+        remove_rests(path)
+    chunks = [output.chunk(number) for number in range(count)]
+    index = _join([map_index(chunk / "index") for chunk in chunks])
+    index.check(output.index)
+    index.check_boxes(output.index)
+    statistics: dict[str, Any] = {}
+    for chunk in chunks:
+        statistics = _sum(statistics, json.loads((chunk / "statistics.json").read_text(encoding="utf-8")))
+    write_atomically(output.skipped, b"".join((chunk / "skipped.jsonl").read_bytes() for chunk in chunks))
+    write_atomically(output.statistics, _json(statistics))
+    save_index(index, output.index)
+    return index
+
+
+def _join(parts: Sequence[MultitaskIndex]) -> MultitaskIndex:
+    info = parts[0].info
+    if any(part.info != info for part in parts):
+        raise ValueError("the chunks do not have the same classes; label them into a new OUTPUT_DIR")
+    index = MultitaskIndex(
+        info,
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.sizes for part in parts]),
+        Strings.joined([part.file_names for part in parts]),
+    )
+    if info.class_names:
+        index.class_labels = np.concatenate([part.class_labels for part in parts])
+    if info.sem_seg_names:
+        index.map_names = Strings.joined([part.map_names for part in parts])
+    if info.box_names:
+        index.has_boxes = np.concatenate([part.has_boxes for part in parts])
+        index.boxes = _join_boxes([part.boxes for part in parts])
+    return index
+
+
+def _join_boxes(parts: Sequence[BoxArrays]) -> BoxArrays:
+    counts = np.concatenate([np.diff(part.starts) for part in parts])
+    joined: dict[str, np.ndarray | None] = {}
+    for name, dtype in (("crowd", bool), ("scores", np.float32)):
+        columns = [getattr(part, name) for part in parts]
+        if all(column is None for column in columns):
+            joined[name] = None
+            continue
+        joined[name] = np.concatenate(
+            [
+                np.zeros(len(part.boxes), dtype) if column is None else column
+                for part, column in zip(parts, columns, strict=True)
+            ]
+        )
+    return BoxArrays(
+        np.concatenate([[0], np.cumsum(counts)]),
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        **joined,
+    )
+
+
+def _sum(first: Any, second: Any) -> Any:
+    """Of numbers, and of lists and dicts of them; what one of them lacks is nothing."""
+    if isinstance(first, dict):
+        return {
+            key: _sum(first[key], second[key])
+            if key in first and key in second
+            else first.get(key, second.get(key))
+            for key in dict.fromkeys([*first, *second])
+        }
+    if isinstance(first, list):
+        return [_sum(*pair) for pair in zip(first, second, strict=True)]
+    return first + second
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) + "\n"
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    written, data = cv2.imencode(".png", pixels)
+    if not written:
+        raise OSError(f"label map {path} cannot be encoded")
+    path.write_bytes(data.tobytes())

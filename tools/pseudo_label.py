@@ -1,0 +1,98 @@
+"""Label images by teachers, for every task of a search (the paper's section 3.2).
+
+    python tools/pseudo_label.py --config-file configs/pseudo_label/imagenet_paper.yaml --num-processes 8
+    python tools/pseudo_label.py --config-file digits.yaml --preview 16
+
+OUTPUT_DIR/index is then what `READER: multitask` opens. Killed at any time, the same command goes on. On several
+machines give each --num-shards and its own --shard-index, and afterwards run the command once with --merge.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from fvcore.common.config import CfgNode
+
+from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
+from d2go_fbnetv5.engine.launch import launch
+from d2go_fbnetv5.engine.log import setup_logging
+from d2go_fbnetv5.pseudo_labels.job import label_chunks, prepare
+from d2go_fbnetv5.pseudo_labels.output import Output, merge
+from d2go_fbnetv5.pseudo_labels.settings import load_settings
+
+logger = logging.getLogger("d2go_fbnetv5")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="d2go_fbnetv5.pseudo_label",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="a YAML file, or the name of one that ships"
+    )
+    parser.add_argument("--output-dir", metavar="DIR", help="short for OUTPUT_DIR DIR")
+    parser.add_argument("--num-shards", type=int, default=1, metavar="N", help="of the images, one a machine")
+    parser.add_argument("--shard-index", type=int, default=0, metavar="I", help="which to label, from 0")
+    parser.add_argument(
+        "--num-processes", type=int, default=1, metavar="N", help="on this machine, one a GPU (default 1)"
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="label nothing, join what all shards have labelled"
+    )
+    parser.add_argument(
+        "--preview", type=int, default=0, metavar="N", help="draw the labels of N images into preview.png"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys to override")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 after one sentence about what the user can mend, or 130 if interrupted."""
+    args = build_parser().parse_intermixed_args(argv)
+    setup_logging(is_main=True)
+    try:
+        opts = [*args.opts, *(("OUTPUT_DIR", args.output_dir) if args.output_dir else ())]
+        _run(args, load_settings(args.config_file, opts))
+    except USER_ERRORS as error:
+        logger.debug("the labelling ended here", exc_info=True)
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace, settings: CfgNode) -> None:
+    if args.num_shards < 1 or not 0 <= args.shard_index < args.num_shards:
+        raise ValueError(
+            f"--shard-index is {args.shard_index} and --num-shards {args.num_shards}, allowed: 0 to --num-shards - 1"
+        )
+    if args.preview < 0:
+        raise ValueError(f"--preview is {args.preview}, allowed: 0 or more")
+    output, count = Output(settings.OUTPUT_DIR), prepare(settings)
+    if not args.merge:
+        missing = [chunk for chunk in output.missing(count) if chunk % args.num_shards == args.shard_index]
+        logger.info("%d of %d chunks are to be labelled here", len(missing), count)
+        if missing:
+            launch(
+                label_chunks,
+                (settings, missing),
+                num_processes=args.num_processes,
+                device=settings.DEVICE.split(":")[0],
+            )
+    if args.merge or args.num_shards == 1:
+        index = merge(output, count)
+        print(f"{output.index}: {len(index)} images")
+
+
+def cli() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    cli()

@@ -131,7 +131,7 @@ class _Detectron2Model(Teacher):
             (given,) = self._run([torch.full((3, _PROBED, _PROBED), 128, dtype=torch.uint8)])
         self.classes = {}
         for output, wanted in names.items():
-            if output in given and wanted != []:
+            if output in given and (wanted is None or len(wanted)):
                 entries = (
                     _metadata_names(what, cfg, output)
                     if wanted is None

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from d2go_fbnetv5.pseudo_labels import build_teacher
-from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, require_extra
+from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list, require_extra
 
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 SEGMENTER = "lraspp_mobilenet_v3_large"
@@ -52,6 +52,13 @@ def test_gaps_of_a_class_list_are_left_out():
         classes.boxes(boxes[:1], scores[:1], torch.tensor([4]))
     with pytest.raises(ValueError, match="scores of 3 classes.* has 4"):
         classes.scores(torch.rand(3, 2, 2))
+
+
+def test_names_may_be_numbers_in_yaml():
+    assert name_list("names", [7, "cat", 1.5]) == ("7", "cat", "1.5")
+    for wrong in ("cat", [True], [["cat"]], {"cat": 1}):
+        with pytest.raises(ValueError, match="names is .* must be a list of names"):
+            name_list("names", wrong)
 
 
 def test_sums_above_one_are_scaled_and_nothing_else_changes():

@@ -80,11 +80,13 @@ def class_names(given: Sequence[str] | None, own: Sequence[str], what: str) -> t
     return names
 
 
-def name_list(option: str, given: Sequence[str]) -> tuple[str, ...]:
-    """An option that is a list of names. ValueError if it is anything else."""
-    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+def name_list(option: str, given: Sequence[str | int]) -> tuple[str, ...]:
+    """An option that is a list of names; YAML reads a class named 7 as a number. ValueError if it is anything else."""
+    if not isinstance(given, list | tuple) or not all(
+        isinstance(name, str | int | float) and not isinstance(name, bool) for name in given
+    ):
         raise ValueError(f"{option} is {given!r}, it must be a list of names")
-    return tuple(given)
+    return tuple(map(str, given))
 
 
 def require_extra(module: str, extra: str, what: str) -> ModuleType:

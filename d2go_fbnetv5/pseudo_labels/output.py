@@ -240,7 +240,7 @@ def _join(parts: Sequence[MultitaskIndex]) -> MultitaskIndex:
 
 
 def _join_boxes(parts: Sequence[BoxArrays]) -> BoxArrays:
-    counts = np.concatenate([np.diff(part.starts) for part in parts])
+    counts = np.concatenate([np.diff(part.starts) for part in parts]).astype(np.int64)
     joined: dict[str, np.ndarray | None] = {}
     for name, dtype in (("crowd", bool), ("scores", np.float32)):
         columns = [getattr(part, name) for part in parts]

@@ -19,7 +19,7 @@ _BLOCK = 65536
 
 
 class Strings(Sequence[str]):
-    """N strings as two arrays: their UTF-8 bytes one after the other, and the N places where they end.
+    """N strings as two arrays: their UTF-8 bytes one after the other, and the N places (integers) where they end.
 
     File names that are no UTF-8 keep their bytes (as in ``os.fsdecode``).
     """
@@ -61,7 +61,7 @@ class BoxArrays:
     """M boxes of N images, in the order of the images.
 
     Attributes:
-        starts: N + 1 int64; the boxes of image i are the rows starts[i] to starts[i + 1].
+        starts: N + 1 integers; the boxes of image i are the rows starts[i] to starts[i + 1].
         boxes: M x 4 float32, XYXY pixels.
         labels: M integers.
         crowd: M bool, or None where nothing is said about crowds.
@@ -160,10 +160,11 @@ class MultitaskIndex:
             rows = slice(starts[0], starts[-1])
             owners = first + np.repeat(np.arange(len(starts) - 1), np.diff(starts))
             corners, limits = boxes.boxes[rows], self.sizes[owners][:, ::-1]
+            left, top, right, bottom = corners.T
             # Written so that NaN is wrong, too.
-            right = (corners[:, :2] >= 0).all(1) & (corners[:, 2:] <= limits).all(1)
-            right &= (corners[:, 2:] > corners[:, :2]).all(1)
-            for row in _first(~right):
+            inside = (left >= 0) & (top >= 0) & (right <= limits[:, 0]) & (bottom <= limits[:, 1])
+            inside &= (right > left) & (bottom > top)
+            for row in _first(~inside):
                 raise ValueError(
                     f"{self.where(path, owners[row])}: box {corners[row].tolist()} (XYXY) does not have an area inside "
                     f"of the image, which is {limits[row, 0]}x{limits[row, 1]}"

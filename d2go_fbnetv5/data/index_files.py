@@ -9,17 +9,19 @@ file                             there
 ids                 N int64      always
 sizes               N x 2 int32  always; height and width
 file_names          uint8        always; the names' UTF-8 bytes, and where each name ends in them:
-file_name_ends      N int64      always
+file_name_ends      N uint32     always
 class_labels        N int32      with class_names; -2147483648 is "not labelled"
 map_names           uint8        with sem_seg_names; an empty name is "not labelled"
-map_name_ends       N int64      with sem_seg_names
+map_name_ends       N uint32     with sem_seg_names
 has_boxes           N bool       with box_names
-box_starts          N+1 int64    with box_names; image i has the boxes starts[i] to starts[i + 1]
+box_starts          N+1 uint32   with box_names; image i has the boxes starts[i] to starts[i + 1]
 boxes               M x 4 float32  with box_names; XYXY pixels
-box_labels          M int32      with box_names
+box_labels          M uint16     with box_names
 box_is_crowd        M bool       optional
 box_scores          M float32    optional
 ==================  ===========  ==============================================================================
+
+What is uint32 is int64 where it does not fit.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ _TYPES = {
     "ids": np.int64,
     "sizes": np.int32,
     "file_names": np.uint8,
-    "file_name_ends": np.int64,
+    "file_name_ends": np.uint32,
     "class_labels": np.int32,
     "map_names": np.uint8,
-    "map_name_ends": np.int64,
+    "map_name_ends": np.uint32,
     "has_boxes": np.bool_,
-    "box_starts": np.int64,
+    "box_starts": np.uint32,
     "boxes": np.float32,
-    "box_labels": np.int32,
+    "box_labels": np.uint16,
     "box_is_crowd": np.bool_,
     "box_scores": np.float32,
 }
@@ -67,6 +69,10 @@ def save_index(index: MultitaskIndex, folder: str | Path) -> None:
 def write_index(index: MultitaskIndex, folder: Path) -> None:
     """Writes the files of an index into an empty folder. The same index gives the same bytes."""
     count, info, boxes = len(index), index.info, index.boxes
+    if len(info.box_names) > np.iinfo(_TYPES["box_labels"]).max:
+        raise ValueError(
+            f"an index of arrays may have {np.iinfo(_TYPES['box_labels']).max} classes of boxes at most"
+        )
     arrays = {
         "ids": index.ids,
         "sizes": index.sizes,
@@ -91,7 +97,10 @@ def write_index(index: MultitaskIndex, folder: Path) -> None:
         optional = {"box_is_crowd": boxes.crowd, "box_scores": boxes.scores}
         arrays |= {name: array for name, array in optional.items() if array is not None}
     for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", np.ascontiguousarray(array, dtype=_TYPES[name]), allow_pickle=False)
+        kind = _TYPES[name]
+        if kind is np.uint32 and array[-1:].sum() > np.iinfo(kind).max:
+            kind = np.int64
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(array, dtype=kind), allow_pickle=False)
     header = {"version": _VERSION, "num_images": count, "num_boxes": len(boxes.boxes) if boxes else 0}
     header |= {key: list(getattr(info, key)) for key in _NAMES}
     (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
@@ -106,7 +115,10 @@ def open_index(folder: str | Path) -> MultitaskIndex:
     """
     folder = Path(folder)
     index = map_index(folder)
-    if len(np.unique(index.ids)) < len(index):
+    ids = index.ids
+    if not (ids[1:] > ids[:-1]).all():
+        ids = np.sort(ids)
+    if (ids[1:] == ids[:-1]).any():
         raise ValueError(f"{folder}: the same id occurs more than once in ids.npy")
     index.check(folder)
     index.check_boxes(folder)
@@ -135,7 +147,7 @@ def map_index(folder: Path) -> MultitaskIndex:
 
     def strings(data: str, ends: str) -> Strings:
         places = array(ends, count)
-        if (np.diff(places, prepend=0) < 0).any():
+        if (places[1:] < places[:-1]).any():
             raise ValueError(f"{folder / ends}.npy: its values must not decrease")
         return Strings(array(data, int(places[-1]) if count else 0), places)
 
@@ -152,7 +164,7 @@ def map_index(folder: Path) -> MultitaskIndex:
     if info.box_names:
         index.has_boxes = array("has_boxes", count)
         starts = array("box_starts", count + 1)
-        if starts[0] != 0 or starts[-1] != num_boxes or (np.diff(starts) < 0).any():
+        if starts[0] != 0 or starts[-1] != num_boxes or (starts[1:] < starts[:-1]).any():
             raise ValueError(
                 f"{folder / 'box_starts.npy'}: must go from 0 to the number of boxes, {num_boxes}, and not decrease"
             )
@@ -174,7 +186,7 @@ def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
         found = np.load(path, mmap_mode="r" if np.prod(shape) else None, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is broken or cut short ({error})") from None
-    if found.dtype != dtype or found.shape != shape:
+    if found.dtype != dtype and (found.dtype, dtype) != (np.int64, np.uint32) or found.shape != shape:
         raise ValueError(
             f"{path} is an array of {found.dtype} and shape {found.shape}, "
             f"expected {np.dtype(dtype)} and {tuple(shape)}"

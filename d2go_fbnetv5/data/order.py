@@ -18,7 +18,7 @@ class _Stream:
         number, offset = divmod(position, len(self.indices))
         if number != self._pass:
             rng = np.random.default_rng((self.seed, self.group, number))
-            self._pass, self._order = number, self.indices[rng.permutation(len(self.indices))]
+            self._pass, self._order = number, rng.permutation(self.indices)
         return int(self._order[offset])
 
 
@@ -65,8 +65,11 @@ class TrainOrder:
         flags = np.zeros(length, dtype=bool) if groups is None else np.asarray(groups, dtype=bool)
         if flags.shape != (length,):
             raise ValueError(f"training order: groups has shape {flags.shape}, expected ({length},)")
+        kind = (
+            np.int32 if length <= np.iinfo(np.int32).max else np.int64
+        )  # half the memory, for millions of samples
         self._streams = tuple(
-            _Stream(np.flatnonzero(flags == bool(group)), seed, group) for group in range(2)
+            _Stream(np.flatnonzero(flags == bool(group)).astype(kind), seed, group) for group in range(2)
         )
 
     def batch(self, iteration: int) -> list[tuple[int, int]]:

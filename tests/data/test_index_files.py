@@ -137,8 +137,7 @@ NAN = float("nan")
         (replaced("class_labels", np.int32([0, -1])), r"image 3 \(b ü.png\): class_label is -1"),
         (replaced("sizes", np.int32([[10, 20], [0, 20]])), "image 3 .*height is 0 and width 20"),
         (replaced("ids", [7, 7]), "the same id occurs more than once"),
-        (replaced("box_labels", np.int32([1, 2])), "image 7 .*a box has the label 2, allowed are 0 to 1"),
-        (replaced("box_labels", np.int32([-1, 1])), "a box has the label -1"),
+        (replaced("box_labels", np.uint16([1, 2])), "image 7 .*a box has the label 2, allowed are 0 to 1"),
         (replaced("box_scores", np.float32([0.5, NAN])), "a box has the score nan, allowed are 0 to 1"),
         (
             replaced("boxes", np.float32([[1, 2, 4, 6], [0, 0, 21, 10]])),
@@ -152,8 +151,11 @@ NAN = float("nan")
             r"boxes.npy .* shape \(1, 4\), expected float32 and \(2, 4\)",
         ),
         (replaced("boxes", np.zeros((2, 4))), "boxes.npy is an array of float64"),
-        (replaced("box_starts", [0, 1, 1]), "box_starts.npy: must go from 0 to the number of boxes, 2"),
-        (replaced("box_starts", [0, 3, 2]), "and not decrease"),
+        (
+            replaced("box_starts", np.uint32([0, 1, 1])),
+            "box_starts.npy: must go from 0 to the number of boxes, 2",
+        ),
+        (replaced("box_starts", np.uint32([0, 3, 2])), "and not decrease"),
         (replaced("file_name_ends", [9, 5]), "must not decrease"),
         (replaced("ids", [object(), 1]), "ids.npy is broken"),
         (lambda folder: (folder / "boxes.npy").write_bytes(b"half"), "boxes.npy is broken or cut short"),

@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from d2go_fbnetv5.tools.predictions import draw, label_map_at, to_json
-from torch import Tensor
 
 from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.data import EvalTransform
-from d2go_fbnetv5.data.images import read_image
+from d2go_fbnetv5.data.images import encode_png, read_image
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
 
@@ -134,21 +132,12 @@ def _predict(path: Path, predictor: Predictor, output: Path) -> dict[str, Any]:
         labels = label_map_at(found, (height, width))
         entry["sem_seg_file_name"] = f"{path.stem}_sem_seg.png"
         # More than 255 classes do not fit into a byte.
-        _write(
-            output / entry["sem_seg_file_name"],
-            labels.to(torch.uint16 if labels.max() > 255 else torch.uint8),
-        )
+        pixels = labels.to(torch.uint16 if labels.max() > 255 else torch.uint8)
+        write_atomically(output / entry["sem_seg_file_name"], encode_png(pixels.numpy()))
     entry |= to_json(predictor, found, (height, width))
     picture = draw(predictor, image, found)
-    _write(output / f"{path.stem}.png", picture.permute(1, 2, 0)[..., [2, 1, 0]])
+    write_atomically(output / f"{path.stem}.png", encode_png(picture.permute(1, 2, 0).numpy()))
     return entry
-
-
-def _write(path: Path, pixels: Tensor) -> None:
-    done, data = cv2.imencode(".png", pixels.contiguous().numpy())
-    if not done:
-        raise OSError(f"{path} cannot be written as PNG")
-    write_atomically(path, data.tobytes())
 
 
 if __name__ == "__main__":

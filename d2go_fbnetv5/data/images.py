@@ -61,6 +61,20 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
     return labels.astype(np.int64)
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+    """A PNG file of H x W values of 8 or 16 bits, or of H x W x 3 uint8 RGB.
+
+    Raises:
+        ValueError: no such array.
+    """
+    if pixels.ndim == 3:
+        pixels = pixels[..., ::-1]
+    try:
+        return cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()
+    except cv2.error as error:
+        raise ValueError(f"an array of {pixels.dtype} {pixels.shape} is no image ({error})") from error
+
+
 def check_labels(path: str | Path, labels: np.ndarray, num_classes: int, ignore: int) -> None:
     """ValueError if an H x W label map holds anything but 0 .. num_classes - 1 and ``ignore``."""
     wrong = labels[(labels >= num_classes) & (labels != ignore) | (labels < 0)]

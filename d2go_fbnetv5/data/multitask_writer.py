@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from d2go_fbnetv5.arch.atomic import replacing_folder
+from d2go_fbnetv5.data.images import encode_png
 
 
 def write_multitask(dataset: Any, folder: str | Path) -> Path:
@@ -44,12 +44,12 @@ def _write(dataset: Any, folder: Path) -> None:
         name = f"{number:06d}.png"
         height, width = sample["image"].shape[-2:]
         entry = {"id": sample["image_id"], "file_name": f"images/{name}", "height": height, "width": width}
-        _write_png(folder / "images" / name, sample["image"].numpy().transpose(1, 2, 0)[..., ::-1])
+        (folder / "images" / name).write_bytes(encode_png(sample["image"].permute(1, 2, 0).numpy()))
         if "class_label" in sample:
             entry["class_label"] = sample["class_label"]
         if "sem_seg" in sample:
             entry["sem_seg_file_name"] = f"sem_seg/{name}"
-            _write_png(folder / "sem_seg" / name, sample["sem_seg"].numpy())
+            (folder / "sem_seg" / name).write_bytes(encode_png(sample["sem_seg"].numpy().astype(np.uint8)))
         if "boxes" in sample:
             annotations += _annotations(sample, len(annotations))
         elif info.box_names:
@@ -87,10 +87,3 @@ def _annotations(sample: dict, first: int) -> list[dict]:
         for annotation, crowd in zip(annotations, sample["box_is_crowd"].tolist(), strict=True):
             annotation["iscrowd"] = int(crowd)
     return annotations
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    written, data = cv2.imencode(".png", np.ascontiguousarray(pixels, dtype=np.uint8))
-    if not written:
-        raise OSError(f"image {path} cannot be encoded")
-    path.write_bytes(data.tobytes())

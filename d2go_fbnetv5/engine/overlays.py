@@ -14,6 +14,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 Color = tuple[int, int, int]
 
 _FONT_SIZE = 16
+_BOX_FONT_SIZE = 12
 
 
 def class_color(label: int) -> Color:
@@ -27,7 +28,11 @@ def draw_boxes(image: Tensor, boxes: Tensor, labels: Sequence[int], captions: Se
     if not len(boxes):
         return image
     colors = [class_color(label) for label in labels]
-    return draw_bounding_boxes(image, boxes, list(captions), colors=colors, width=2)
+    picture, canvas = _canvas(draw_bounding_boxes(image, boxes, colors=colors, width=2))
+    font = ImageFont.load_default(size=_BOX_FONT_SIZE)
+    for (left, top, _, _), caption, color in zip(boxes.tolist(), captions, colors, strict=True):
+        _draw_line(canvas, (left + 2, top + 2), caption, color, font)
+    return _tensor(picture)
 
 
 def draw_label_map(image: Tensor, labels: Tensor, names: Sequence[str], ignore: int | None = None) -> Tensor:
@@ -47,13 +52,28 @@ def draw_label_map(image: Tensor, labels: Tensor, names: Sequence[str], ignore: 
 
 def draw_lines(image: Tensor, lines: Sequence[str], colors: Sequence[Color] | None = None) -> Tensor:
     """The image with lines of text in its upper left corner, on a dark ground."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    canvas = ImageDraw.Draw(picture, "RGBA")
+    picture, canvas = _canvas(image)
     font = ImageFont.load_default(size=max(9, min(_FONT_SIZE, image.shape[-2] // (len(lines) + 1))))
     top = 0
     for line, color in zip(lines, colors or [(255, 255, 255)] * len(lines), strict=True):
-        left, upper, right, lower = canvas.textbbox((2, top), line, font=font)
-        canvas.rectangle((left - 2, upper - 1, right + 2, lower + 1), fill=(0, 0, 0, 160))
-        canvas.text((2, top), line, fill=color, font=font)
-        top = lower + 2
+        top = _draw_line(canvas, (2, top), line, color, font)
+    return _tensor(picture)
+
+
+def _draw_line(
+    canvas: ImageDraw.ImageDraw, at: tuple[float, float], line: str, color: Color, font: ImageFont.ImageFont
+) -> float:
+    """Draws a line of text from its upper left corner; returns where the next one may begin."""
+    left, upper, right, lower = canvas.textbbox(at, line, font=font)
+    canvas.rectangle((left - 2, upper - 1, right + 2, lower + 1), fill=(0, 0, 0, 160))
+    canvas.text(at, line, fill=color, font=font)
+    return lower + 2
+
+
+def _canvas(image: Tensor) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    return picture, ImageDraw.Draw(picture, "RGBA")
+
+
+def _tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -36,10 +36,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from d2go_fbnetv5.arch.atomic import remove_rests, write_atomically
+from d2go_fbnetv5.data.images import encode_png
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, BoxArrays, MultitaskIndex, Strings
 from d2go_fbnetv5.data.index_files import map_index, save_index, write_index
 from d2go_fbnetv5.pseudo_labels.filter import IGNORE
@@ -109,7 +109,7 @@ class ChunkWriter:
         map_name = ""
         if labels.sem_seg is not None:
             map_name = f"sem_seg/{place:06d}.png"
-            _write_png(self._folder / map_name, labels.sem_seg)
+            (self._folder / map_name).write_bytes(encode_png(labels.sem_seg))
             map_name = f"{self._final}/{map_name}"
         label = NO_LABEL if labels.class_label is None else labels.class_label
         self._images.append((image_id, size, name, label, map_name, labels.boxes is not None))
@@ -277,10 +277,3 @@ def _sum(first: Any, second: Any) -> Any:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True) + "\n"
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    written, data = cv2.imencode(".png", pixels)
-    if not written:
-        raise OSError(f"label map {path} cannot be encoded")
-    path.write_bytes(data.tobytes())

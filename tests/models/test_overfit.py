@@ -37,11 +37,12 @@ def test_classifier(small_model, scene):
 @pytest.mark.slow
 def test_segmenter(small_model, scene):
     batch = [scene(i) for i in range(8)]
-    losses, outputs = overfit(small_model(LiteMaskFormer, builtin_topology("SEG")), batch, 500, 1e-3)
-    assert losses["loss_dice"] < 0.08 and losses["loss_mask"] < 0.12
-    # In one layer no query sees what the others found after looking at the image, so two may claim a segment, and
-    # the one that is not matched keeps a part of the classification loss alive.
-    assert losses["loss_class"] < 0.3
+    # As many queries as there are classes: in one layer no query sees what the others found after looking at the
+    # image, so with more of them two may claim a segment, and the one that is not matched keeps a part of the
+    # classification loss alive.
+    model = small_model(LiteMaskFormer, builtin_topology("SEG"), num_queries=4)
+    losses, outputs = overfit(model, batch, 500, 1e-3)
+    assert losses["loss_dice"] < 0.04 and losses["loss_mask"] < 0.05 and losses["loss_class"] < 0.12
     for sample, output in zip(batch, outputs, strict=True):
         assert (output["sem_seg"] == sample["sem_seg"]).float().mean() > 0.95
 

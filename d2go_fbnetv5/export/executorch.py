@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2go_fbnetv5.export.missing import require
+
+PACKAGES = ("executorch", "torchao")
+
 # A module, its example inputs, and what `torch.export` takes as dynamic shapes (None for fixed ones).
 MethodSource = tuple[nn.Module, tuple[Tensor, ...], Any]
 # Tensors in, tensors out.
@@ -19,13 +23,7 @@ Method = Callable[..., list[Tensor]]
 
 def require_executorch() -> None:
     """Raises a ValueError that says how to install ExecuTorch if it is missing."""
-    try:
-        import executorch.runtime  # noqa: F401
-        import torchao  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"the format executorch needs executorch and torchao: pip install 'd2go_fbnetv5[export]' ({error})"
-        ) from error
+    require("executorch", *PACKAGES)
 
 
 def lower(methods: Mapping[str, MethodSource]) -> bytes:
@@ -47,9 +45,9 @@ def lower(methods: Mapping[str, MethodSource]) -> bytes:
 def capture(
     module: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any = None
 ) -> torch.export.ExportedProgram:
-    """The module's graph, at all sizes that ``dynamic_shapes`` allow."""
+    """The graph of a module in evaluation mode, at all sizes that ``dynamic_shapes`` allow."""
     with torch.no_grad():
-        return torch.export.export(module.eval(), inputs, dynamic_shapes=dynamic_shapes, strict=False)
+        return torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
 
 
 def lower_programs(programs: Mapping[str, torch.export.ExportedProgram]) -> bytes:
@@ -84,7 +82,8 @@ class LoadedProgram:
             ValueError: ExecuTorch is not installed, or cannot load it.
         """
         require_executorch()
-        from executorch.runtime import Runtime
+        with _quiet():
+            from executorch.runtime import Runtime
 
         data = source if isinstance(source, bytes) else _read(source)
         name = "the program" if isinstance(source, bytes) else str(source)

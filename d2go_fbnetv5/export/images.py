@@ -1,0 +1,76 @@
+"""Images as exported models take them, and those that int8 is calibrated with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from d2go_fbnetv5.data import build_dataset, list_datasets
+from d2go_fbnetv5.data.images import read_image
+from d2go_fbnetv5.engine.build import open_dataset
+from d2go_fbnetv5.engine.predictor import Predictor
+from d2go_fbnetv5.models import SearchedModel
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def padded_image(model: SearchedModel, image: Tensor) -> Tensor:
+    """3 x h x w in 0..255 -> 1 x 3 x H x W float: of the size that the model pads it to, right and bottom, with the
+    mean colour, which is zero once normalised."""
+    height, width = image.shape[-2:]
+    padded_height, padded_width = model.padded_size((height, width))
+    padded = model.pixel_mean.view(1, -1, 1, 1).repeat(1, 1, padded_height, padded_width)
+    padded[0, :, :height, :width] = image
+    return padded
+
+
+def calibration_images(
+    source: str | os.PathLike[str], predictor: Predictor, count: int, cfg: CfgNode | None = None
+) -> Iterator[Tensor]:
+    """`padded_image` of at most ``count`` images, spread evenly over a folder or a data set.
+
+    Args:
+        source: a folder of images, searched to any depth, or the name of a data set.
+        predictor: whose images they are; they are resized as it resizes them.
+        cfg: of a training, whose FBNETV5_DATA.DATASETS the name may be one of.
+
+    Raises:
+        ValueError, FileNotFoundError: no such folder or data set, or no image in it.
+    """
+    if count < 1:
+        raise ValueError(f"{count} calibration images; allowed is 1 or more")
+    images = _Folder(source) if Path(source).is_dir() else _open(str(source), cfg)
+    total = len(images)
+    count = min(count, total)
+    if count == 0:
+        raise ValueError(f"calibration data {source}: there is no image in it")
+    for i in range(count):
+        yield padded_image(predictor.model, predictor.sample(images[i * total // count]["image"])["image"])
+
+
+class _Folder:
+    """The images of a folder as samples, in the order of their names."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": read_image(self._paths[index])}
+
+
+def _open(name: str, cfg: CfgNode | None) -> Any:
+    configured = sorted(cfg.FBNETV5_DATA.DATASETS) if cfg is not None else []
+    if name in configured and cfg is not None:
+        return open_dataset(cfg, name)
+    if name not in list_datasets():
+        allowed = ", ".join([*configured, *list_datasets()])
+        raise ValueError(f"calibration data {name!r}: neither a folder nor a data set, which are {allowed}")
+    return build_dataset(name)

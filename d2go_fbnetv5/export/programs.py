@@ -1,0 +1,177 @@
+"""An inference module as an ExecuTorch file: its methods, the sizes of its images, and int8."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from d2go_fbnetv5.export import executorch
+from d2go_fbnetv5.export.executorch import MethodSource, capture, lower_programs
+from d2go_fbnetv5.export.host import HostedDetector, HostSettings
+from d2go_fbnetv5.export.inference import DetectorInference
+from d2go_fbnetv5.export.quantize import quantized
+
+SUFFIX = ".pte"
+PACKAGES = executorch.PACKAGES
+_STEP = 32  # pixels; the stride of Path 3
+
+# Layers that give a method's result stay in floats.
+_RESULT_LAYERS = {"proposals": ("objectness", "deltas")}
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """(height, width) of the images that a program takes: multiples of 32 from ``least`` to ``most``, or, where these
+    are equal, that size alone."""
+
+    least: tuple[int, int]
+    most: tuple[int, int]
+
+    @classmethod
+    def of(cls, size: tuple[int, int], least: int) -> ImageSizes:
+        """The sizes of a program that is mainly run at ``size``.
+
+        If both its sides are multiples of 32, a side may be from ``least`` to twice the longer side long; memory is
+        planned for the greatest. Otherwise the size is fixed.
+        """
+        if any(side % _STEP for side in size):
+            return cls(size, size)
+        return cls((least,) * 2, (2 * max(size),) * 2)
+
+    @property
+    def dynamic(self) -> bool:
+        return self.least != self.most
+
+    def dims(self) -> dict[int, Any] | None:
+        """What `torch.export` takes for a 1 x 3 x H x W image."""
+        if not self.dynamic:
+            return None
+        height, width = (
+            Dim(f"{name}_by_{_STEP}", min=low // _STEP, max=high // _STEP)
+            for name, low, high in zip(("height", "width"), self.least, self.most, strict=True)
+        )
+        return {2: _STEP * height, 3: _STEP * width}
+
+    def to_json(self) -> dict[str, Any]:
+        step = {"multiple_of": _STEP} if self.dynamic else {}
+        return {"min": list(self.least), "max": list(self.most), **step}
+
+
+def export(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    size: tuple[int, int],
+    least: int,
+    outputs: tuple[str, ...],
+    calibration: Iterable[Tensor] | None = None,
+) -> dict[str, Any]:
+    """As `onnx.export`. A detector's file has the methods ``proposals`` and ``boxes`` for `HostedDetector`, the others
+    have ``forward``, whose result is ``outputs``.
+
+    Args:
+        calibration: 1 x 3 x H x W images in 0..255 for int8, of sizes that the file takes; None for fp32.
+
+    Returns:
+        what model.json says of the file: ``dynamic``, whether images of other sizes may be given, and
+        ``image_sizes``, which; ``int8``; ``methods``; of a detector ``detector``, the `HostSettings`.
+
+    Raises:
+        ValueError: a package is missing, or there are no calibration images.
+    """
+    executorch.require_executorch()
+    sizes = ImageSizes.of(size, least)
+    methods = program_methods(module, size, sizes)
+    if calibration is None:
+        graphs = {name: capture(*source) for name, source in methods.items()}
+    else:
+        graphs = quantized_methods(module, methods, calibration)
+    Path(path).write_bytes(lower_programs(graphs))
+    described: dict[str, Any] = {
+        "dynamic": sizes.dynamic,
+        "image_sizes": sizes.to_json(),
+        "int8": calibration is not None,
+        "methods": list(methods),
+    }
+    if isinstance(module, DetectorInference):
+        described["detector"] = HostSettings.of(module).to_json()
+    return described
+
+
+def load(
+    path: str | os.PathLike[str], described: Mapping[str, Any]
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function of a 1 x 3 x H x W image, which returns what the inference module does; a detector's leaves out the
+    rows that are not there.
+
+    Args:
+        described: what `export` returned.
+
+    Raises:
+        FileNotFoundError, ValueError: as `executorch.load`.
+    """
+    program = executorch.load(path)
+    if "detector" in described:
+        settings = HostSettings.from_json(described["detector"])
+        return HostedDetector(settings, program.methods["proposals"], program.methods["boxes"])
+    return lambda image: tuple(program.methods["forward"](image))
+
+
+def program_methods(module: nn.Module, size: tuple[int, int], sizes: ImageSizes) -> dict[str, MethodSource]:
+    """The methods of an inference module's program, with examples of ``size`` (height, width)."""
+    image = torch.zeros(1, 3, *size)
+    if not isinstance(module, DetectorInference):
+        return {"forward": (module, (image,), (sizes.dims(),))}
+    with torch.no_grad():
+        channels = module.proposals(image)[0].shape[1]
+    most = module.proposals_after_nms
+    # The greatest number of regions, for the reason that `lower` gives.
+    regions = torch.zeros(most, channels, module.resolution, module.resolution)
+    count = {0: Dim("regions", min=1, max=most)} if most > 1 else None
+    return {
+        "proposals": (module.proposals, (image,), (sizes.dims(),)),
+        "boxes": (module.boxes, (regions,), (count,)),
+    }
+
+
+def quantized_methods(
+    module: nn.Module, methods: Mapping[str, MethodSource], calibration: Iterable[Tensor]
+) -> dict[str, ExportedProgram]:
+    """The graphs of `program_methods` in int8.
+
+    Raises:
+        ValueError: no calibration images, or none in which a detector proposes a box.
+    """
+    images = list(calibration)
+    inputs = {name: [(image,) for image in images] for name in methods}
+    if isinstance(module, DetectorInference):
+        inputs["boxes"] = _regions(module, images)
+    return {
+        name: quantized(*source, inputs[name], _RESULT_LAYERS.get(name, ()))
+        for name, source in methods.items()
+    }
+
+
+@torch.no_grad()
+def _regions(module: DetectorInference, images: list[Tensor]) -> list[tuple[Tensor, ...]]:
+    """What the method ``boxes`` sees in images, in floats."""
+    seen: list[tuple[Tensor, ...]] = []
+
+    def record(regions: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((regions,))
+        return module.boxes(regions)
+
+    host = HostedDetector(HostSettings.of(module), module.proposals, record)
+    for image in images:
+        host(image)
+    if images and not seen:
+        raise ValueError(
+            "the detector proposes no box in any calibration image; int8 needs images like its own"
+        )
+    return seen

@@ -113,7 +113,7 @@ def _left_out(task: str, found: Mapping[str, Any], images: int) -> str:
     if task == "CLS":
         return f"{format_count(images - found['images'])} images"
     if task == "DET":
-        return f"{format_count(found['given'] - found['kept'])} boxes, {format_count(found['empty'])} images empty"
+        return f"{format_count(found['given'] - found['kept'])} boxes; empty images: {format_count(found['empty'])}"
     return f"{format_share(found['ignored_share'])} don't care"
 
 

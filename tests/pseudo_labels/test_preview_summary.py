@@ -116,7 +116,7 @@ def test_figures_are_those_counted_by_hand(labelled, tmp_path):
         console.print(part)
     text = console.export_text()
     assert "4 images, of which 1 have no label of any task; 1 more file could not be read" in text
-    assert "64% don't care" in text and "3 boxes, 1 images empty" in text and "outdoors" in text
+    assert "64% don't care" in text and "3 boxes; empty images: 1" in text and "outdoors" in text
 
 
 def test_bars():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import PATHS, Backbone
 from d2go_fbnetv5.arch.families import Family
@@ -11,27 +14,36 @@ from d2go_fbnetv5.arch.fusion import average_channels, repeat_channels
 
 
 class FlatBackbone(nn.Module):
-    """Computes what `Backbone` does, bit by bit, without looking at a topology or comparing sizes.
+    """Computes what `Backbone` does without looking at a topology or comparing sizes.
+
+    Fusion's changes of channels are 1 x 1 convolutions with fixed weights of 0, 1 and 1 / group: mobile runtimes have
+    no strided slices, but they stride a convolution, and so the whole network stays in one piece there.
 
     Args:
         backbone: its blocks are shared, not copied.
+        any_size: for images of any size; without it only for those whose sides are multiples of 32, where most
+            families enlarge by whole factors.
 
     Attributes:
         outputs: the names of the features, in order.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, any_size: bool = False) -> None:
         super().__init__()
         self.outputs = backbone.outputs
         self.stage0 = nn.ModuleList(backbone.stage0.values())
         self.stages = nn.ModuleList()
         family, topology = backbone.family, backbone.topology
+        whole = not any_size and divides(family)
         for stage, blocks in enumerate(backbone.stages.values(), start=1):
             steps = [
                 _FusedBlock(
-                    family,
                     path,
-                    [s for s in range(len(self.stage0)) if s != path and topology.keeps(stage - 1, s)],
+                    [
+                        (_Down if source < path else _Up)(family, source, path, whole)
+                        for source in range(len(self.stage0))
+                        if source != path and topology.keeps(stage - 1, source)
+                    ],
                     blocks[PATHS[path]],
                 )
                 for path in range(len(self.stage0))
@@ -70,12 +82,10 @@ class _Stage(nn.Module):
 class _FusedBlock(nn.Module):
     """Sums the path's own feature and what other paths bring, and runs the block."""
 
-    def __init__(self, family: Family, path: int, sources: list[int], block: nn.Module) -> None:
+    def __init__(self, path: int, edges: list[_Down | _Up], block: nn.Module) -> None:
         super().__init__()
         self.path = path
-        self.edges = nn.ModuleList(
-            _Down(family, source, path) if source < path else _Up(family, source, path) for source in sources
-        )
+        self.edges = nn.ModuleList(edges)
         self.block = block
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -89,37 +99,43 @@ class _FusedBlock(nn.Module):
 class _Down(nn.Module):
     """To a path of lower resolution: features on the target's own pixels, channels repeated."""
 
-    def __init__(self, family: Family, source: int, target: int) -> None:
+    def __init__(self, family: Family, source: int, target: int, whole: bool) -> None:
         super().__init__()
         self.source = source
-        self.channels = family.channels[target]
+        self.whole = whole
         self.step = family.strides[target] // family.strides[source]
         self.start = (family.offsets[target] - family.offsets[source]) // family.strides[source]
-        self.exact = is_exact(family)
+        self.register_buffer("weight", _weight(repeat_channels, family, source, target))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        x = x[:, :, self.start :: self.step, self.start :: self.step]
-        if not self.exact:
-            x = x[:, :, :height, :width]
-        return repeat_channels(x, self.channels)
+        if self.start > 0:
+            x = x[:, :, self.start :, self.start :]
+        x = F.conv2d(x, self.weight, stride=self.step)
+        return x if self.whole else x[:, :, :height, :width]
 
 
 class _Up(nn.Module):
     """To a path of higher resolution: channels averaged, features repeated as by nearest interpolation."""
 
-    def __init__(self, family: Family, source: int, target: int) -> None:
+    def __init__(self, family: Family, source: int, target: int, whole: bool) -> None:
         super().__init__()
         self.source = source
-        self.channels = family.channels[target]
+        self.whole = whole
         self.factor = family.strides[source] // family.strides[target]
-        self.exact = is_exact(family)
+        self.register_buffer("weight", _weight(average_channels, family, source, target))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        x = average_channels(x, self.channels)
-        if self.exact:
-            return torch.nn.functional.interpolate(x, scale_factor=float(self.factor), mode="nearest")
+        x = F.conv2d(x, self.weight)
+        if self.whole:
+            return F.interpolate(x, scale_factor=float(self.factor), mode="nearest")
         rows, columns = _nearest(x.shape[2], height, x), _nearest(x.shape[3], width, x)
         return x[:, :, rows][:, :, :, columns]
+
+
+def _weight(match: Callable[[Tensor, int], Tensor], family: Family, source: int, target: int) -> Tensor:
+    """The C_target x C_source x 1 x 1 weights of a convolution that does what ``match`` does."""
+    unit = torch.eye(family.channels[source])[None, :, :, None]  # column i has channel i alone
+    return match(unit, family.channels[target])[0, :, :, :, None]
 
 
 def _nearest(source: int, target: int, like: Tensor) -> Tensor:
@@ -129,8 +145,11 @@ def _nearest(source: int, target: int, like: Tensor) -> Tensor:
     return index.floor().to(torch.int64).clamp(max=source - 1)
 
 
-def is_exact(family: Family) -> bool:
-    """Whether each path of an image whose sides are multiples of 32 has exactly H / stride x W / stride features."""
+def divides(family: Family) -> bool:
+    """Whether an image whose sides are multiples of 32 has exactly H / stride x W / stride features on each path.
+
+    Not with the published paddings of A, B, C, E and F.
+    """
     return all(
         family.feature_sizes((side, side))[p] == (side // stride,) * 2
         for side in (64, 96)

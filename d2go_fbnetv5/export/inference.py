@@ -1,7 +1,7 @@
 """Each task's model as it is exported: one image in, tensors of fixed size out, batch norm folded.
 
-The image is 1 x 3 x H x W float, RGB, 0..255; normalising it is part of the module. H and W are multiples of the
-model's ``size_divisibility``. Resizing, padding, names and drawing are the application's.
+The image is 1 x 3 x H x W float, RGB, 0..255; normalising it is part of the module. H and W are multiples of
+32. Resizing, padding, names and drawing are the application's.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, Searc
 class _Backbone(nn.Module):
     """1 x 3 x H x W image in 0..255 -> the features that the head reads. ``model`` is folded."""
 
-    def __init__(self, model: SearchedModel) -> None:
+    def __init__(self, model: SearchedModel, any_size: bool = False) -> None:
         super().__init__()
         self.register_buffer("mean", model.pixel_mean.view(1, 3, 1, 1).clone())
         self.register_buffer("scale", 1 / model.pixel_std.view(1, 3, 1, 1))
-        self.features = FlatBackbone(model.backbone)
+        self.features = FlatBackbone(model.backbone, any_size)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return self.features((image - self.mean) * self.scale)
 
 
 class ClassifierInference(nn.Module):
-    """1 x 3 x H x W image -> 1 x K class probabilities."""
+    """1 x 3 x H x W image -> 1 x K class probabilities; H and W are multiples of 32 unless ``any_size``."""
 
-    def __init__(self, model: ImageClassifier) -> None:
+    def __init__(self, model: ImageClassifier, any_size: bool = False) -> None:
         super().__init__()
         model = folded(model)
-        self.backbone = _Backbone(model)
+        self.any_size = any_size
+        self.backbone = _Backbone(model, any_size)
         head = model.head
         self.pool, self.fc = head.pool, head.fc
 
@@ -190,21 +191,26 @@ class DetectorInference(nn.Module):
         )
 
 
-def inference_module(model: SearchedModel) -> nn.Module:
+def inference_module(model: SearchedModel, any_size: bool = False) -> nn.Module:
     """The whole model of its task for export, in evaluation mode.
+
+    Args:
+        model: is left as it is.
+        any_size: a classifier for images whose sides need not be multiples of 32.
 
     Raises:
         ValueError: a model of another class.
     """
+    if isinstance(model, ImageClassifier):
+        return ClassifierInference(model, any_size).eval()
     for kind, module in _MODULES.items():
         if isinstance(model, kind):
             return module(model).eval()
-    allowed = ", ".join(kind.__name__ for kind in _MODULES)
+    allowed = ", ".join(kind.__name__ for kind in (ImageClassifier, *_MODULES))
     raise ValueError(f"cannot export a {type(model).__name__}; allowed are {allowed}")
 
 
 _MODULES = {
-    ImageClassifier: ClassifierInference,
     LiteMaskFormer: SegmenterInference,
     LiteRCNN: DetectorInference,
 }

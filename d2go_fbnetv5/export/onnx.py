@@ -1,0 +1,106 @@
+"""ONNX files: the whole model, a detector's NMS and RoIAlign included, in one graph."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2go_fbnetv5.export.missing import require
+
+SUFFIX = ".onnx"
+OPSET = 18
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_STEP = 32  # pixels; the stride of Path 3
+_MOST = 2048  # pixels of a side
+
+
+def export(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    size: tuple[int, int],
+    least: int,
+    outputs: tuple[str, ...],
+    calibration: Iterable[Tensor] | None = None,
+) -> dict[str, Any]:
+    """Writes an inference module as one file.
+
+    Args:
+        module: 1 x 3 x H x W image -> its outputs.
+        path: of the file, which is replaced.
+        size: (height, width) of the images. Multiples of 32 leave them dynamic.
+        least: pixels of the smallest side.
+        outputs: their names.
+        calibration: must be None, there is no int8 here.
+
+    Returns:
+        what model.json says of the file: ``dynamic``, whether images of other sizes may be given, and
+        ``image_sizes``, which; ``int8``, False; ``opset``.
+
+    Raises:
+        ValueError: a package is missing, or int8 is asked for.
+    """
+    require("onnx", *PACKAGES)
+    if calibration is not None:
+        raise ValueError("int8 is for the format executorch, found onnx")
+    dynamic = all(side % _STEP == 0 for side in size)
+    shapes = None
+    if dynamic:
+        height, width = (
+            _STEP * torch.export.Dim(f"{name}_by_{_STEP}", min=least // _STEP, max=_MOST // _STEP)
+            for name in ("height", "width")
+        )
+        shapes = ({2: height, 3: width},)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # An example whose sides differ, lest torch takes them for one.
+        image = torch.zeros(1, 3, size[0], size[1] + (_STEP if dynamic else 0))
+        program = torch.export.export(module, (image,), dynamic_shapes=shapes, strict=False)
+        written = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=list(outputs),
+            verbose=False,
+        )
+        written.save(os.fspath(path))
+    return {
+        "dynamic": dynamic,
+        "image_sizes": {"min": [least] * 2, "max": [_MOST] * 2, "multiple_of": _STEP}
+        if dynamic
+        else {"min": list(size), "max": list(size)},
+        "int8": False,
+        "opset": OPSET,
+    }
+
+
+def load(
+    path: str | os.PathLike[str], described: Mapping[str, Any] | None = None
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function of a 1 x 3 x H x W image, run by ONNX Runtime on one thread.
+
+    Args:
+        described: what `export` returned, not needed here.
+
+    Raises:
+        ValueError: onnxruntime is missing, or cannot load the file.
+    """
+    require("onnx", "onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of onnxruntime's own classes, which share no base but this
+        raise ValueError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+
+    def run(image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(torch.from_numpy, session.run(None, {"image": image.numpy()})))
+
+    return run

@@ -1,0 +1,223 @@
+"""Whole models as ExecuTorch programs, run in a process that knows nothing of this package."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from d2go_fbnetv5.arch import Backbone, Family, Topology
+from d2go_fbnetv5.arch.families import Layer, PoolSpec
+from d2go_fbnetv5.export.host import HostedDetector, HostSettings
+from d2go_fbnetv5.export.images import calibration_images, padded_image
+from d2go_fbnetv5.export.inference import inference_module
+from d2go_fbnetv5.export.programs import ImageSizes, export, load, program_methods, quantized_methods
+from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
+
+needs_executorch = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("executorch", "torchao")),
+    reason="executorch and torchao are not installed",
+)
+TINY = Family(
+    "tiny_export",
+    96,
+    (
+        (Layer("conv_k3_hs", 8, 2, 1), Layer("ir_k3_hs", 12, 2, 1, 2)),
+        (Layer("ir_k3_hs", 16, 2, 1, 2), Layer("ir_k3_hs", 16, 1, 1, 2)),
+        (Layer("ir_k3_sehsig_hs", 24, 2, 1, 2), Layer("ir_k3_hs", 24, 1, 1, 2)),
+        (Layer("ir_k3_hs", 32, 2, 1, 2), Layer("ir_k3_hs", 32, 1, 1, 2)),
+    ),
+    PoolSpec("ir_pool_hs", 64, 2),
+)
+# Every kind of fusion: up and down, by one path and by several.
+TOPOLOGY = Topology([[0, 1, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1]])
+OPTIONS = {
+    ImageClassifier: {},
+    LiteRCNN: {"score_threshold": 0.0, "max_detections": 10, "test_proposals": (50, 20)},
+    LiteMaskFormer: {"num_queries": 6, "dim": 32, "num_heads": 4, "feedforward_dim": 32},
+}
+
+
+def tiny(kind):
+    """A model of 5 classes whose every layer counts: no norm is zero, no output constant."""
+    torch.manual_seed(0)
+    model = kind(Backbone(TINY, TOPOLOGY, kind.in_features), 5, **OPTIONS[kind]).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1)
+            module.bias.normal_(0, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    if kind is LiteRCNN:
+        model.rpn.head.objectness.weight.normal_(0, 0.5)
+        model.roi_head.predictor.classes.weight.normal_(0, 0.5)
+    if kind is ImageClassifier:
+        model.head.fc.weight.normal_(0, 0.3)
+    return model
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs [method, inputs...] of a file in a fresh process."""
+
+    def go(file, calls):
+        inputs, outputs = tmp_path / "in.pt", tmp_path / "out.pt"
+        torch.save(calls, inputs)
+        script = Path(__file__).with_name("run_program.py")
+        command = [sys.executable, str(script), str(file), str(inputs), str(outputs)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        return torch.load(outputs, weights_only=True)
+
+    return go
+
+
+def images(*sizes):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 256, (3, *size), generator=generator).float() for size in sizes]
+
+
+def test_sizes_are_dynamic_in_steps_of_32():
+    sizes = ImageSizes.of((96, 128), 64)
+    assert sizes == ImageSizes((64, 64), (256, 256)) and sizes.dynamic
+    assert sizes.to_json() == {"min": [64, 64], "max": [256, 256], "multiple_of": 32}
+
+
+def test_another_size_is_the_only_one():
+    sizes = ImageSizes.of((72, 96), 64)
+    assert not sizes.dynamic and sizes.dims() is None
+    assert sizes.to_json() == {"min": [72, 96], "max": [72, 96]}
+
+
+def test_padding_has_the_mean_colour():
+    model = tiny(LiteRCNN)
+    (image,) = images((70, 96))
+    padded = padded_image(model, image)
+    assert padded.shape == (1, 3, 96, 96) and torch.equal(padded[0, :, :70], image)
+    assert torch.equal(padded[0, :, 70:], model.pixel_mean.view(3, 1, 1).expand(3, 26, 96))
+
+
+@needs_executorch
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [ImageClassifier, LiteMaskFormer])
+def test_one_method(kind, run, tmp_path):
+    model = tiny(kind)
+    module = inference_module(model)
+    file = tmp_path / "model.pte"
+    described = export(module, file, (96, 96), 64, ("result",))
+    assert described == {
+        "dynamic": True,
+        "image_sizes": {"min": [64, 64], "max": [192, 192], "multiple_of": 32},
+        "int8": False,
+        "methods": ["forward"],
+    }
+    shown = [padded_image(model, image) for image in images((96, 96), (64, 192), (160, 128))]
+    expected = [module(image) for image in shown]
+    assert max(float(x.max()) for x in expected) > 0.25  # the image matters
+    found = run(file, [["forward", image] for image in shown])
+    ours = load(file, described)
+    for image, (output,), right in zip(shown, found, expected, strict=True):
+        torch.testing.assert_close(output, right, atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours(image)[0], output)
+
+
+@needs_executorch
+@pytest.mark.slow
+def test_detector(run, tmp_path):
+    model = tiny(LiteRCNN)
+    module = inference_module(model)
+    file = tmp_path / "model.pte"
+    described = export(module, file, (96, 96), 64, ("boxes", "scores", "labels"))
+    assert described["methods"] == ["proposals", "boxes"]
+    fresh = HostedDetector(
+        HostSettings.from_json(described["detector"]),
+        lambda image: run(file, [["proposals", image]])[0],
+        lambda regions: run(file, [["boxes", regions]])[0],
+    )
+    for image in images((96, 96), (70, 150)):
+        expected = model([{"image": image}])[0]
+        boxes, scores, labels = fresh(padded_image(model, image), tuple(image.shape[-2:]))
+        torch.testing.assert_close(scores, expected["scores"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(boxes, expected["boxes"], atol=1e-2, rtol=0)
+        assert torch.equal(labels, expected["labels"]) and len(labels) == 10
+    image = padded_image(model, images((96, 160))[0])
+    for found, right in zip(load(file, described)(image), module(image), strict=True):
+        torch.testing.assert_close(found, right, atol=1e-2, rtol=0)
+    # Any number of regions from one on, on both sides of 16.
+    regions = [torch.randn(count, 16, 6, 6) for count in (1, 2, 16, 20)]
+    for x, found in zip(regions, run(file, [["boxes", x] for x in regions]), strict=True):
+        torch.testing.assert_close(found, list(module.boxes(x)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@needs_executorch
+@pytest.mark.parametrize("kind", [ImageClassifier, LiteMaskFormer, LiteRCNN])
+def test_int8_graphs_stay_close(kind):
+    model = tiny(kind)
+    module = inference_module(model)
+    methods = program_methods(module, (96, 96), ImageSizes.of((96, 96), 64))
+    shown = [padded_image(model, image) for image in images(*[(96, 96)] * 4, (96, 160))]
+    graphs = quantized_methods(module, methods, shown)
+    assert list(graphs) == list(methods)
+    for name, (part, example, _) in methods.items():
+        x = torch.randn_like(example[0]) if name == "boxes" else shown[-1]
+        exact, found = part(x), graphs[name].module()(x)
+        exact, found = ([y] if isinstance(y, torch.Tensor) else y for y in (exact, found))
+        for a, b in zip(exact, found, strict=True):
+            assert 0 < (a - b).abs().mean() < 0.15 * (a - a.mean()).abs().mean()
+
+
+@needs_executorch
+def test_a_detector_that_proposes_nothing_cannot_be_calibrated():
+    model = tiny(LiteRCNN)
+    model.rpn.head.deltas.bias.fill_(1e6)  # every box is outside
+    module = inference_module(model)
+    methods = program_methods(module, (96, 96), ImageSizes.of((96, 96), 64))
+    with pytest.raises(ValueError, match="no box in any calibration image"):
+        quantized_methods(module, methods, [torch.zeros(1, 3, 96, 96)])
+
+
+class _Predictor:
+    """As a predictor whose model takes images as they are."""
+
+    model = tiny(ImageClassifier)
+
+    def sample(self, image):
+        return {"image": image}
+
+
+def test_calibration_images_come_from_all_over_a_set():
+    few = list(calibration_images("digit_scenes_val", _Predictor(), 4))
+    assert [x.shape for x in few] == [(1, 3, 128, 128)] * 4
+    more = list(calibration_images("digit_scenes_val", _Predictor(), 8))
+    assert all(torch.equal(a, b) for a, b in zip(few, more[::2], strict=True))
+    assert len({float(x.sum()) for x in more}) == 8
+
+
+def test_calibration_images_of_a_folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    pictures = [image.byte() for image in images((64, 64), (96, 64), (64, 64))]
+    for name, picture in zip(("b.png", "a.png", "deep/c.png"), pictures, strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / name)
+    found = list(calibration_images(tmp_path, _Predictor(), 10))
+    assert [int(x.sum()) for x in found] == [int(pictures[i].sum()) for i in (1, 0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("source", "count", "message"),
+    [
+        ("nowhere", 4, "neither a folder nor a data set.*digit_scenes_train"),
+        ("digit_scenes_val", 0, "0 calibration"),
+    ],
+)
+def test_wrong_calibration_data(source, count, message):
+    with pytest.raises(ValueError, match=message):
+        next(calibration_images(source, _Predictor(), count))
+
+
+def test_an_empty_folder_is_no_calibration_data(tmp_path):
+    with pytest.raises(ValueError, match="no image"):
+        next(calibration_images(tmp_path, _Predictor(), 4))

@@ -173,6 +173,7 @@ class EvalTransform:
                 )
             if max_size is not None:
                 raise ValueError("EvalTransform: crop and max_size exclude each other")
+        self.short_side, self.crop, self.max_size = short_side, crop, max_size
         self._resize = v2.Identity() if short_side is None else v2.Resize([short_side], max_size=max_size)
         self._change = v2.Identity() if crop is None else v2.CenterCrop(crop)
         self._min_visible = min_visible

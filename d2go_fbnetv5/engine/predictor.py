@@ -98,16 +98,16 @@ def from_run(folder: str, weights: str | None = None) -> Predictor:
 
 def from_zoo(
     name: str,
-    weights: str,
+    weights: str | None,
     topology: str | None = None,
     num_classes: int | None = None,
     names: Sequence[str] | None = None,
 ) -> Predictor:
-    """A model of the zoo by name, with a checkpoint.
+    """A model of the zoo by name.
 
     Args:
         name: such as "FBNetV5-A-DET".
-        weights: its checkpoint.
+        weights: its checkpoint; None for a model that is not trained.
         topology: the topologies.json that it was trained with; by default the zoo's reconstruction.
         num_classes: as many as there are names, or as in the paper, by default.
         names: of the classes; by default those of ADE20K for its 150, else the numbers.
@@ -116,7 +116,7 @@ def from_zoo(
         FileNotFoundError, ValueError: names what is missing or does not fit.
     """
     model = create_model(name, num_classes or (len(names) if names else None), topology)
-    if load_weights(model, weights) == "supernet":
+    if weights is not None and load_weights(model, weights) == "supernet":
         raise ValueError(f"weights {weights}: a supernet's, whose head is not this model's; train it first")
     count = model.num_classes
     if names is not None and len(names) != count:

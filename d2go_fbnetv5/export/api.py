@@ -1,0 +1,175 @@
+"""From a trained model to a checked file with its model.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from d2go_fbnetv5.arch.atomic import write_atomically
+from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.export import onnx, programs, torchscript
+from d2go_fbnetv5.export.check import CheckFailedError, Report, check
+from d2go_fbnetv5.export.inference import inference_module
+from d2go_fbnetv5.export.metadata import OUTPUTS, describe
+from d2go_fbnetv5.export.missing import require
+from d2go_fbnetv5.models import ImageClassifier, SearchedModel
+
+# Each has SUFFIX, PACKAGES, `export` and `load`.
+FORMATS: dict[str, ModuleType] = {"executorch": programs, "onnx": onnx, "torchscript": torchscript}
+DESCRIPTION = "model.json"
+_CHECKED = 3  # images of each size, besides an empty one
+_STEP = 32
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file, its model.json's content, and what its check found."""
+
+    path: Path
+    description: dict[str, Any]
+    report: Report
+
+
+def export_model(
+    model: SearchedModel,
+    format: str,
+    folder: str | os.PathLike[str],
+    size: tuple[int, int] | None = None,
+    *,
+    names: Sequence[str] = (),
+    transform: EvalTransform | None = None,
+    calibration: Iterable[Tensor] | None = None,
+    pictures: Sequence[Tensor] = (),
+) -> Exported:
+    """Writes a model as a file that needs neither this package nor Python, with its model.json, and checks it.
+
+    The file is loaded again and compared with the model at two sizes, if it takes more than one, on ``pictures`` and
+    on an empty image. Until it has passed it is named ``model.unchecked`` and replaces nothing.
+
+    Args:
+        model: a classifier, Lite R-CNN or Lite MaskFormer; it is left as it is, but in evaluation mode.
+        format: "executorch", "onnx" or "torchscript".
+        folder: is made if it does not exist; gets ``model.pte``, ``model.onnx`` or ``model.pt``, and ``model.json``.
+        size: (height, width) of images; `usual_size` by default.
+        names: of the classes, their numbers by default.
+        transform: how evaluation prepares images, for model.json.
+        calibration: 1 x 3 x H x W images in 0..255, for int8 (executorch alone); None for fp32.
+        pictures: 3 x h x w in 0..255 to check with, made up by default.
+
+    Raises:
+        ValueError: an unknown format, a size that the model cannot take, a package that is missing, a folder that
+            holds a training's model.json.
+        CheckFailedError: the file does not compute what the model does. It stays, under its first name.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; allowed are {', '.join(FORMATS)}")
+    kind, folder = FORMATS[format], Path(folder)
+    model = model.eval()
+    size = check_size(model, size or usual_size(model, transform))
+    names = list(names) or [str(label) for label in range(model.num_classes)]
+    if len(names) != model.num_classes:
+        raise ValueError(
+            f"{len(names)} names of classes are given, the model has {model.num_classes} classes"
+        )
+    require(format, *kind.PACKAGES)
+    description = describe(model, size, names, transform, kind.PACKAGES)
+    _refuse_training(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"model{kind.SUFFIX}"
+    unchecked = path.with_suffix(f".unchecked{kind.SUFFIX}")
+
+    any_size = isinstance(model, ImageClassifier) and (
+        format == "torchscript" or any(side % _STEP for side in size)
+    )
+    least = smallest_side(model)
+    outputs = next(value for key, value in OUTPUTS.items() if isinstance(model, key))
+    described = kind.export(
+        inference_module(model, any_size), unchecked, size, least, outputs, calibration=calibration
+    )
+    int8 = bool(described.get("int8"))
+    run = kind.load(unchecked, described)
+    sizes = [size, _other_size(size, least)] if described["dynamic"] else [size]
+    try:
+        report = check(model, run, _images(sizes, pictures), int8)
+    except CheckFailedError as error:
+        raise CheckFailedError(f"{unchecked}: {error}") from error
+    del run  # a runtime may hold the file
+    description = {"file": path.name, "format": format, **description, **described, "check": report.to_json()}
+    os.replace(unchecked, path)
+    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    return Exported(path, description, report)
+
+
+def smallest_side(model: SearchedModel) -> int:
+    """Pixels of the smallest image that the model does not pad: Path 3 has more than one feature."""
+    return model.padded_size((1, 1))[0]
+
+
+def check_size(model: SearchedModel, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) as it is.
+
+    Raises:
+        ValueError: a side is too small for Path 3, or no multiple of what the model pads to.
+    """
+    least, divisor = smallest_side(model), model.size_divisibility
+    if min(size) < least:
+        raise ValueError(
+            f"size {size[0]}x{size[1]} is too small for Path 3: allowed for family {model.backbone.family.name} are "
+            f"sides of {least} pixels or more"
+        )
+    if any(side % divisor for side in size):
+        raise ValueError(
+            f"size {size[0]}x{size[1]}: allowed for a {type(model).__name__} are multiples of {divisor}"
+        )
+    return size
+
+
+def usual_size(model: SearchedModel, transform: EvalTransform | None) -> tuple[int, int]:
+    """(height, width) of images that evaluation gives the model: its crop, else a wide one with the short side and,
+    where it is at most twice as long, the long side; the family's own without a transform."""
+    if transform is None or transform.short_side is None:
+        side = model.backbone.family.input_size
+        return model.padded_size((side, side))
+    if transform.crop is not None:
+        crop = transform.crop
+        return model.padded_size((crop, crop) if isinstance(crop, int) else tuple(crop))
+    short, long = transform.short_side, transform.max_size
+    return model.padded_size((short, long if long is not None and long <= 2 * short else short))
+
+
+def _refuse_training(folder: Path) -> None:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path} is not of an export, as a training's is not; choose another folder")
+
+
+def _other_size(size: tuple[int, int], least: int) -> tuple[int, int]:
+    """Of another shape, not much larger."""
+    return max(least, size[0] - _STEP), size[1] + _STEP
+
+
+def _images(sizes: Sequence[tuple[int, int]], pictures: Sequence[Tensor]) -> Iterator[Tensor]:
+    """1 x 3 x H x W in 0..255: each picture, and an empty one, at each size."""
+    if not pictures:
+        generator = torch.Generator().manual_seed(0)
+        pictures = [255 * torch.rand(3, 12, 16, generator=generator) for _ in range(_CHECKED)]
+    for size in sizes:
+        for picture in pictures:
+            image = F.interpolate(picture[None].float(), size, mode="bilinear", antialias=True)
+            yield image.clamp(0, 255)
+        yield torch.full((1, 3, *size), 127.0)

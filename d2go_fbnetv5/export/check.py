@@ -1,0 +1,188 @@
+"""Is an exported file the model? Both are run on the same images, and their outputs compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import box_iou
+
+from d2go_fbnetv5.models import LiteMaskFormer, LiteRCNN, SearchedModel
+from d2go_fbnetv5.models.lite_maskformer import segment_scores
+
+Run = Callable[[Tensor], Sequence[Tensor]]
+
+VALUES = 1e-4  # allowed difference of a class' probability, or of a class' score in a pixel
+SCORES = 1e-3  # of a detection's score
+OVERLAP = 0.99  # least IoU of a detection with its counterpart
+AGREEMENT = 0.9  # of int8: least share of images, pixels or detections with the same class
+
+
+class CheckFailedError(Exception):
+    """An exported file does not compute what the model does; the message says by how much and where."""
+
+
+@dataclass
+class Report:
+    """What a comparison has found.
+
+    Attributes:
+        images: how many; sizes: their different (height, width).
+        worst: the greatest difference of a probability or score; where: the image it was seen in.
+        overlap: of detectors, the least IoU of a detection with its counterpart.
+        agreement: the mean share of images, pixels or detections that have the same class.
+        detections: of detectors, the least and the greatest number in an image.
+        failures: what was beyond the allowed, worst first in each image.
+    """
+
+    images: int = 0
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    worst: float = 0.0
+    where: str = ""
+    overlap: float = 1.0
+    agreement: float = 0.0
+    detections: tuple[int, int] | None = None
+    failures: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        content = {
+            "images": self.images,
+            "sizes": sorted(map(list, self.sizes)),
+            "worst_difference": self.worst,
+            "where": self.where,
+            "same_class": self.agreement,
+        }
+        if self.detections is not None:
+            content |= {"least_iou": self.overlap, "detections": list(self.detections)}
+        return content
+
+    def differs(self, value: float, where: str) -> None:
+        if not value <= self.worst:  # NaN is the worst
+            self.worst, self.where = value, where
+
+
+@torch.no_grad()
+def check(model: SearchedModel, run: Run, images: Iterable[Tensor], int8: bool = False) -> Report:
+    """Compares a file with its model.
+
+    Args:
+        model: in evaluation mode.
+        run: the file.
+        images: 1 x 3 x H x W in 0..255, of sizes that the model does not pad; one or more.
+        int8: ask for `AGREEMENT` alone; differences are reported only.
+
+    Raises:
+        CheckFailedError: beyond `VALUES`, or `SCORES` and `OVERLAP`, or below `AGREEMENT`.
+    """
+    report, compare, shares = Report(), _COMPARE.get(type(model), _compare_classes), []
+    for index, image in enumerate(images):
+        height, width = image.shape[-2:]
+        where = f"image {index} ({height} x {width})"
+        report.images += 1
+        report.sizes.add((height, width))
+        try:
+            found = tuple(run(image))
+        except Exception as error:  # a runtime's own kind
+            raise CheckFailedError(f"{where}: the file cannot run it: {error}") from error
+        shares.append(compare(model, image, found, report, where))
+    if not report.images:
+        raise ValueError("check needs one image or more, found none")
+    report.agreement = sum(shares) / len(shares)
+    if int8 and not report.agreement >= AGREEMENT:
+        raise CheckFailedError(
+            f"the same class in {report.agreement:.1%} of {report.images} images' results; allowed is "
+            f"{AGREEMENT:.0%} or more"
+        )
+    if not int8 and report.failures:
+        raise CheckFailedError(f"{report.failures[0]} ({len(report.failures)} such differences)")
+    return report
+
+
+def _compare_classes(
+    model: SearchedModel, image: Tensor, found: tuple[Tensor, ...], report: Report, where: str
+) -> float:
+    expected = model([{"image": image[0]}])[0]["class_scores"]
+    _values(found[0][0], expected, "class probabilities", report, where)
+    return float(found[0][0].argmax() == expected.argmax())
+
+
+def _compare_maps(
+    model: LiteMaskFormer, image: Tensor, found: tuple[Tensor, ...], report: Report, where: str
+) -> float:
+    images, _ = model.images([{"image": image[0]}])
+    prediction = model.head(model.backbone(images))[-1]
+    classes, masks = prediction.class_logits[0], prediction.mask_logits[0]
+    size = (image.shape[2], image.shape[3])
+    # The weighing of `segment_scores` at the masks' own size, and at the image's.
+    expected = segment_scores(classes, masks, masks.shape[-2:], masks.shape[-2:])
+    _values(found[0][0], expected, "class scores", report, where)
+    labels = F.interpolate(found[0], size, mode="bilinear", align_corners=False)[0].argmax(0)
+    return (labels == segment_scores(classes, masks, size, size).argmax(0)).float().mean().item()
+
+
+def _values(found: Tensor, expected: Tensor, what: str, report: Report, where: str) -> None:
+    if found.shape != expected.shape:
+        report.differs(float("inf"), where)
+        report.failures.append(f"{where}: {what} of {tuple(found.shape)}, expected {tuple(expected.shape)}")
+        return
+    difference = (found - expected).abs().max().item()
+    report.differs(difference, where)
+    if not difference <= VALUES:
+        report.failures.append(f"{where}: {what} differ by {difference:.3g}, allowed is {VALUES:g}")
+
+
+def _compare_detections(
+    model: LiteRCNN, image: Tensor, found: tuple[Tensor, ...], report: Report, where: str
+) -> float:
+    expected = model([{"image": image[0]}])[0]
+    boxes, scores, labels = found
+    there = scores > 0
+    ours = boxes[there], scores[there], labels[there]
+    theirs = expected["boxes"], expected["scores"], expected["labels"]
+    for count in (len(ours[1]), len(theirs[1])):
+        least, most = report.detections or (count, count)
+        report.detections = (min(least, count), max(most, count))
+    head = model.roi_head
+    matched = total = 0
+    for a, b, whose in ((theirs, ours, "the model's"), (ours, theirs, "the file's")):
+        for box, score, overlap, difference in _counterparts(a, b):
+            # The last ones, which the threshold or the number of detections lets in by a hair.
+            last = a[1].min().item() if len(a[1]) >= head.max_detections else 0.0
+            if score <= max(head.score_threshold, last) + SCORES:
+                continue
+            total += 1
+            matched += overlap > 0.5
+            report.overlap = min(report.overlap, overlap)
+            report.differs(difference, where)
+            if not (overlap >= OVERLAP and difference <= SCORES):
+                report.failures.append(
+                    f"{where}: {whose} box {[round(v, 1) for v in box]} of score {score:.3f} has a counterpart of IoU "
+                    f"{overlap:.4f} whose score differs by {difference:.3g}; allowed are {OVERLAP} and {SCORES}"
+                )
+    return matched / total if total else 1.0
+
+
+def _counterparts(
+    a: tuple[Tensor, ...], b: tuple[Tensor, ...]
+) -> Iterator[tuple[list[float], float, float, float]]:
+    """Of each detection (boxes, scores, labels) of ``a``: box, score, and the IoU with the detection of ``b`` of its
+    class that overlaps it most, and their scores' difference. Rows may be in any order."""
+    if not len(a[1]):
+        return
+    if not len(b[1]):
+        yield from ((box, score, 0.0, score) for box, score in zip(a[0].tolist(), a[1].tolist(), strict=True))
+        return
+    overlaps = box_iou(a[0], b[0]) * (a[2][:, None] == b[2][None])
+    overlap, place = overlaps.max(1)
+    differences = torch.where(overlap > 0, (a[1] - b[1][place]).abs(), a[1])
+    yield from zip(a[0].tolist(), a[1].tolist(), overlap.tolist(), differences.tolist(), strict=True)
+
+
+_COMPARE: dict[type[SearchedModel], Callable[..., float]] = {
+    LiteMaskFormer: _compare_maps,
+    LiteRCNN: _compare_detections,
+}

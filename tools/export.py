@@ -1,0 +1,170 @@
+"""Export a trained model to a file that phones and servers load without this package, and check it.
+
+    python tools/export.py --run output/det_digits --format executorch
+    python tools/export.py --run output/cls_digits --format executorch --int8
+    python tools/export.py --model FBNetV5-A-SEG --weights model_final.pth --format onnx --output deploy
+
+--run names the OUTPUT_DIR of a finished training. The folder --output gets the file and its model.json: inputs,
+preprocessing, outputs, classes, topology, FLOPs, versions, and how far the file was from the model when it was checked.
+Exit status: 0, or 2 for wrong input, or 1 if the file does not compute what the model does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from d2go_fbnetv5.engine.config import load_cfg
+from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
+from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
+from d2go_fbnetv5.engine.train import CONFIG_FILE
+from d2go_fbnetv5.export import FORMATS, CheckFailedError, Exported, export_model
+from d2go_fbnetv5.export.images import calibration_images
+
+_CALIBRATION_IMAGES = 128
+_CHECK_IMAGES = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        exported = _export(args)
+    except CheckFailedError as error:
+        print(f"export: the check failed: {sentence(error)}", file=sys.stderr)
+        return 1
+    except USER_ERRORS as error:
+        print(f"export: {sentence(error)}", file=sys.stderr)
+        return 2
+    print(_summary(exported))
+    return 0
+
+
+def cli() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="d2go_fbnetv5.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--format", required=True, help=" or ".join(FORMATS))
+    parser.add_argument("--run", metavar="DIR", help="OUTPUT_DIR of a finished training")
+    parser.add_argument("--model", metavar="NAME", help="a model of the zoo, such as FBNetV5-A-DET")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="its checkpoint, without which it is exported untrained, to be timed; "
+        "with --run another one than the run's last",
+    )
+    parser.add_argument(
+        "--topology", metavar="FILE", help="the topologies.json that --model was trained with"
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="K", help="of --model, if not as many as in the paper"
+    )
+    parser.add_argument("--names", metavar="FILE", help="class names of --model, one a line")
+    parser.add_argument(
+        "--size",
+        metavar="HxW",
+        help="pixels of the images; formats that can take any multiples of 32 (default: as evaluated)",
+    )
+    parser.add_argument("--int8", action="store_true", help="weights and activations in 8 bits (executorch)")
+    parser.add_argument(
+        "--calibration-data",
+        metavar="DATA",
+        help="what --int8 is calibrated and every file is checked with: a folder of images or the name of a data set "
+        "(default: the run's test set)",
+    )
+    parser.add_argument(
+        "--calibration-images",
+        type=int,
+        default=_CALIBRATION_IMAGES,
+        metavar="N",
+        help=f"(default: {_CALIBRATION_IMAGES})",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="(default: RUN/FORMAT or NAME-FORMAT, with -int8 at its end)"
+    )
+    return parser
+
+
+def _export(args: argparse.Namespace) -> Exported:
+    if args.format not in FORMATS:
+        raise ValueError(f"--format {args.format}: allowed are {', '.join(FORMATS)}")
+    size = _parse_size(args.size) if args.size else None
+    predictor = _predictor(args)
+    cfg = load_cfg(Path(args.run, CONFIG_FILE)) if args.run else None
+    data = args.calibration_data or (cfg.DATASETS.TEST[0] if cfg is not None else None)
+    calibration: list[Tensor] | None = None
+    if args.int8:
+        if args.format != "executorch":
+            raise ValueError(f"--int8 is for --format executorch, found {args.format}")
+        if data is None:
+            raise ValueError("--int8 needs --calibration-data, images like those that the model will see")
+        calibration = list(calibration_images(data, predictor, args.calibration_images, cfg))
+    pictures = _pictures(data, predictor, cfg) if data is not None else []
+    suffix = f"{args.format}-int8" if args.int8 else args.format
+    folder = args.output or (Path(args.run, suffix) if args.run else f"{args.model}-{suffix}")
+    return export_model(
+        predictor.model,
+        args.format,
+        folder,
+        size,
+        names=predictor.names,
+        transform=predictor.transform,
+        calibration=calibration,
+        pictures=pictures,
+    )
+
+
+def _predictor(args: argparse.Namespace) -> Predictor:
+    if (args.run is None) == (args.model is None):
+        raise ValueError("one of --run DIR and --model NAME is needed")
+    if args.run is None:
+        names = None
+        if args.names is not None:
+            lines = Path(args.names).read_text(encoding="utf-8").splitlines()
+            names = [line.strip() for line in lines if line.strip()]
+        return from_zoo(args.model, args.weights, args.topology, args.num_classes, names)
+    for flag, value in (
+        ("--topology", args.topology),
+        ("--num-classes", args.num_classes),
+        ("--names", args.names),
+    ):
+        if value is not None:
+            raise ValueError(f"{flag} {value}: --run brings its own")
+    return from_run(args.run, args.weights)
+
+
+def _pictures(data: str, predictor: Predictor, cfg: CfgNode | None) -> list[Tensor]:
+    return [image[0] for image in calibration_images(data, predictor, _CHECK_IMAGES, cfg)]
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"--size {text}: expected HEIGHTxWIDTH in pixels, such as 224x320")
+    return int(sides[0]), int(sides[1])
+
+
+def _summary(exported: Exported) -> str:
+    report, megabytes = exported.report, exported.path.stat().st_size / 1e6
+    sizes = " and ".join(f"{height}x{width}" for height, width in sorted(report.sizes))
+    line = (
+        f"{exported.path}: {megabytes:.1f} MB; on {report.images} images of {sizes} at most {report.worst:.2g} from "
+        f"the model, {report.agreement:.1%} of the same class"
+    )
+    if report.detections is not None:
+        line += f", boxes of IoU {report.overlap:.4f} or more, {report.detections[0]} to {report.detections[1]} an image"
+    return line
+
+
+if __name__ == "__main__":
+    cli()

@@ -8,18 +8,23 @@ machines give each --num-shards and its own --shard-index, and afterwards run th
 """
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
+from rich.console import Console
 
+from d2go_fbnetv5.data import MultitaskDataset
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.launch import launch
 from d2go_fbnetv5.engine.log import setup_logging
 from d2go_fbnetv5.pseudo_labels.job import label_chunks, prepare
 from d2go_fbnetv5.pseudo_labels.output import Output, merge
+from d2go_fbnetv5.pseudo_labels.preview import write_preview
 from d2go_fbnetv5.pseudo_labels.settings import load_settings
+from d2go_fbnetv5.pseudo_labels.summary import summarize, summary_tables, write_summary
 
 logger = logging.getLogger("d2go_fbnetv5")
 
@@ -73,6 +78,8 @@ def _run(args: argparse.Namespace, settings: CfgNode) -> None:
         )
     if args.preview < 0:
         raise ValueError(f"--preview is {args.preview}, allowed: 0 or more")
+    if args.preview and args.num_shards > 1 and not args.merge:
+        raise ValueError("--preview needs all shards, allowed with --num-shards: only together with --merge")
     output, count = Output(settings.OUTPUT_DIR), prepare(settings)
     if not args.merge:
         missing = [chunk for chunk in output.missing(count) if chunk % args.num_shards == args.shard_index]
@@ -85,8 +92,20 @@ def _run(args: argparse.Namespace, settings: CfgNode) -> None:
                 device=settings.DEVICE.split(":")[0],
             )
     if args.merge or args.num_shards == 1:
-        index = merge(output, count)
-        print(f"{output.index}: {len(index)} images")
+        _finish(output, count, args.preview)
+
+
+def _finish(output: Output, count: int, preview: int) -> None:
+    """What there is to see, once all chunks are there."""
+    index = merge(output, count)
+    summary = summarize(index, json.loads(output.statistics.read_text(encoding="utf-8")))
+    write_summary(summary, output.folder / "summary.json")
+    Console().print(*summary_tables(summary), sep="\n")
+    if preview:
+        path = output.folder / "preview.png"
+        drawn = write_preview(MultitaskDataset(output.index), preview, path)
+        print(f"{path}: {drawn} images")
+    print(f"{output.index}: {len(index)} images, not read: {summary['skipped']}")
 
 
 def cli() -> None:

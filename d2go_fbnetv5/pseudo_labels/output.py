@@ -204,7 +204,7 @@ def merge(output: Output, count: int) -> MultitaskIndex:
             f"{output.folder}: {len(missing)} of {count} chunks are not labelled yet, the first is {missing[0]}; "
             "run the same command without --merge, for every --shard-index"
         )
-    for path in (output.skipped, output.statistics, output.index):
+    for path in (output.job, output.skipped, output.statistics, output.index):
         remove_rests(path)
     chunks = [output.chunk(number) for number in range(count)]
     index = _join([map_index(chunk / "index") for chunk in chunks])

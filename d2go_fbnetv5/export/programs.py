@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from d2go_fbnetv5.export import executorch
 from d2go_fbnetv5.export.executorch import MethodSource, capture, lower_programs
-from d2go_fbnetv5.export.host import HostedDetector, HostSettings
+from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
 from d2go_fbnetv5.export.inference import DetectorInference
 from d2go_fbnetv5.export.quantize import quantized
 
@@ -80,7 +80,8 @@ def export(
 
     Returns:
         what model.json says of the file: ``dynamic``, whether images of other sizes may be given, and
-        ``image_sizes``, which; ``int8``; ``methods``; of a detector ``detector``, the `HostSettings`.
+        ``image_sizes``, which; ``int8``; ``methods``, what each takes and returns; of a detector ``detector``, the
+        `HostSettings`.
 
     Raises:
         ValueError: a package is missing, or there are no calibration images.
@@ -97,11 +98,34 @@ def export(
         "dynamic": sizes.dynamic,
         "image_sizes": sizes.to_json(),
         "int8": calibration is not None,
-        "methods": list(methods),
+        "methods": {"forward": {"input": "image", "outputs": list(outputs)}},
     }
     if isinstance(module, DetectorInference):
+        described["methods"] = _DETECTOR_METHODS
         described["detector"] = HostSettings.of(module).to_json()
+        described["host"] = f"{host_header().name} of the package computes the outputs from the methods"
     return described
+
+
+_DETECTOR_METHODS = {
+    "proposals": {
+        "input": "image",
+        "outputs": {
+            "feature": [1, "C", "height / 8", "width / 8"],
+            "objectness": [1, "A", "height / 8", "width / 8"],
+            "deltas": [1, "4 A", "height / 8", "width / 8"],
+        },
+        "A": "detector.cell_anchors; anchor a has the deltas 4 a to 4 a + 3",
+    },
+    "boxes": {
+        "input": ["R", "C", "detector.resolution", "detector.resolution"],
+        "outputs": {
+            "probabilities": ["R", "detector.num_classes"],
+            "deltas": ["R", "detector.num_classes", 4],
+        },
+        "R": "1 to detector.proposals_after_nms",
+    },
+}
 
 
 def load(

@@ -112,7 +112,7 @@ def test_one_method(kind, run, tmp_path):
         "dynamic": True,
         "image_sizes": {"min": [64, 64], "max": [192, 192], "multiple_of": 32},
         "int8": False,
-        "methods": ["forward"],
+        "methods": {"forward": {"input": "image", "outputs": ["result"]}},
     }
     shown = [padded_image(model, image) for image in images((96, 96), (64, 192), (160, 128))]
     expected = [module(image) for image in shown]
@@ -131,7 +131,7 @@ def test_detector(run, tmp_path):
     module = inference_module(model)
     file = tmp_path / "model.pte"
     described = export(module, file, (96, 96), 64, ("boxes", "scores", "labels"))
-    assert described["methods"] == ["proposals", "boxes"]
+    assert list(described["methods"]) == ["proposals", "boxes"]
     fresh = HostedDetector(
         HostSettings.from_json(described["detector"]),
         lambda image: run(file, [["proposals", image]])[0],

@@ -16,6 +16,9 @@ from PIL import Image
 from planted_teachers import Faulty
 
 from d2go_fbnetv5.data import MultitaskDataset
+from d2go_fbnetv5.engine.config import load_cfg
+from d2go_fbnetv5.pseudo_labels import list_teachers
+from d2go_fbnetv5.pseudo_labels.settings import load_settings
 
 SCORES = [0.5, 0.4999, 0.9, 0.2, 1.0]
 
@@ -413,3 +416,22 @@ def test_a_continuation_agrees_with_its_beginning(label, tmp_path, capsys):
     assert "holds labels of other images, with number 1, found 2" in capsys.readouterr().err
     assert label(by_bright(folder), output="photos/out") == 2
     assert "in the folder of images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["imagenet_paper.yaml", "digits.yaml"])
+def test_shipped_settings_are_valid(name):
+    settings = load_settings(f"pseudo_label/{name}", ["DEVICE", "cpu"])
+    assert settings.DET.THRESHOLD == settings.SEG.THRESHOLD == 0.5
+    for task in ("CLS", "DET", "SEG"):
+        teacher = settings[task].TEACHER
+        assert (settings[task].SOURCE == "teacher") == bool(teacher)
+        assert teacher in ("", *list_teachers())
+
+
+def test_the_papers_settings_write_what_the_search_reads():
+    settings, search = (
+        load_settings("pseudo_label/imagenet_paper.yaml", ["DEVICE", "cpu"]),
+        load_cfg("search.yaml"),
+    )
+    train = search.FBNETV5_DATA.DATASETS.imagenet_multitask_train
+    assert Path(train.index) == Path(settings.OUTPUT_DIR) / "index"

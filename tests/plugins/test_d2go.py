@@ -89,7 +89,11 @@ def search(config, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "file",
-    sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")),
+    sorted(
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "configs").rglob("*.yaml")
+        if path.parent.name != "pseudo_label"  # of pseudo_label alone
+    ),
 )
 def test_every_config_means_the_same_in_all_hosts(d2go, file, monkeypatch):
     from detectron2.config import get_cfg as detectron2_cfg

@@ -62,6 +62,8 @@ setup(
             "d2go_fbnetv5.predict = d2go_fbnetv5.tools.predict:cli",
             "d2go_fbnetv5.pseudo_label = d2go_fbnetv5.tools.pseudo_label:cli",
             "d2go_fbnetv5.convert_weights = d2go_fbnetv5.tools.convert_weights:cli",
+            "d2go_fbnetv5.latency_table = d2go_fbnetv5.tools.latency_table:cli",
+            "d2go_fbnetv5.benchmark = d2go_fbnetv5.tools.benchmark:cli",
         ]
     },
 )

@@ -25,7 +25,7 @@ from rich.table import Table
 from d2go_fbnetv5.arch import PATHS, BlockCosts, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.topology_file import TopologyEntry, load_topologies
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
-from d2go_fbnetv5.engine.formatting import format_count, format_share
+from d2go_fbnetv5.engine.formatting import format_count, format_share, parse_size
 
 METRICS = ("flops", "params")
 
@@ -84,8 +84,8 @@ def _model_costs(args: argparse.Namespace) -> dict[str, Any]:
     for flag, value in (("--family", args.family), ("--task", args.task)):
         if value:
             raise ValueError(f"{flag} {value}: the name of --model says it already")
-    size = _parse_size(args.size) if args.size else None
-    resize = _parse_size(args.coco_resize, "--coco-resize")
+    size = parse_size(args.size) if args.size else None
+    resize = parse_size(args.coco_resize, "--coco-resize")
     return model_costs(args.model, size, args.topology, args.coco_sizes, resize)
 
 
@@ -97,7 +97,7 @@ def _costs(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--task {args.task} needs --topology FILE")
     family = build_family(args.family or (file.family if file else "A"))
     size = (
-        _parse_size(args.size) if args.size else file.size if file else (family.input_size, family.input_size)
+        parse_size(args.size) if args.size else file.size if file else (family.input_size, family.input_size)
     )
     costs = {metric: block_costs(family, size, metric) for metric in METRICS}
     answer: dict[str, Any] = {
@@ -136,13 +136,6 @@ def _network(entry: TopologyEntry, costs: dict[str, BlockCosts]) -> dict[str, An
         answer[metric] = costs[metric].network(entry.topology)
         answer[f"{metric}_pruned"] = costs[metric].network(entry.topology, entry.outputs)
     return answer
-
-
-def _parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"{flag} {text}: expected HEIGHTxWIDTH in pixels, such as 224x320")
-    return int(sides[0]), int(sides[1])
 
 
 def _table(costs: dict[str, Any]) -> Table:

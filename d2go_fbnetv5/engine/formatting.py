@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as people read and write them."""
 
 from __future__ import annotations
 
@@ -41,3 +41,11 @@ def format_duration(seconds: float) -> str:
 def format_plural(count: int, one: str, many: str) -> str:
     """ "1 topology", "8 topologies"."""
     return f"{count} {one if count == 1 else many}"
+
+
+def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
+    """ "224x320" -> (224, 320), height and width in pixels; else a ValueError that names the flag."""
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"{flag} {text}: expected HEIGHTxWIDTH in pixels, such as 224x320")
+    return int(sides[0]), int(sides[1])

@@ -1,0 +1,132 @@
+"""Measure every block of a family on this machine: a table for SEARCH.COST.TABLE.
+
+    python tools/latency_table.py --family A --size 224x224 table.csv
+    python tools/latency_table.py --family N --size 96x96 --format onnx --check 8 table.csv
+
+One thread, batch 1, batch norm folded; the median over rounds that take all blocks in turn. A table of a phone is the
+same CSV: name,milliseconds of stage0.path0 to stage0.path3 and block.path0 to block.path3, without more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from d2go_fbnetv5.arch import block_costs, build_family, list_families
+from d2go_fbnetv5.arch.cost import check_size
+from d2go_fbnetv5.arch.families import Family
+from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0, write_latency_table
+from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
+from d2go_fbnetv5.engine.formatting import format_count, parse_size
+from d2go_fbnetv5.export.latency import FamilyLatency, measure_family
+from d2go_fbnetv5.export.runtimes import RUNTIMES, machine, versions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns the exit status, 2 for wrong input."""
+    args = _parser().parse_args(argv)
+    try:
+        _run(args)
+    except USER_ERRORS as error:
+        print(f"latency_table: {sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def cli() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="d2go_fbnetv5.latency_table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("output", metavar="TABLE", help="the CSV file to write")
+    parser.add_argument("--family", required=True, help=f"one of {', '.join(list_families())}")
+    parser.add_argument("--size", help="HEIGHTxWIDTH in pixels; default: the family's own")
+    parser.add_argument(
+        "--format", default="executorch", help=f"one of {', '.join(RUNTIMES)} (default: executorch)"
+    )
+    parser.add_argument("--rounds", type=int, default=50, metavar="N", help="of measurements (50)")
+    parser.add_argument(
+        "--check",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure N networks of random topologies, too, and compare them with the sums of their parts",
+    )
+    parser.add_argument("--stages", type=int, default=7, metavar="S", help="of these networks (7)")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    family = build_family(args.family)
+    size = parse_size(args.size, "--size") if args.size else (family.input_size,) * 2
+    size = check_size(size, family)
+    for flag, value, least in (
+        ("--rounds", args.rounds, 1),
+        ("--check", args.check, 0),
+        ("--stages", args.stages, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{flag} {value}: allowed is {least} or more")
+    folder = Path(args.output).parent
+    if not folder.is_dir():  # known before minutes of measuring, not after
+        raise FileNotFoundError(f"{args.output}: there is no folder {folder}")
+    console = Console(stderr=True)
+    with console.status("") as status:
+        measured = measure_family(
+            family,
+            size,
+            args.format,
+            args.rounds,
+            args.check,
+            args.stages,
+            lambda name: status.update(f"{args.format}: {name}"),
+        )
+    about = {"format": args.format, "machine": machine(), "threads": "1", "versions": versions(args.format)}
+    write_latency_table(args.output, measured.costs, family, size, about)
+    Console().print(_table(family, size, args.format, measured))
+    if measured.correlation is not None:
+        Console().print(_check(measured))
+    print(f"{args.output}: for SEARCH.COST.TABLE, with SEARCH.COST.METRIC latency")
+
+
+def _table(family: Family, size: tuple[int, int], runtime: str, measured: FamilyLatency) -> Table:
+    title = f"Family {family.name} at {size[0]}x{size[1]}, {runtime}, one thread"
+    table = Table(title=title, box=SIMPLE_HEAD)
+    table.add_column("part")
+    for column in ("ms", "spread", "FLOPs", "ms per MFLOP"):
+        table.add_column(column, justify="right")
+    flops = block_costs(family, size)
+    rows = zip(
+        (*STAGE0, *BLOCKS),
+        (*measured.costs.stage0, *measured.costs.blocks),
+        (*flops.stage0, *flops.blocks),
+        strict=True,
+    )
+    for name, ms, count in rows:
+        spread, rate = measured.spreads[name], 1e6 * ms / count
+        table.add_row(name, f"{ms:.3f}", f"{spread:.3f}", format_count(count), f"{rate:.4f}")
+    return table
+
+
+def _check(measured: FamilyLatency) -> str:
+    ratios = sorted(whole / total for total, whole in measured.networks)
+    return (
+        f"{len(ratios)} networks of random topologies: they take {ratios[0]:.2f} to {ratios[-1]:.2f} times the sum of "
+        f"their parts, correlation {measured.correlation:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    cli()

@@ -27,9 +27,8 @@ ALLOWED = {
 ANYONE = {"version"}
 HOSTS = ("detectron2", "d2go", "mobile_cv")
 # Outside of the plugins these alone may import a host, where they are called (the last test sees to that).
-HOST_TEACHERS = (
-    "pseudo_labels/teachers/detectron2_models.py",
-    "pseudo_labels/teachers/detectron2_weights.py",
+HOST_TEACHERS = tuple(
+    f"pseudo_labels/teachers/detectron2_{part}.py" for part in ("config", "models", "weights")
 )
 
 

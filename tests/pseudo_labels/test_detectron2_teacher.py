@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.pseudo_labels import build_teacher
+from d2go_fbnetv5.pseudo_labels.teachers.detectron2_config import detectron2_configuration
 from d2go_fbnetv5.pseudo_labels.teachers.detectron2_weights import load_arrays
 
 SMALL = """
@@ -219,6 +220,31 @@ def test_a_project_of_its_own(project):
 def test_wrong_options_are_named(project, changed, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         build_teacher("detectron2", **project | changed)
+
+
+def test_programs_in_a_configuration_do_not_run(project, tmp_path, capsys, caplog):
+    project["config"] = "top.yaml"
+    (tmp_path / "top.yaml").write_text("_BASE_: middle.yaml\nINPUT: {MIN_SIZE_TEST: 32}")
+    (tmp_path / "middle.yaml").write_text(
+        "_BASE_: config.yaml\n"
+        "INPUT:\n"
+        '  MIN_SIZE_TRAIN: !!python/object/apply:eval ["print(3)"]\n'
+        "  MAX_SIZE_TRAIN: !!python/object/apply:os.system [exit]\n"
+        "  MIN_SIZE_TEST: 9\n"
+        "DATASETS: {TEST: !!python/tuple [some_set]}\n"
+    )
+    assert build_teacher("detectron2", **project).box_names == ("cat", "dog")
+    assert capsys.readouterr().out == ""
+    assert "middle.yaml: MIN_SIZE_TRAIN is a program, which is not run" in caplog.text
+    cfg = detectron2_configuration("x", "top.yaml", [project["config_hook"]], [])
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (800,) and cfg.INPUT.MAX_SIZE_TRAIN == 1333
+    assert (
+        cfg.INPUT.MIN_SIZE_TEST == 32 and cfg.DATASETS.TEST == ("some_set",) and cfg.MODEL.TINY.CLASSES == 2
+    )
+    for broken in ("[1, 2]", "INPUT: [", "INPUT: !!nothing 3"):
+        (tmp_path / "middle.yaml").write_text(broken)
+        with pytest.raises(ValueError, match="(?s)Detectron2 model 'top.yaml': .*middle.yaml"):
+            build_teacher("detectron2", **project)
 
 
 def test_scores_of_an_unknown_kind_are_asked_for(project, tmp_path):

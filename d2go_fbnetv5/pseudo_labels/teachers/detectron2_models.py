@@ -6,7 +6,6 @@ the function that adds their keys. Detectron2 itself is not on PyPI; it is impor
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import masks_to_boxes
 
-from d2go_fbnetv5.pseudo_labels.teacher import Teacher, load_function, load_module, register_teacher
+from d2go_fbnetv5.pseudo_labels.teacher import Teacher, load_module, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list
+from d2go_fbnetv5.pseudo_labels.teachers.detectron2_config import detectron2_configuration
 from d2go_fbnetv5.pseudo_labels.teachers.detectron2_weights import load_all_weights
 from d2go_fbnetv5.tasks.images import run_in_groups
 
@@ -75,7 +75,7 @@ def detectron2_teacher(
     for module in imports:
         load_module(module, f"{what}: imports")
     hooks = [config_hook] if isinstance(config_hook, str) else config_hook
-    cfg = _configuration(what, config, hooks, [*opts, "MODEL.DEVICE", str(device)])
+    cfg = detectron2_configuration(what, config, hooks, [*opts, "MODEL.DEVICE", str(device)])
     if weights is not None:
         cfg.MODEL.WEIGHTS = weights
     if not cfg.MODEL.WEIGHTS:
@@ -90,27 +90,6 @@ def detectron2_teacher(
     return _Detectron2Model(
         what, model, cfg, {"instances": box_names, "sem_seg": sem_seg_names}, sem_seg_scores
     )
-
-
-def _configuration(what: str, config: str, hooks: Sequence[str], opts: list[Any]) -> Any:
-    from detectron2 import model_zoo
-    from detectron2.config import get_cfg
-
-    cfg = get_cfg()
-    for hook in hooks:
-        load_function(hook, f"{what}: config_hook")(cfg)
-    try:
-        if os.path.isfile(config):
-            cfg.merge_from_file(config, allow_unsafe=False)
-        else:
-            cfg.merge_from_file(model_zoo.get_config_file(config), allow_unsafe=False)
-            cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(config)
-        cfg.merge_from_list(opts)
-    except RuntimeError as error:  # of the model zoo
-        raise FileNotFoundError(f"{what}: no such file, and {error}") from None
-    except (KeyError, ValueError, AssertionError) as error:
-        raise ValueError(f"{what}: {error.args[0] if error.args else error}") from error
-    return cfg
 
 
 class _Detectron2Model(Teacher):

@@ -96,9 +96,11 @@ class LoadedProgram:
             raise ValueError(f"{name}: ExecuTorch cannot load it: {error}") from error
 
     def _method(self, name: str) -> Method:
-        method = self._program.load_method(name)
+        program = self._program
+        method = program.load_method(name)
 
         def run(*inputs: Tensor) -> list[Tensor]:
+            assert program is not None  # a method reads its program's memory, which must live as long as it does
             try:
                 return list(method.execute([x.contiguous() for x in inputs]))
             except RuntimeError as error:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from d2go_fbnetv5.data import MultitaskDataset
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
-from d2go_fbnetv5.engine.launch import launch
+from d2go_fbnetv5.engine.launch import launch, under_torchrun
 from d2go_fbnetv5.engine.log import setup_logging
 from d2go_fbnetv5.pseudo_labels.job import label_chunks, prepare
 from d2go_fbnetv5.pseudo_labels.output import Output, merge
@@ -76,6 +76,8 @@ def _run(args: argparse.Namespace, settings: CfgNode) -> None:
         raise ValueError(
             f"--shard-index is {args.shard_index} and --num-shards {args.num_shards}, allowed: 0 to --num-shards - 1"
         )
+    if under_torchrun():
+        raise ValueError("torchrun is not needed: --num-processes starts the processes of this machine")
     if args.preview < 0:
         raise ValueError(f"--preview is {args.preview}, allowed: 0 or more")
     if args.preview and args.num_shards > 1 and not args.merge:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +70,8 @@ def remove_rests(path: str | os.PathLike[str]) -> None:
 
 
 def _temporary(path: Path, kind: str = "") -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}{kind}.tmp")
+    # Of one process on one machine: several may write to the same disk, with the same ids where each is a container.
+    return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}{kind}.tmp")
 
 
 def _to_disk(path: Path) -> None:

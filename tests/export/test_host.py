@@ -98,6 +98,14 @@ def test_no_proposal(cpp, host):
     assert (boxes.shape, scores.shape, labels.shape) == ((0, 4), (0,), (0,))
 
 
+def test_a_box_that_is_no_number_is_none(cpp, host):
+    objectness, deltas = torch.tensor([1.0, 2.0, 0.5]).view(1, 3, 1, 1), torch.zeros(1, 12, 1, 1)
+    deltas[0, 6] = float("nan")  # the second anchor's width
+    expected = torch.tensor([[0.0, 0, 8, 16], [0, 0, 30, 30]])
+    assert torch.equal(host.propose(objectness, deltas, SIZE), expected)
+    assert torch.equal(cpp("propose", SETTINGS, (1, 1), objectness, deltas).view(-1, 4), expected)
+
+
 def test_fewer_anchors_than_proposals(cpp, host):
     objectness, deltas = torch.tensor([1.0, 0.5, 2.0]).view(1, 3, 1, 1), torch.zeros(1, 12, 1, 1)
     # The anchors at the corner, cut to the image; best first; the first two overlap by a third.

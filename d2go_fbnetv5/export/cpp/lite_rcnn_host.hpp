@@ -140,7 +140,7 @@ inline std::vector<Box> propose(const Settings& settings, const float* objectnes
     float moves[4];
     for (std::size_t d = 0; d < 4; ++d) moves[d] = deltas[(4 * a + d) * cells + cell];
     const Box box = clip(decode(anchor, moves, {1.0f, 1.0f, 1.0f, 1.0f}), image_height, image_width);
-    if (box.x1 - box.x0 < 1e-3f || box.y1 - box.y0 < 1e-3f) continue;
+    if (!(box.x1 - box.x0 >= 1e-3f && box.y1 - box.y0 >= 1e-3f)) continue;  // NaN has no side either
     boxes.push_back(box);
     scores.push_back(logits[i]);
   }

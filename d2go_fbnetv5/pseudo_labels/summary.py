@@ -83,7 +83,7 @@ def summary_tables(summary: Mapping[str, Any]) -> list[RenderableType]:
     table.add_column("task")
     for title in ("images", "problems", "labels", "left out"):
         table.add_column(title, justify="right")
-    table.add_column("scores, 0 to 1")
+    table.add_column("scores, 0 to 1", no_wrap=True)
     for task in tasks:
         found = summary[task]
         table.add_row(
@@ -124,9 +124,10 @@ def _class_table(task: str, classes: Mapping[str, int]) -> Table:
     table.add_column(unit, justify="right")
     table.add_column("share", justify="right")
     ordered = sorted(classes.items(), key=lambda entry: -entry[1])
-    for name, count in ordered[:_MOST_CLASSES]:
-        table.add_row(name, format_count(count), format_share(count / total if total else None))
-    rest = [count for _, count in ordered[_MOST_CLASSES:]]
+    shown = [(name, count) for name, count in ordered[:_MOST_CLASSES] if count]
+    for name, count in shown:
+        table.add_row(name, format_count(count), format_share(count / total))
+    rest = [count for _, count in ordered[len(shown) :]]
     if rest:
         words = f"{len(rest)} more, {sum(count == 0 for count in rest)} of them without any"
         table.add_row(words, format_count(sum(rest)), format_share(sum(rest) / total if total else None))

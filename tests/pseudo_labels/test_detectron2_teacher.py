@@ -1,6 +1,7 @@
 """Detectron2's models as teachers, small ones with random weights, and a project that registers its own."""
 
 import pickle
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -57,6 +58,15 @@ def add_tiny_config(cfg):
 @META_ARCH_REGISTRY.register()
 class TinyMaskFormer(torch.nn.Module):
     """Knows two classes: the left half, of which two queries are sure, and pixels that it has no weight for."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        # In version 1 the weight was twice as large and had another name.
+        if local_metadata.get("version", 1) < 2:
+            for name in list(state_dict):
+                state_dict[name.replace("old_", "")] = state_dict.pop(name) / 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
 
     def __init__(self, cfg):
         super().__init__()
@@ -254,6 +264,26 @@ def test_scores_of_an_unknown_kind_are_asked_for(project, tmp_path):
     config.write_text(config.read_text().replace(f"{name}MaskFormer", f"{name}Unknown"))
     with pytest.raises(ValueError, match=f"sem_seg_scores must say what {name}Unknown gives"):
         build_teacher("detectron2", **project | {"imports": [module.stem]})
+
+
+def test_weights_of_older_versions_are_told_by_their_names(project, tmp_path):
+    def brightness(path):
+        teacher = build_teacher("detectron2", **project, weights=str(path), sem_seg_scores="probabilities")
+        return float(teacher([torch.full((3, 9, 9), 255, dtype=torch.uint8)])[0]["probabilities"][1, 0, -1])
+
+    versioned = OrderedDict(weight=torch.full((1,), 0.5))
+    versioned._metadata = {"": {"version": 2}}
+    states = {
+        "versioned.pth": {"model": versioned},
+        "plain.pth": {"weight": torch.full((1,), 0.5)},
+        "old.pth": {"old_weight": torch.ones(1)},
+    }
+    for name, state in states.items():
+        torch.save(state, tmp_path / name)
+        assert brightness(tmp_path / name) == pytest.approx(0.5), name
+    versioned._metadata = {"": {"version": 1}}
+    torch.save(versioned, tmp_path / "first.pth")
+    assert brightness(tmp_path / "first.pth") == pytest.approx(0.25)
 
 
 def test_weights_must_be_complete_and_finite(project, tmp_path):

@@ -1,5 +1,6 @@
 """What a labelling came to: figures counted by hand, and a contact sheet whose pixels are looked at."""
 
+import io
 import json
 
 import cv2
@@ -59,6 +60,12 @@ class Known(Teacher):
         }
 
 
+def printed(parts, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(*parts, sep="\n")
+    return console.export_text()
+
+
 def build(device):
     return Known()
 
@@ -111,10 +118,7 @@ def test_figures_are_those_counted_by_hand(labelled, tmp_path):
 
     write_summary(summary, tmp_path / "summary.json")
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    for part in summary_tables(summary):
-        console.print(part)
-    text = console.export_text()
+    text = printed(summary_tables(summary), width=120)
     assert "4 images, of which 1 have no label of any task; 1 more file could not be read" in text
     assert "64% don't care" in text and "3 boxes; empty images: 1" in text and "outdoors" in text
 
@@ -127,11 +131,21 @@ def test_bars():
 
 def test_classes_beyond_the_first_are_counted_together():
     names = {f"class {i}": 2 * (i < 22) for i in range(30)}
-    task = {"images": 1, "problems": 0, "classes": names, "ignored": 0, "ignored_share": 0.0}
+    task = {
+        "images": 1,
+        "problems": 0,
+        "classes": names,
+        "ignored": 0,
+        "ignored_share": 0.0,
+        "scores": [9] * 20,
+    }
     tables = summary_tables({"images": 1, "skipped": 0, "unlabelled": 0, "SEG": task})
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(tables[-1])
-    assert "10 more, 8 of them without any" in console.export_text()
+    text = printed(tables, width=80)
+    assert "10 more, 8 of them without any" in text and "class 21" not in text
+    assert 20 * "█" in text
+    task["classes"] = {"some": 3, "none": 0}
+    tables = summary_tables({"images": 1, "skipped": 0, "unlabelled": 0, "SEG": task})
+    assert "1 more, 1 of them without any" in printed(tables, width=80)
 
 
 def test_the_sheet_shows_maps_boxes_and_what_is_not_labelled(labelled, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,8 +53,9 @@ def load_all_weights(model: nn.Module, path: str, what: str) -> None:
         state = content.get("model", content) if isinstance(content, Mapping) else None
         if not isinstance(state, dict):
             raise ValueError("no named tensors, nor any under the key 'model'")
-        for name, value in state.items():  # in place: a state_dict has a version, which some models ask for
+        for name, value in state.items():  # in place, for the sake of the versions that a state_dict may have
             state[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        state = _with_versions(model, state)
         missing = model.load_state_dict(state, strict=False).missing_keys
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{what}: weights {path}: {error}") from error
@@ -64,6 +66,16 @@ def load_all_weights(model: nn.Module, path: str, what: str) -> None:
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
     require_finite(model, what)
+
+
+def _with_versions(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Weights without versions, which a model may take for old ones and rename, are new if all their names are."""
+    ours = model.state_dict()
+    if hasattr(state, "_metadata") or not ours.keys() <= state.keys():
+        return state
+    current = OrderedDict(state)
+    current._metadata = ours._metadata
+    return current
 
 
 def load_arrays(path: str | os.PathLike[str]) -> Any:

@@ -138,5 +138,5 @@ class LiteMaskFormerHead(nn.Module):
             return None, self.loss(predictions, segments)
         height, width = (side * self.stride for side in features["path1"].shape[-2:])
         size = (height, width)
-        scores = [segment_scores(*one, padded=size, size=size) for one in zip(*predictions[-1], strict=True)]
-        return torch.stack(scores), {}
+        last = zip(predictions[-1].class_logits, predictions[-1].mask_logits, strict=True)
+        return torch.stack([segment_scores(*image, padded=size, size=size) for image in last]), {}

@@ -53,6 +53,7 @@ setup(
         "distillation": ["timm>=1.0"],
         "transformers": ["transformers>=5.0"],
         "onnx": ["onnxruntime>=1.18"],
+        "export": ["executorch>=1.0", "torchao>=0.14", "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.18"],
     },
     entry_points={
         "console_scripts": [
@@ -60,6 +61,7 @@ setup(
             "d2go_fbnetv5.visualize = d2go_fbnetv5.tools.visualize:cli",
             "d2go_fbnetv5.flops = d2go_fbnetv5.tools.flops:cli",
             "d2go_fbnetv5.predict = d2go_fbnetv5.tools.predict:cli",
+            "d2go_fbnetv5.export = d2go_fbnetv5.tools.export:cli",
             "d2go_fbnetv5.pseudo_label = d2go_fbnetv5.tools.pseudo_label:cli",
             "d2go_fbnetv5.convert_weights = d2go_fbnetv5.tools.convert_weights:cli",
             "d2go_fbnetv5.latency_table = d2go_fbnetv5.tools.latency_table:cli",

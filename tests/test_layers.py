@@ -17,7 +17,7 @@ ALLOWED = {
     "models": {"arch", "tasks"},
     "data": {"arch", "tasks"},
     "engine": {"arch", "search", "tasks", "models", "data", "zoo"},
-    "export": {"arch", "tasks", "models", "data", "engine"},
+    "export": {"arch", "tasks", "models", "data", "engine", "zoo"},
     "zoo": {"arch", "models"},
     "pseudo_labels": {"arch", "tasks", "models", "data", "engine", "zoo"},
     "plugins": {"arch", "search", "tasks", "models", "data", "engine", "export", "zoo"},

@@ -1,0 +1,88 @@
+"""The metrics of an exported file on the test set of the training that its model comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2go_fbnetv5.engine.build import build_data
+from d2go_fbnetv5.engine.config import load_cfg
+from d2go_fbnetv5.engine.evaluation import Batch, evaluate
+from d2go_fbnetv5.engine.predictor import from_run
+from d2go_fbnetv5.engine.train import CONFIG_FILE
+from d2go_fbnetv5.export.api import FORMATS
+from d2go_fbnetv5.export.check import Run
+from d2go_fbnetv5.export.images import padded_image
+from d2go_fbnetv5.export.metadata import task_of
+from d2go_fbnetv5.models import SearchedModel
+
+
+class ExportedModel(nn.Module):
+    """A file with the contract of its model in evaluation mode: a list of samples -> one dict a sample.
+
+    Args:
+        model: that the file was exported from; it says how images are padded.
+        run: the file.
+    """
+
+    def __init__(self, model: SearchedModel, run: Run) -> None:
+        super().__init__()
+        self._model = [model]  # in a list, for it is no part of this one
+        self._run = run
+        self._outputs = {"cls": _class_scores, "seg": _label_map, "det": _detections}[task_of(model)]
+
+    def forward(self, batch: Batch) -> list[dict[str, Tensor]]:
+        outputs = []
+        for sample in batch:
+            image = padded_image(self._model[0], sample["image"])
+            outputs.append(self._outputs(self._run(image), image.shape[-2:], sample["image"].shape[-2:]))
+        return outputs
+
+
+def evaluate_run(
+    run: str, format: str, path: Path, described: Mapping[str, Any], max_images: int
+) -> dict[str, float]:
+    """The metrics that are of all classes, on the first ``max_images`` of the training's test set; {} where ``run`` is
+    no finished training.
+
+    Args:
+        run: OUTPUT_DIR of the training.
+        format: such as "executorch-int8".
+        path, described: the file and what its export returned.
+    """
+    if not Path(run).is_dir():
+        return {}
+    cfg, model = load_cfg(Path(run, CONFIG_FILE)), from_run(run).model
+    data = build_data(cfg, max(cfg.SEED, 0))
+    kind = FORMATS[format.removesuffix("-int8")]
+    exported = ExportedModel(model, kind.load(path, described))
+    metrics = evaluate(exported, data.eval_batches(max_images), model.evaluator(data.info))
+    return {name: value for name, value in metrics.items() if "-" not in name}
+
+
+Sizes = tuple[int, int]
+
+
+def _class_scores(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict[str, Tensor]:
+    return {"class_scores": found[0][0]}
+
+
+def _label_map(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict[str, Tensor]:
+    scores = F.interpolate(found[0], padded, mode="bilinear", align_corners=False)[0]
+    return {"sem_seg": scores[:, : size[0], : size[1]].argmax(0)}
+
+
+def _detections(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict[str, Tensor]:
+    boxes, scores, labels = found
+    there = scores > 0
+    limit = torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype)
+    return {
+        "boxes": boxes[there].clamp(min=0).minimum(limit),
+        "scores": scores[there],
+        "labels": labels[there],
+    }

@@ -1,0 +1,124 @@
+"""What a benchmark compares: models of ours, and others as its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from d2go_fbnetv5.arch.cost import count_flops
+from d2go_fbnetv5.engine.predictor import from_run
+from d2go_fbnetv5.export.api import check_size, smallest_side, usual_size
+from d2go_fbnetv5.export.inference import inference_module
+from d2go_fbnetv5.export.metadata import OUTPUTS
+from d2go_fbnetv5.models import ImageClassifier, SearchedModel
+from d2go_fbnetv5.models.flops import model_flops
+from d2go_fbnetv5.zoo import create_model
+
+BASELINES = (
+    "timm/mobilenetv3_large_100",
+    "timm/fbnetv3_b",
+    "timm/efficientnet_b0",
+    "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
+)
+_STEP = 32
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with random or trained weights, ready for any format.
+
+    Attributes:
+        size: (height, width) of the image that it is usually given.
+        least: pixels of the smallest side that it takes.
+        outputs: their names.
+        module: a size -> what maps 1 x 3 x H x W in 0..255 to the outputs, in evaluation mode.
+        flops: a size -> multiply-adds; None where they cannot be counted.
+    """
+
+    name: str
+    size: Size
+    least: int
+    outputs: tuple[str, ...]
+    module: Callable[[Size], nn.Module]
+    flops: Callable[[Size], int | None]
+
+
+def open_subject(name: str) -> Subject:
+    """A model of the zoo, the OUTPUT_DIR of a finished training, timm/NAME, or torchvision/NAME (a detector).
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such model, or the package is not installed.
+    """
+    library, slash, rest = name.partition("/")
+    if slash and library == "timm":
+        return _timm(name, rest)
+    if slash and library == "torchvision":
+        return _torchvision(name, rest)
+    if Path(name).is_dir():
+        predictor = from_run(name)
+        return _searched(name, predictor.model, usual_size(predictor.model, predictor.transform))
+    if slash:
+        raise FileNotFoundError(
+            f"{name} does not exist; a finished training, timm/NAME or torchvision/NAME is"
+        )
+    model = create_model(name).eval()
+    return _searched(name, model, usual_size(model, None))
+
+
+def _searched(name: str, model: SearchedModel, size: Size) -> Subject:
+    def module(size: Size) -> nn.Module:
+        check_size(model, size)
+        return inference_module(model, isinstance(model, ImageClassifier) and any(s % _STEP for s in size))
+
+    outputs = next(outputs for kind, outputs in OUTPUTS.items() if isinstance(model, kind))
+    return Subject(
+        name, size, smallest_side(model), outputs, module, lambda size: model_flops(model, size).total
+    )
+
+
+def _timm(name: str, model_name: str) -> Subject:
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"{name} needs timm: pip install 'd2go_fbnetv5[distillation]' ({error})") from error
+    if not timm.is_model(model_name):
+        raise ValueError(f"{name}: timm {timm.__version__} has no model {model_name!r}")
+    model = timm.create_model(model_name).eval().requires_grad_(False)
+    size = tuple(model.default_cfg["input_size"][1:])
+
+    def flops(size: Size) -> int:
+        with torch.device("meta"):
+            return count_flops(timm.create_model(model_name), torch.empty(1, 3, *size))
+
+    return Subject(name, size, _STEP, ("scores",), lambda size: model, flops)
+
+
+def _torchvision(name: str, model_name: str) -> Subject:
+    from torchvision.models import detection, get_model, list_models
+
+    if model_name not in list_models(detection):
+        raise ValueError(
+            f"{name}: torchvision has no detector {model_name!r}, as {', '.join(list_models(detection))}"
+        )
+    model = get_model(model_name, weights=None, weights_backbone=None).eval().requires_grad_(False)
+    outputs = ("boxes", "scores", "labels")
+    return Subject(name, (320, 320), _STEP, outputs, lambda size: _Detector(model), lambda size: None)
+
+
+class _Detector(nn.Module):
+    """A detector of torchvision's as a function of tensors. It resizes the image as it was made to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        images = [image[0] / 255]
+        # Scripted, the model returns its losses, too.
+        found = self.model(images)[1][0] if torch.jit.is_scripting() else self.model(images)[0]
+        return found["boxes"], found["scores"], found["labels"]

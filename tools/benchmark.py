@@ -1,0 +1,126 @@
+"""Measure models side by side: latency, file size, memory, and a metric, in every format.
+
+    python tools/benchmark.py FBNetV5-A_C-CLS --formats executorch onnx
+    python tools/benchmark.py output/cls_digits output/det_digits --max-images 200 --output bench
+
+A model is one of the zoo (with random weights, to be timed), the OUTPUT_DIR of a finished training, timm/NAME or
+torchvision/NAME. The folder --output gets the exported files, benchmark.md and benchmark.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from d2go_fbnetv5.arch.atomic import write_atomically
+from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
+from d2go_fbnetv5.engine.formatting import parse_size
+from d2go_fbnetv5.export import FORMATS
+from d2go_fbnetv5.export.benchmark import BENCHMARK_FORMATS, EAGER, Evaluate, markdown, run_benchmark
+from d2go_fbnetv5.export.evaluation import evaluate_run
+from d2go_fbnetv5.export.runtimes import machine
+from d2go_fbnetv5.export.subjects import BASELINES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns the exit status, 2 for wrong input."""
+    args = _parser().parse_args(argv)
+    try:
+        text = _run(args)
+    except USER_ERRORS as error:
+        print(f"benchmark: {sentence(error)}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+def cli() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="d2go_fbnetv5.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        default=["executorch", "onnx"],
+        metavar="FORMAT",
+        help=f"some of {', '.join(BENCHMARK_FORMATS)} (default: executorch onnx)",
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", default=[], metavar="HxW", help="of images; default: each model's usual one"
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="*",
+        default=list(BASELINES),
+        metavar="MODEL",
+        help=f"to compare with; default: {', '.join(BASELINES)}; --baselines alone for none",
+    )
+    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="of latency (30)")
+    parser.add_argument(
+        "--max-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the test set, for the metric of a finished training's files; 0, the default, for no metric",
+    )
+    parser.add_argument("--output", default="benchmark", metavar="DIR", help="(default: benchmark)")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> str:
+    sizes = [parse_size(text, "--sizes") for text in args.sizes]
+    for flag, value, least in (("--rounds", args.rounds, 1), ("--max-images", args.max_images, 0)):
+        if value < least:
+            raise ValueError(f"{flag} {value}: allowed is {least} or more")
+    folder = Path(args.output)
+    evaluate: Evaluate | None = None
+    if args.max_images:
+
+        def evaluate(model: str, format: str, path: Path, described: dict) -> dict[str, float]:
+            return evaluate_run(model, format, path, described, args.max_images)
+
+    threads = os.cpu_count() or 1
+    console = Console(stderr=True)
+    with console.status("") as status:
+        rows = run_benchmark(
+            list(dict.fromkeys([*args.models, *args.baselines])),
+            list(dict.fromkeys(args.formats)),
+            sizes,
+            folder,
+            args.rounds,
+            threads,
+            evaluate,
+            status.update,
+        )
+    about = f"{machine()}; {_versions(args.formats)}"
+    text = markdown(rows, threads, about)
+    write_atomically(folder / "benchmark.md", text)
+    content = {"about": about, "threads": threads, "rows": [row.to_json() for row in rows]}
+    write_atomically(folder / "benchmark.json", json.dumps(content, indent=1) + "\n")
+    return text
+
+
+def _versions(formats: Sequence[str]) -> str:
+    packages = ["torch"]
+    for format in formats:
+        packages += FORMATS[format.removesuffix("-int8")].PACKAGES if format != EAGER else ()
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in dict.fromkeys(packages))
+
+
+if __name__ == "__main__":
+    cli()

@@ -76,7 +76,8 @@ def measure_family(
     topologies = _random_topologies(networks, num_stages)
     image = torch.randn(1, 3, *size)
     for index, topology in enumerate(topologies):
-        modules[f"network {index + 1}"] = (FlatBackbone(folded(Backbone(family, topology))).eval(), image)
+        backbone = FlatBackbone(folded(Backbone(family, topology)), any_size=any(s % 32 for s in size))
+        modules[f"network {index + 1}"] = (backbone.eval(), image)
     calls = {}
     for name, (module, x) in modules.items():
         progress(name)

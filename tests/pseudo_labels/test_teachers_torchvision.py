@@ -1,5 +1,7 @@
 """torchvision's models as teachers, with random weights: what their outputs become, and wrong input."""
 
+from urllib.error import URLError
+
 import pytest
 import torch
 import torchvision
@@ -28,8 +30,9 @@ def images(*sizes):
     return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
 
 
-def detector(**options):
-    return build_teacher("torchvision", model=DETECTOR, weights=None, **options)
+def detector(arguments=None, **options):
+    arguments = {"min_size": 96, "max_size": 128, **(arguments or {})}
+    return build_teacher("torchvision", model=DETECTOR, weights=None, arguments=arguments, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +147,18 @@ def test_weights_from_a_file(tmp_path):
     torch.save(model.state_dict(), path)
     with pytest.raises(ValueError, match=r"'classifier.3.bias' is not finite"):
         build_teacher("torchvision", model="mobilenet_v3_small", weights=str(path), names=["cat", "dog"])
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
+    def offline(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    with pytest.raises(
+        OSError, match="'resnet18': weights ResNet18_Weights.IMAGENET1K_V1 cannot be had.* no network"
+    ):
+        build_teacher("torchvision", model="resnet18")
 
 
 @pytest.mark.parametrize(

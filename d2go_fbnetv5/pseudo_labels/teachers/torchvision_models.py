@@ -40,6 +40,7 @@ def torchvision_teacher(
     Raises:
         ValueError: names the model, weights or argument that torchvision lacks, or the weights that do not fit.
         FileNotFoundError: no such checkpoint.
+        OSError: the weights cannot be downloaded.
     """
     what = f"torchvision model {model!r}"
     kind, published = _find(model)
@@ -58,6 +59,8 @@ def torchvision_teacher(
         network = torchvision.models.get_model(model, weights=chosen, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what}: {error}") from error
+    except OSError as error:
+        raise OSError(f"{what}: weights {chosen} cannot be had: {error}") from error
     if chosen is None and weights is not None:
         try:
             network.load_state_dict(read_weights(weights))

@@ -67,11 +67,16 @@ def transformers_teacher(
         raise FileNotFoundError(f"{what}: no such folder")
     source = os.fspath(where) if where.is_dir() else model
     options = {"revision": revision, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(source, **options)
-    ending = _ending(what, config)
-    preprocess = transformers.AutoImageProcessor.from_pretrained(source, **options, **(processor or {}))
-    loader = getattr(transformers, _LOADERS[ending])
-    network = loader.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        ending = _ending(what, config)
+        preprocess = transformers.AutoImageProcessor.from_pretrained(source, **options, **(processor or {}))
+        loader = getattr(transformers, _LOADERS[ending])
+        network = loader.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
+    except OSError as error:
+        raise OSError(f"{what}: {error}") from error
+    except ImportError as error:  # some models need more packages than others
+        raise ValueError(f"{what}: {error}") from error
     require_finite(network, what)
     own = [config.id2label.get(k, f"class {k}") for k in range(config.num_labels)]
     classes = ClassList(class_names(names, own, what))

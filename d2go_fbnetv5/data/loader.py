@@ -14,6 +14,9 @@ from d2go_fbnetv5.data.order import TrainOrder, upright_images
 
 Transform = Callable[[dict, int], dict]
 
+# Bytes; of a tensor in a block of many, as vector instructions want it.
+_ALIGNMENT = 64
+
 
 def build_train_loader(
     dataset: Any,
@@ -139,7 +142,7 @@ class _Loader:
 
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self._loader:
-            samples = _unpack(batch) if isinstance(batch, torch.Tensor) else batch
+            samples = _unpack(batch) if isinstance(batch, tuple) else batch
             for sample in samples:
                 if isinstance(sample, _Failure):
                     raise sample.error from _RemoteTraceback(sample.where)
@@ -168,17 +171,36 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _pack(samples: list) -> torch.Tensor:
+def _pack(samples: list) -> tuple[bytes, list[tuple[int, int]], torch.Tensor]:
     """A batch as one tensor of bytes: one block of shared memory and one file handle, whatever the batch's size.
 
     Sent one by one, a few batches of a few hundred tensors exceed the usual limit on open files.
+
+    Returns:
+        The samples without the contents of their tensors, where those begin and end in the block, and the block.
     """
     plain = [_map_values(sample, torch.Tensor, torch.Tensor.numpy) for sample in samples]
-    return torch.frombuffer(bytearray(pickle.dumps(plain, protocol=5)), dtype=torch.uint8)
+    buffers: list[pickle.PickleBuffer] = []
+    header = pickle.dumps(plain, protocol=5, buffer_callback=buffers.append)
+    views = [buffer.raw() for buffer in buffers]
+    places, end = [], 0
+    for view in views:
+        start = -(-end // _ALIGNMENT) * _ALIGNMENT
+        end = start + view.nbytes
+        places.append((start, end))
+    block = torch.empty(end, dtype=torch.uint8)
+    memory = memoryview(block.numpy())
+    for (start, stop), view in zip(places, views, strict=True):
+        memory[start:stop] = view
+    return header, places, block
 
 
-def _unpack(packed: torch.Tensor) -> list:
-    return [_map_values(sample, np.ndarray, torch.from_numpy) for sample in pickle.loads(packed.numpy())]
+def _unpack(packed: tuple[bytes, list[tuple[int, int]], torch.Tensor]) -> list:
+    """The samples, whose tensors are parts of the block."""
+    header, places, block = packed
+    memory = memoryview(block.numpy())
+    samples = pickle.loads(header, buffers=[memory[start:stop] for start, stop in places])
+    return [_map_values(sample, np.ndarray, torch.from_numpy) for sample in samples]
 
 
 def _map_values(sample: Any, kind: type, convert: Callable) -> Any:

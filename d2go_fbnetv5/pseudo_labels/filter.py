@@ -20,6 +20,8 @@ from d2go_fbnetv5.tasks.base import DatasetInfo
 IGNORE = DatasetInfo.sem_seg_ignore
 # Scores are counted in this many equal parts of 0 to 1, the last one with 1 itself.
 SCORE_BINS = 20
+# What becomes of a teacher's boxes.
+BOX_COUNTS = ("given", "dropped_class", "below_threshold", "without_area", "kept")
 
 # Rounding errors of a model's softmax.
 _TOLERANCE = 1e-3
@@ -106,7 +108,7 @@ class Boxes:
     Attributes:
         boxes, labels, scores: M x 4 float32, M int32, M float32 (None where no teacher gave them).
         crowd: M bool, or None.
-        counts: of boxes: "given", "dropped_class", "below_threshold", "without_area" and "kept".
+        counts: of boxes, by BOX_COUNTS.
         histogram: K x SCORE_BINS, the scores of all boxes of each class, those below the threshold too.
     """
 
@@ -134,6 +136,8 @@ def filter_boxes(
     labels = _labels(output, "labels", (None,), len(classes))
     if not len(boxes) == len(scores) == len(labels):
         raise OutputError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels")
+    if not len(boxes):
+        return _no_boxes(len(classes.names))
     labels = classes.labels[labels]
     known = labels >= 0
     bins = _bins(scores[known])
@@ -148,6 +152,17 @@ def filter_boxes(
     }
     found.histogram = histogram.reshape(-1, SCORE_BINS).numpy()
     return found
+
+
+def _no_boxes(num_classes: int) -> Boxes:
+    return Boxes(
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.float32),
+        None,
+        dict.fromkeys(BOX_COUNTS, 0),
+        np.zeros((num_classes, SCORE_BINS), np.int64),
+    )
 
 
 def map_boxes(sample: Mapping[str, Any], size: tuple[int, int], classes: ClassMap) -> Boxes:

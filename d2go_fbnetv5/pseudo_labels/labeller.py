@@ -120,28 +120,20 @@ class Labeller:
 
     def _ask(self, teacher: Teacher, images: list[torch.Tensor]) -> list[dict[str, Any] | OutputError]:
         """What a teacher gives for each image, or why it gives nothing."""
+        versions = [image._version for image in images]
+        outputs, failure = None, None
         try:
-            outputs = teacher([image.clone() for image in images])
-            if not isinstance(outputs, list | tuple) or len(outputs) != len(images):
-                raise OutputError(
-                    f"the teacher gives {_describe(outputs)} for {len(images)} images, expected a list of as many dicts"
-                )
-        except (
-            Exception
-        ) as error:  # whatever a teacher of the user's raises, the other images have their labels
-            if len(images) > 1:
-                return [self._ask(teacher, [image])[0] for image in images]
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(
-                    self._device
-                )  # raises where the GPU is lost, and then every image would fail
-            self.failures += 1
-            if isinstance(error, OutputError):
-                return [error]
-            logger.debug("a teacher failed", exc_info=True)
-            return [
-                OutputError(f"the teacher failed with {type(error).__name__}: {' '.join(str(error).split())}")
-            ]
+            outputs = teacher(list(images))
+        except Exception as error:  # whatever it raises, the other images have their labels
+            failure = error
+        if versions != [image._version for image in images]:
+            raise ValueError("a teacher has changed the images that it was given; it must work on copies")
+        if failure is None and (not isinstance(outputs, list | tuple) or len(outputs) != len(images)):
+            failure = OutputError(
+                f"the teacher gives {_describe(outputs)} for {len(images)} images, expected a list of as many dicts"
+            )
+        if failure is not None:
+            return self._retry(teacher, images, failure)
         self.successes += len(images)
         return [
             output
@@ -149,6 +141,21 @@ class Labeller:
             else OutputError(f"the teacher gives a {type(output).__name__} for an image, expected a dict")
             for output in outputs
         ]
+
+    def _retry(
+        self, teacher: Teacher, images: list[torch.Tensor], failure: Exception
+    ) -> list[dict[str, Any] | OutputError]:
+        """One by one, so that an image that is too large, say, does not cost the others their labels."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # raises if the GPU is lost, and with it every other image
+        if len(images) > 1:
+            return [self._ask(teacher, [image])[0] for image in images]
+        self.failures += 1
+        if isinstance(failure, OutputError):
+            return [failure]
+        logger.debug("a teacher failed", exc_info=failure)
+        reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+        return [OutputError(f"the teacher failed with {reason}")]
 
 
 def _build(task: str, name: str, device: torch.device, options: dict[str, Any]) -> Teacher:

@@ -47,8 +47,6 @@ from d2go_fbnetv5.pseudo_labels.labeller import Labels
 from d2go_fbnetv5.pseudo_labels.settings import FIELDS
 from d2go_fbnetv5.tasks.base import DatasetInfo
 
-_COUNTS = ("given", "dropped_class", "below_threshold", "without_area", "kept")
-
 
 class Output:
     """The files of a labelling."""
@@ -133,18 +131,21 @@ class ChunkWriter:
         for task, value in given.items():
             if not getattr(self._info, FIELDS[task]):
                 continue
-            counts = {"images": int(value is not None), "problems": int(task in labels.problems)}
+            counts: dict[str, Any] = {
+                "images": int(value is not None),
+                "problems": int(task in labels.problems),
+            }
             if task in labels.histograms:
-                counts["scores"] = labels.histograms[task].tolist()
+                counts["scores"] = labels.histograms[task]
             added[task] = counts
         if labels.boxes is not None:
             kept = np.bincount(labels.boxes.labels, minlength=len(self._info.box_names))
-            added["DET"] |= {**labels.boxes.counts, "boxes": kept.tolist()}
+            added["DET"] |= {**labels.boxes.counts, "boxes": kept}
         if labels.sem_seg is not None:
             pixels = np.bincount(labels.sem_seg.ravel(), minlength=IGNORE + 1)
             added["SEG"] |= {
                 "ignored": int(pixels[IGNORE]),
-                "pixels": pixels[: len(self._info.sem_seg_names)].tolist(),
+                "pixels": pixels[: len(self._info.sem_seg_names)],
             }
         self._statistics = _sum(self._statistics, added)
 
@@ -262,7 +263,7 @@ def _join_boxes(parts: Sequence[BoxArrays]) -> BoxArrays:
 
 
 def _sum(first: Any, second: Any) -> Any:
-    """Of numbers, and of lists and dicts of them; what one of them lacks is nothing."""
+    """Of numbers and arrays, and of lists and dicts of them; what one of them lacks is nothing."""
     if isinstance(first, dict):
         return {
             key: _sum(first[key], second[key])
@@ -276,4 +277,4 @@ def _sum(first: Any, second: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True) + "\n"
+    return json.dumps(value, sort_keys=True, default=np.ndarray.tolist) + "\n"

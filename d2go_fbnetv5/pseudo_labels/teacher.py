@@ -12,9 +12,10 @@ class names that are empty for what it does not label:
 - ``class_names``: then each dict has ``class_scores`` (K floats, 0 to 1, K = len(class_names)).
 
 An image is 3 x H x W uint8 RGB on the CPU; each of the list has a size of its own, and the teacher resizes, normalises
-and batches as its model wants. What it gives may be on any device and in any floating type. It gives *all* it sees:
-thresholds, class lists and remapping are applied to it afterwards (``filter``), as are the checks: what breaks this
-contract for an image costs that image this label, and is recorded with its reason.
+and batches as its model wants. It must not change the images themselves, which go to other teachers, too. What it
+gives may be on any device and in any floating type. It gives *all* it sees: thresholds, class lists and remapping are
+applied to it afterwards (``filter``), as are the checks: what breaks this contract for an image costs that image this
+label, and is recorded with its reason.
 
 A teacher that raises is called again with each of its images alone, so that one image too large does not cost the
 others their labels. Gradients are off when it is called.

@@ -317,6 +317,14 @@ def test_a_teacher_that_always_fails_ends_the_run_and_leaves_no_chunk(label, tmp
     assert list((tmp_path / "out" / "chunks").iterdir()) == []
 
 
+def test_a_teacher_must_not_change_the_images(label, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), bright_png())
+    assert label(by_bright(folder, "Painter")) == 2
+    assert "a teacher has changed the images that it was given" in capsys.readouterr().err
+
+
 def test_classes_by_the_folders_name(label, tmp_path):
     for number, name in enumerate(["cat", "dog/large", "cow", "."]):
         folder = tmp_path / "photos" / name

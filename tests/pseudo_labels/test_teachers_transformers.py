@@ -248,6 +248,15 @@ def test_wrong_input_is_named(saved, tmp_path):
         build_teacher("transformers", model=folder)
 
 
+def test_missing_weights_are_an_error(saved):
+    model, _, folder = saved(build_segformer)
+    state = model.state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("decode_head.classifier")}
+    model.save_pretrained(folder, state_dict=state)
+    with pytest.raises(ValueError, match="2 weights are missing: decode_head.classifier.bias"):
+        build_teacher("transformers", model=folder)
+
+
 def test_no_pickle_is_read(saved, tmp_path):
     model, _, folder = saved(build_segformer)
     (tmp_path / "model" / "model.safetensors").unlink()

@@ -72,11 +72,16 @@ def transformers_teacher(
         ending = _ending(what, config)
         preprocess = transformers.AutoImageProcessor.from_pretrained(source, **options, **(processor or {}))
         loader = getattr(transformers, _LOADERS[ending])
-        network = loader.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
+        network, loaded = loader.from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+        )
     except OSError as error:
         raise OSError(f"{what}: {error}") from error
     except ImportError as error:  # some models need more packages than others
         raise ValueError(f"{what}: {error}") from error
+    missing = sorted(set(loaded["missing_keys"]) & dict(network.named_parameters()).keys())
+    if missing:  # transformers would start them at random
+        raise ValueError(f"{what}: {len(missing)} weights are missing: {', '.join(missing[:3])}, ...")
     require_finite(network, what)
     own = [config.id2label.get(k, f"class {k}") for k in range(config.num_labels)]
     classes = ClassList(class_names(names, own, what))

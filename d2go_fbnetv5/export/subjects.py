@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,8 @@ def _timm(name: str, model_name: str) -> Subject:
         with torch.device("meta"):
             return count_flops(timm.create_model(model_name), torch.empty(1, 3, *size))
 
-    return Subject(name, size, _STEP, ("scores",), lambda size: model, flops)
+    mean, std = model.default_cfg["mean"], model.default_cfg["std"]
+    return Subject(name, size, _STEP, ("scores",), lambda size: _Classifier(model, mean, std).eval(), flops)
 
 
 def _torchvision(name: str, model_name: str) -> Subject:
@@ -107,7 +108,20 @@ def _torchvision(name: str, model_name: str) -> Subject:
         )
     model = get_model(model_name, weights=None, weights_backbone=None).eval().requires_grad_(False)
     outputs = ("boxes", "scores", "labels")
-    return Subject(name, (320, 320), _STEP, outputs, lambda size: _Detector(model), lambda size: None)
+    return Subject(name, (320, 320), _STEP, outputs, lambda size: _Detector(model).eval(), lambda size: None)
+
+
+class _Classifier(nn.Module):
+    """A classifier of timm's with what ours do in their files: normalising, and probabilities."""
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, 3, 1, 1)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model((image - self.mean) * self.scale).softmax(1)
 
 
 class _Detector(nn.Module):

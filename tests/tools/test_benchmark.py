@@ -155,7 +155,13 @@ def test_baselines_are_other_libraries_models():
     subject = open_subject("timm/mobilenetv3_small_050")
     assert (subject.size, subject.outputs) == ((224, 224), ("scores",))
     assert subject.flops((224, 224)) == pytest.approx(24e6, rel=0.05)  # 23.7M, says timm
-    assert subject.module((64, 64))(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+    module = subject.module((64, 64))
+    with torch.no_grad():
+        scores = module(255 * torch.rand(1, 3, 64, 64))
+        # timm's models take images normalised by ImageNet's mean and deviation; its mean colour is zero then.
+        mean = 255 * torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+        assert torch.allclose(module(mean), module.model(torch.zeros(1, 3, 64, 64)).softmax(1), atol=1e-6)
+    assert scores.shape == (1, 1000) and scores.sum().item() == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -138,6 +139,7 @@ def _export(subject: Subject, row: Row, folder: Path) -> None:
         calibration = [255 * torch.rand(1, 3, *row.size, generator=generator) for _ in range(_CALIBRATION)]
     name = f"{subject.name.strip('/').replace('/', '_')}-{row.format}-{row.size[0]}x{row.size[1]}"
     path = folder / f"{name}{kind.SUFFIX}"
+    logging.disable(logging.CRITICAL)  # torch prints the whole graph that it could not export
     try:
         row.described = kind.export(
             module, path, row.size, subject.least, subject.outputs, calibration=calibration
@@ -147,6 +149,8 @@ def _export(subject: Subject, row: Row, folder: Path) -> None:
         row.reason = f"{type(error).__name__}: {text[:_REASON]}{'...' if len(text) > _REASON else ''}"
         path.unlink(missing_ok=True)
         return
+    finally:
+        logging.disable(logging.NOTSET)
     row.file, row.file_bytes = str(path), path.stat().st_size
 
 

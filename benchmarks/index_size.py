@@ -5,7 +5,8 @@
 
 Each measurement is a process of its own. Memory is what the index adds: to a process that has imported this package,
 and to the main process with its workers, against the same with an index of a thousand images (proportional set size,
-so that what processes share counts once). Linux only.
+so that what processes share counts once). That last difference is small against the processes' own memory, and the
+kernel may drop pages of the files in between: repeat it, and take the size of the files as the bound. Linux only.
 """
 
 import argparse

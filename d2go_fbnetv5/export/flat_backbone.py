@@ -38,12 +38,10 @@ class FlatBackbone(nn.Module):
         for stage, blocks in enumerate(backbone.stages.values(), start=1):
             steps = [
                 _FusedBlock(
+                    family,
                     path,
-                    [
-                        (_Down if source < path else _Up)(family, source, path, whole)
-                        for source in range(len(self.stage0))
-                        if source != path and topology.keeps(stage - 1, source)
-                    ],
+                    [s for s in range(len(self.stage0)) if s != path and topology.keeps(stage - 1, s)],
+                    whole,
                     blocks[PATHS[path]],
                 )
                 for path in range(len(self.stage0))
@@ -82,10 +80,14 @@ class _Stage(nn.Module):
 class _FusedBlock(nn.Module):
     """Sums the path's own feature and what other paths bring, and runs the block."""
 
-    def __init__(self, path: int, edges: list[_Down | _Up], block: nn.Module) -> None:
+    def __init__(self, family: Family, path: int, sources: list[int], whole: bool, block: nn.Module) -> None:
         super().__init__()
         self.path = path
-        self.edges = nn.ModuleList(edges)
+        above, below = [s for s in sources if s < path], [s for s in sources if s > path]
+        self.edges = nn.ModuleList(_Down(family, source, path, whole) for source in above)
+        self.climb = _Climb(family, below, path) if whole and below else None
+        if not whole:
+            self.edges.extend(_Up(family, source, path) for source in below)
         self.block = block
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -93,6 +95,8 @@ class _FusedBlock(nn.Module):
         height, width = total.shape[2], total.shape[3]
         for edge in self.edges:
             total = total + edge(features[edge.source], height, width)
+        if self.climb is not None:
+            total = total + self.climb(features)
         return self.block(total)
 
 
@@ -117,19 +121,89 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     """To a path of higher resolution: channels averaged, features repeated as by nearest interpolation."""
 
-    def __init__(self, family: Family, source: int, target: int, whole: bool) -> None:
+    def __init__(self, family: Family, source: int, target: int) -> None:
         super().__init__()
         self.source = source
-        self.whole = whole
-        self.factor = family.strides[source] // family.strides[target]
         self.register_buffer("weight", _weight(average_channels, family, source, target))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         x = F.conv2d(x, self.weight)
-        if self.whole:
-            return F.interpolate(x, scale_factor=float(self.factor), mode="nearest")
         rows, columns = _nearest(x.shape[2], height, x), _nearest(x.shape[3], width, x)
         return x[:, :, rows][:, :, :, columns]
+
+
+class _Climb(nn.Module):
+    """The sum of what all paths of lower resolution bring, where features enlarge by whole factors.
+
+    Repeating by 8 is repeating by 2 three times, so the lowest path's part is enlarged to the next one's size and
+    added there, and so on: the large sums and copies at the target's resolution are made once.
+    """
+
+    def __init__(self, family: Family, sources: list[int], target: int) -> None:
+        super().__init__()
+        sources = sorted(sources, reverse=True)
+        strides = [family.strides[path] for path in [*sources, target]]
+        self.first, *rest = (
+            _Rung(family, source, target, strides[i] // strides[i + 1]) for i, source in enumerate(sources)
+        )
+        self.rest = nn.ModuleList(rest)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        x = self.first.enlarge(self.first(features[self.first.source]))
+        for rung in self.rest:
+            x = rung.enlarge(rung(features[rung.source]) + x)
+        return x
+
+
+class _Rung(nn.Module):
+    """One path's part in a `_Climb`.
+
+    Attributes:
+        factor: to the size of the next one.
+        concatenates: repeat features by concatenation, for XNNPACK (`concatenate_to_enlarge`).
+    """
+
+    def __init__(self, family: Family, source: int, target: int, factor: int) -> None:
+        super().__init__()
+        self.source = source
+        self.factor = factor
+        self.concatenates = False
+        self.register_buffer("weight", _weight(average_channels, family, source, target))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight)
+
+    @torch.jit.export
+    def enlarge(self, x: Tensor) -> Tensor:
+        if self.concatenates:
+            return _concatenated(x, self.factor)
+        return F.interpolate(x, scale_factor=float(self.factor), mode="nearest")
+
+
+def concatenate_to_enlarge(module: nn.Module) -> None:
+    """Has every `FlatBackbone` in a module, in place, enlarge features by concatenating them in place of nearest
+    interpolation, which XNNPACK lacks: a network with it runs in many pieces. The result is the same."""
+    for step in module.modules():
+        if isinstance(step, _Rung):
+            step.concatenates = True
+
+
+def _concatenated(x: Tensor, factor: int) -> Tensor:
+    """N x C x h x w -> N x C x h * factor x w * factor, each feature repeated; ``factor`` is a power of two."""
+    n, channels, height, width = x.shape[0], x.shape[1], x.shape[2], x.shape[3]
+    x = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
+    x = _repeated(x, factor).reshape(n, height, width * factor * channels)
+    x = _repeated(x, factor).reshape(n, height * factor, width * factor, channels)
+    return x.permute(0, 3, 1, 2)
+
+
+def _repeated(x: Tensor, factor: int) -> Tensor:
+    """N x A x B -> N x A x factor * B."""
+    while factor > 1:
+        # XNNPACK's partitioner refuses to concatenate a tensor with itself, so its twin passes through a clamp.
+        x = torch.cat([x, x.clamp(min=-3.0e38)], dim=2)
+        factor = factor // 2
+    return x
 
 
 def _weight(match: Callable[[Tensor, int], Tensor], family: Family, source: int, target: int) -> Tensor:

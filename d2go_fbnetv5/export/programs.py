@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from d2go_fbnetv5.export import executorch
 from d2go_fbnetv5.export.executorch import MethodSource, capture, lower_programs
+from d2go_fbnetv5.export.flat_backbone import concatenate_to_enlarge
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
 from d2go_fbnetv5.export.inference import DetectorInference
 from d2go_fbnetv5.export.quantize import quantized
@@ -88,6 +90,9 @@ def export(
     """
     executorch.require_executorch()
     sizes = ImageSizes.of(size, least)
+    if calibration is None and not sizes.dynamic:  # XNNPACK reshapes along one dynamic dimension at most
+        module = copy.deepcopy(module)
+        concatenate_to_enlarge(module)
     methods = program_methods(module, size, sizes)
     if calibration is None:
         graphs = {name: capture(*source) for name, source in methods.items()}

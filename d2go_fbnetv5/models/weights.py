@@ -59,7 +59,7 @@ def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[s
         raise FileNotFoundError(f"weights {where!r}: no such file")
     try:
         content = torch.load(where, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ValueError(f"weights {where!r}: not a checkpoint of tensors ({error})") from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if averaged and isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):

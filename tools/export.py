@@ -162,7 +162,8 @@ def _summary(exported: Exported) -> str:
         f"the model, {report.agreement:.1%} of the same class"
     )
     if report.detections is not None:
-        line += f", boxes of IoU {report.overlap:.4f} or more, {report.detections[0]} to {report.detections[1]} an image"
+        least, most = report.detections
+        line += f", boxes of IoU {report.overlap:.4f} or more, {least} to {most} an image"
     return line
 
 

@@ -100,7 +100,9 @@ class LoadedProgram:
         method = program.load_method(name)
 
         def run(*inputs: Tensor) -> list[Tensor]:
-            assert program is not None  # a method reads its program's memory, which must live as long as it does
+            assert (
+                program is not None
+            )  # a method reads its program's memory, which must live as long as it does
             try:
                 return list(method.execute([x.contiguous() for x in inputs]))
             except RuntimeError as error:

@@ -4,7 +4,7 @@
 import sys
 
 import torch
-import torchvision  # noqa: F401 (its operators)
+import torchvision
 
 SIZES = [(64, 64), (70, 101)]
 
@@ -48,12 +48,27 @@ def compare(kind: str, cases: str, model: str) -> None:
             found = exported(image if len(expected) == 3 else image.float())
         found = [found] if isinstance(found, torch.Tensor) else list(found)
         assert expected[0].numel() > 0
-        for theirs, ours in zip(found, expected, strict=False):  # a detector gives the image's size as well
-            torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+        if kind == "torchscript_int8":
+            compare_rounded(found, expected)
+        else:
+            for theirs, ours in zip(
+                found, expected, strict=False
+            ):  # a detector gives the image's size as well
+                torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
         count += 1
     loaded = {name.split(".")[0] for name in sys.modules}
     assert not loaded & {"d2go", "detectron2", "mobile_cv", "d2go_fbnetv5"}
     print("compared", count)
+
+
+def compare_rounded(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """Detections of two int8 networks: sums that are rounded in another order turn ties of scores around."""
+    boxes, _, scores = found[:3]
+    count = min(len(boxes), len(expected[0]))
+    assert count >= 0.9 * max(len(boxes), len(expected[0]))
+    torch.testing.assert_close(scores[:count], expected[2][:count], atol=0.01, rtol=0)
+    overlap = torchvision.ops.box_iou(expected[0], boxes).max(1).values
+    assert (overlap > 0.9).float().mean() > 0.8, overlap
 
 
 if __name__ == "__main__":

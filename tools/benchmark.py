@@ -10,7 +10,6 @@ torchvision/NAME. The folder --output gets the exported files, benchmark.md and 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import sys
@@ -22,10 +21,10 @@ from rich.console import Console
 from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.formatting import parse_size
-from d2go_fbnetv5.export import FORMATS
+from d2go_fbnetv5.export.api import exporter
 from d2go_fbnetv5.export.benchmark import BENCHMARK_FORMATS, EAGER, Evaluate, markdown, run_benchmark
 from d2go_fbnetv5.export.evaluation import evaluate_run
-from d2go_fbnetv5.export.runtimes import machine
+from d2go_fbnetv5.export.runtimes import machine, versions
 from d2go_fbnetv5.export.subjects import BASELINES
 
 
@@ -107,7 +106,7 @@ def _run(args: argparse.Namespace) -> str:
             evaluate,
             status.update,
         )
-    about = f"{machine()}; {_versions(args.formats)}"
+    about = f"{machine()}; {versions(_packages(args.formats))}"
     text = markdown(rows, threads, about)
     write_atomically(folder / "benchmark.md", text)
     content = {"about": about, "threads": threads, "rows": [row.to_json() for row in rows]}
@@ -115,11 +114,11 @@ def _run(args: argparse.Namespace) -> str:
     return text
 
 
-def _versions(formats: Sequence[str]) -> str:
+def _packages(formats: Sequence[str]) -> list[str]:
     packages = ["torch"]
     for format in formats:
-        packages += FORMATS[format.removesuffix("-int8")].PACKAGES if format != EAGER else ()
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in dict.fromkeys(packages))
+        packages += exporter(format).PACKAGES if format != EAGER else ()
+    return list(dict.fromkeys(packages))
 
 
 if __name__ == "__main__":

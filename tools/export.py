@@ -16,14 +16,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_arguments, open_model
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
-from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
+from d2go_fbnetv5.engine.formatting import parse_size
+from d2go_fbnetv5.engine.predictor import Predictor
 from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.export import FORMATS, CheckFailedError, Exported, export_model
+from d2go_fbnetv5.export.api import INT8
 from d2go_fbnetv5.export.images import calibration_images
 
 _CALIBRATION_IMAGES = 128
@@ -55,21 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="d2go_fbnetv5.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--format", required=True, help=" or ".join(FORMATS))
-    parser.add_argument("--run", metavar="DIR", help="OUTPUT_DIR of a finished training")
-    parser.add_argument("--model", metavar="NAME", help="a model of the zoo, such as FBNetV5-A-DET")
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="its checkpoint, without which it is exported untrained, to be timed; "
+    add_model_arguments(
+        parser,
+        model="a model of the zoo, such as FBNetV5-A-DET",
+        weights="its checkpoint, without which it is exported untrained, to be timed; "
         "with --run another one than the run's last",
     )
-    parser.add_argument(
-        "--topology", metavar="FILE", help="the topologies.json that --model was trained with"
-    )
-    parser.add_argument(
-        "--num-classes", type=int, metavar="K", help="of --model, if not as many as in the paper"
-    )
-    parser.add_argument("--names", metavar="FILE", help="class names of --model, one a line")
     parser.add_argument(
         "--size",
         metavar="HxW",
@@ -98,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
 def _export(args: argparse.Namespace) -> Exported:
     if args.format not in FORMATS:
         raise ValueError(f"--format {args.format}: allowed are {', '.join(FORMATS)}")
-    size = _parse_size(args.size) if args.size else None
-    predictor = _predictor(args)
+    size = parse_size(args.size) if args.size else None
+    check_model_arguments(args)
+    predictor = open_model(args)
     cfg = load_cfg(Path(args.run, CONFIG_FILE)) if args.run else None
     data = args.calibration_data or (cfg.DATASETS.TEST[0] if cfg is not None else None)
     calibration: list[Tensor] | None = None
@@ -110,7 +105,7 @@ def _export(args: argparse.Namespace) -> Exported:
             raise ValueError("--int8 needs --calibration-data, images like those that the model will see")
         calibration = list(calibration_images(data, predictor, args.calibration_images, cfg))
     pictures = _pictures(data, predictor, cfg) if data is not None else []
-    suffix = f"{args.format}-int8" if args.int8 else args.format
+    suffix = f"{args.format}{INT8}" if args.int8 else args.format
     folder = args.output or (Path(args.run, suffix) if args.run else f"{args.model}-{suffix}")
     return export_model(
         predictor.model,
@@ -124,34 +119,8 @@ def _export(args: argparse.Namespace) -> Exported:
     )
 
 
-def _predictor(args: argparse.Namespace) -> Predictor:
-    if (args.run is None) == (args.model is None):
-        raise ValueError("one of --run DIR and --model NAME is needed")
-    if args.run is None:
-        names = None
-        if args.names is not None:
-            lines = Path(args.names).read_text(encoding="utf-8").splitlines()
-            names = [line.strip() for line in lines if line.strip()]
-        return from_zoo(args.model, args.weights, args.topology, args.num_classes, names)
-    for flag, value in (
-        ("--topology", args.topology),
-        ("--num-classes", args.num_classes),
-        ("--names", args.names),
-    ):
-        if value is not None:
-            raise ValueError(f"{flag} {value}: --run brings its own")
-    return from_run(args.run, args.weights)
-
-
 def _pictures(data: str, predictor: Predictor, cfg: CfgNode | None) -> list[Tensor]:
     return [image[0] for image in calibration_images(data, predictor, _CHECK_IMAGES, cfg)]
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"--size {text}: expected HEIGHTxWIDTH in pixels, such as 224x320")
-    return int(sides[0]), int(sides[1])
 
 
 def _summary(exported: Exported) -> str:

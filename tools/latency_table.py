@@ -93,7 +93,12 @@ def _run(args: argparse.Namespace) -> None:
             args.stages,
             lambda name: status.update(f"{args.format}: {name}"),
         )
-    about = {"format": args.format, "machine": machine(), "threads": "1", "versions": versions(args.format)}
+    about = {
+        "format": args.format,
+        "machine": machine(),
+        "threads": "1",
+        "versions": versions(RUNTIMES[args.format]),
+    }
     write_latency_table(args.output, measured.costs, family, size, about)
     Console().print(_table(family, size, args.format, measured))
     if measured.correlation is not None:

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_arguments, open_model
 from d2go_fbnetv5.tools.predictions import draw, label_map_at, to_json
 
 from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.images import encode_png, read_image
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
-from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
+from d2go_fbnetv5.engine.predictor import Predictor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,20 +52,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="d2go_fbnetv5.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--run", metavar="DIR", help="OUTPUT_DIR of a finished training")
-    parser.add_argument(
-        "--model", metavar="NAME", help="a model of the zoo, such as FBNetV5-A-DET, with --weights"
+    add_model_arguments(
+        parser,
+        model="a model of the zoo, such as FBNetV5-A-DET, with --weights",
+        weights="its checkpoint; with --run another one than the run's last",
     )
-    parser.add_argument(
-        "--weights", metavar="FILE", help="its checkpoint; with --run another one than the run's last"
-    )
-    parser.add_argument(
-        "--topology", metavar="FILE", help="the topologies.json that --model was trained with"
-    )
-    parser.add_argument(
-        "--num-classes", type=int, metavar="K", help="of --model, if not as many as in the paper"
-    )
-    parser.add_argument("--names", metavar="FILE", help="class names of --model, one a line")
     parser.add_argument(
         "--size",
         metavar="SHORT[xLONG]",
@@ -78,33 +70,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predictor(args: argparse.Namespace) -> Predictor:
-    if (args.run is None) == (args.model is None):
-        raise ValueError("one of --run DIR and --model NAME is needed")
+    check_model_arguments(args)
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold}: allowed is 0 to 1")
     transform = EvalTransform(*_parse_size(args.size)) if args.size else None
-    if args.run is not None:
-        for flag, value in (
-            ("--topology", args.topology),
-            ("--num-classes", args.num_classes),
-            ("--names", args.names),
-        ):
-            if value is not None:
-                raise ValueError(f"{flag} {value}: --run brings its own")
-        predictor = from_run(args.run, args.weights)
-    else:
-        if not args.weights:
-            raise ValueError(f"--model {args.model} needs --weights FILE: without them it is not trained")
-        names = _names(args.names) if args.names else None
-        predictor = from_zoo(args.model, args.weights, args.topology, args.num_classes, names)
+    if args.model is not None and not args.weights:
+        raise ValueError(f"--model {args.model} needs --weights FILE: without them it is not trained")
+    predictor = open_model(args)
     predictor.threshold = args.threshold
     predictor.transform = transform or predictor.transform
     return predictor
-
-
-def _names(file: str) -> list[str]:
-    lines = Path(file).read_text(encoding="utf-8").split("\n")
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _parse_size(text: str) -> tuple[int, None, int | None]:

@@ -18,16 +18,17 @@ from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.export import onnx, programs, torchscript
 from d2go_fbnetv5.export.check import CheckFailedError, Report, check
+from d2go_fbnetv5.export.image_sizes import STEP, is_whole
 from d2go_fbnetv5.export.inference import inference_module
-from d2go_fbnetv5.export.metadata import OUTPUTS, describe
+from d2go_fbnetv5.export.metadata import describe, output_names
 from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 
 # Each has SUFFIX, PACKAGES, `export` and `load`.
 FORMATS: dict[str, ModuleType] = {"executorch": programs, "onnx": onnx, "torchscript": torchscript}
+INT8 = "-int8"  # ends the name of a format in 8 bits
 DESCRIPTION = "model.json"
 _CHECKED = 3  # images of each size, besides an empty one
-_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,10 @@ def export_model(
     path = folder / f"model{kind.SUFFIX}"
     unchecked = path.with_suffix(f".unchecked{kind.SUFFIX}")
 
-    any_size = isinstance(model, ImageClassifier) and (
-        format == "torchscript" or any(side % _STEP for side in size)
-    )
+    any_size = isinstance(model, ImageClassifier) and (format == "torchscript" or not is_whole(size))
     least = smallest_side(model)
-    outputs = next(value for key, value in OUTPUTS.items() if isinstance(model, key))
-    described = kind.export(
-        inference_module(model, any_size), unchecked, size, least, outputs, calibration=calibration
-    )
+    module, outputs = inference_module(model, any_size), output_names(model)
+    described = kind.export(module, unchecked, size, least, outputs, calibration=calibration)
     int8 = bool(described.get("int8"))
     run = kind.load(unchecked, described)
     sizes = [size, _other_size(size, least)] if described["dynamic"] else [size]
@@ -107,6 +104,11 @@ def export_model(
     os.replace(unchecked, path)
     write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
     return Exported(path, description, report)
+
+
+def exporter(format: str) -> ModuleType:
+    """What writes and loads a format of `FORMATS`, also with `INT8` at its end."""
+    return FORMATS[format.removesuffix(INT8)]
 
 
 def smallest_side(model: SearchedModel) -> int:
@@ -160,7 +162,7 @@ def _refuse_training(folder: Path) -> None:
 
 def _other_size(size: tuple[int, int], least: int) -> tuple[int, int]:
     """Of another shape, not much larger."""
-    return max(least, size[0] - _STEP), size[1] + _STEP
+    return max(least, size[0] - STEP), size[1] + STEP
 
 
 def _images(sizes: Sequence[tuple[int, int]], pictures: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from d2go_fbnetv5.engine.errors import sentence
 from d2go_fbnetv5.engine.formatting import MISSING, format_count, format_metric
-from d2go_fbnetv5.export.api import FORMATS
+from d2go_fbnetv5.export.api import INT8, exporter
 from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.export.subjects import Subject, open_subject
 
 EAGER = "eager"
-INT8 = "-int8"
 BENCHMARK_FORMATS = ("executorch", f"executorch{INT8}", "onnx", "torchscript", EAGER)
 _CALIBRATION = 4
 _REASON = 160  # characters of an exporter's complaint
@@ -98,7 +97,7 @@ def run_benchmark(
         if format not in BENCHMARK_FORMATS:
             raise ValueError(f"unknown format {format!r}; allowed are {', '.join(BENCHMARK_FORMATS)}")
         if format != EAGER:
-            require(format, *FORMATS[format.removesuffix(INT8)].PACKAGES)
+            require(format, *exporter(format).PACKAGES)
     subjects = [open_subject(name) for name in models]
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -131,7 +130,7 @@ def _export(subject: Subject, row: Row, folder: Path) -> None:
     module = subject.module(row.size)
     if row.format == EAGER:
         return
-    kind = FORMATS[row.format.removesuffix(INT8)]
+    kind = exporter(row.format)
     calibration: Iterable[Tensor] | None = None
     if row.format.endswith(INT8):
         # Noise: how fast int8 is does not depend on what it is calibrated with.

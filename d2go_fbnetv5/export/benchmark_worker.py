@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.export import executorch
-from d2go_fbnetv5.export.api import FORMATS
+from d2go_fbnetv5.export.api import INT8, exporter
 from d2go_fbnetv5.export.subjects import open_subject
 from d2go_fbnetv5.export.timing import measure_in_turns
 
@@ -52,7 +52,7 @@ def _memory(candidate: Mapping[str, Any]) -> int | None:
     """None where the system does not tell (it is not Linux)."""
     if not _CLEAR.exists():
         return None
-    runtime = _RUNTIMES.get(candidate["format"].removesuffix("-int8"))
+    runtime = _RUNTIMES.get(candidate["format"].removesuffix(INT8))
     if runtime is not None:  # what the package itself takes is not the model's
         importlib.import_module(runtime)
     _CLEAR.write_text("5")  # the peak begins anew
@@ -76,7 +76,7 @@ def _call(candidate: Mapping[str, Any]) -> Callable[[], Any]:
         run = module.to(memory_format=torch.channels_last)
         image = image.contiguous(memory_format=torch.channels_last)
     else:
-        kind = FORMATS[candidate["format"].removesuffix("-int8")]
+        kind = exporter(candidate["format"])
         run = kind.load(candidate["path"], candidate["described"])
     return torch.inference_mode()(lambda: run(image))
 

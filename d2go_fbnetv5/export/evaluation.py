@@ -15,7 +15,7 @@ from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.evaluation import Batch, evaluate
 from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.engine.train import CONFIG_FILE
-from d2go_fbnetv5.export.api import FORMATS
+from d2go_fbnetv5.export.api import exporter
 from d2go_fbnetv5.export.check import Run
 from d2go_fbnetv5.export.images import padded_image
 from d2go_fbnetv5.export.metadata import task_of
@@ -59,7 +59,7 @@ def evaluate_run(
         return {}
     cfg, model = load_cfg(Path(run, CONFIG_FILE)), from_run(run).model
     data = build_data(cfg, max(cfg.SEED, 0))
-    kind = FORMATS[format.removesuffix("-int8")]
+    kind = exporter(format)
     exported = ExportedModel(model, kind.load(path, described))
     metrics = evaluate(exported, data.eval_batches(max_images), model.evaluator(data.info))
     return {name: value for name, value in metrics.items() if "-" not in name}

@@ -16,6 +16,7 @@ from d2go_fbnetv5.arch.families import Family
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0
 from d2go_fbnetv5.export.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.fold import folded
+from d2go_fbnetv5.export.image_sizes import is_whole
 from d2go_fbnetv5.export.runtimes import compiled, use_one_thread
 from d2go_fbnetv5.export.timing import Latency, measure_in_turns
 
@@ -76,7 +77,7 @@ def measure_family(
     topologies = _random_topologies(networks, num_stages)
     image = torch.randn(1, 3, *size)
     for index, topology in enumerate(topologies):
-        backbone = FlatBackbone(folded(Backbone(family, topology)), any_size=any(s % 32 for s in size))
+        backbone = FlatBackbone(folded(Backbone(family, topology)), any_size=not is_whole(size))
         modules[f"network {index + 1}"] = (backbone.eval(), image)
     calls = {}
     for name, (module, x) in modules.items():

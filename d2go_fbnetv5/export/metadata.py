@@ -12,7 +12,6 @@ from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, Searc
 from d2go_fbnetv5.models.flops import model_flops
 from d2go_fbnetv5.version import __version__
 
-OUTPUTS = {ImageClassifier: ("scores",), LiteMaskFormer: ("scores",), LiteRCNN: ("boxes", "scores", "labels")}
 _TASKS = {ImageClassifier: "cls", LiteMaskFormer: "seg", LiteRCNN: "det"}
 
 
@@ -24,6 +23,11 @@ def task_of(model: SearchedModel) -> str:
     raise ValueError(
         f"cannot export a {type(model).__name__}; allowed are {', '.join(k.__name__ for k in _TASKS)}"
     )
+
+
+def output_names(model: SearchedModel) -> tuple[str, ...]:
+    """Of what its file returns, in order."""
+    return tuple(output["name"] for output in _outputs(model, task_of(model)))
 
 
 def describe(

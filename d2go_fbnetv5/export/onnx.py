@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2go_fbnetv5.export.image_sizes import STEP, ImageSizes
 from d2go_fbnetv5.export.missing import require
 
 SUFFIX = ".onnx"
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_STEP = 32  # pixels; the stride of Path 3
 _MOST = 2048  # pixels of a side
 
 
@@ -47,19 +47,12 @@ def export(
     require("onnx", *PACKAGES)
     if calibration is not None:
         raise ValueError("int8 is for the format executorch, found onnx")
-    dynamic = all(side % _STEP == 0 for side in size)
-    shapes = None
-    if dynamic:
-        height, width = (
-            _STEP * torch.export.Dim(f"{name}_by_{_STEP}", min=least // _STEP, max=_MOST // _STEP)
-            for name in ("height", "width")
-        )
-        shapes = ({2: height, 3: width},)
+    sizes = ImageSizes.of(size, least, _MOST)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # An example whose sides differ, lest torch takes them for one.
-        image = torch.zeros(1, 3, size[0], size[1] + (_STEP if dynamic else 0))
-        program = torch.export.export(module, (image,), dynamic_shapes=shapes, strict=False)
+        image = torch.zeros(1, 3, size[0], size[1] + (STEP if sizes.dynamic else 0))
+        program = torch.export.export(module, (image,), dynamic_shapes=(sizes.dims(),), strict=False)
         written = torch.onnx.export(
             program,
             dynamo=True,
@@ -70,10 +63,8 @@ def export(
         )
         written.save(os.fspath(path))
     return {
-        "dynamic": dynamic,
-        "image_sizes": {"min": [least] * 2, "max": [_MOST] * 2, "multiple_of": _STEP}
-        if dynamic
-        else {"min": list(size), "max": list(size)},
+        "dynamic": sizes.dynamic,
+        "image_sizes": sizes.to_json(),
         "int8": False,
         "opset": OPSET,
     }
@@ -91,12 +82,8 @@ def load(
         ValueError: onnxruntime is missing, or cannot load the file.
     """
     require("onnx", "onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(os.fspath(path), torch.get_num_threads())
     except Exception as error:  # of onnxruntime's own classes, which share no base but this
         raise ValueError(f"{path}: ONNX Runtime cannot load it: {error}") from error
 
@@ -104,3 +91,12 @@ def load(
         return tuple(map(torch.from_numpy, session.run(None, {"image": image.numpy()})))
 
     return run
+
+
+def open_session(model: str | bytes, threads: int) -> Any:
+    """ONNX Runtime's session of a file or of its content, on the processor."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +16,15 @@ from d2go_fbnetv5.export import executorch
 from d2go_fbnetv5.export.executorch import MethodSource, capture, lower_programs
 from d2go_fbnetv5.export.flat_backbone import concatenate_to_enlarge
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
+from d2go_fbnetv5.export.image_sizes import ImageSizes
 from d2go_fbnetv5.export.inference import DetectorInference
 from d2go_fbnetv5.export.quantize import quantized
 
 SUFFIX = ".pte"
 PACKAGES = executorch.PACKAGES
-_STEP = 32  # pixels; the stride of Path 3
 
 # Layers that give a method's result stay in floats.
 _RESULT_LAYERS = {"proposals": ("objectness", "deltas")}
-
-
-@dataclass(frozen=True)
-class ImageSizes:
-    """(height, width) of the images that a program takes: multiples of 32 from ``least`` to ``most``, or, where these
-    are equal, that size alone."""
-
-    least: tuple[int, int]
-    most: tuple[int, int]
-
-    @classmethod
-    def of(cls, size: tuple[int, int], least: int) -> ImageSizes:
-        """The sizes of a program that is mainly run at ``size``.
-
-        If both its sides are multiples of 32, a side may be from ``least`` to twice the longer side long; memory is
-        planned for the greatest. Otherwise the size is fixed.
-        """
-        if any(side % _STEP for side in size):
-            return cls(size, size)
-        return cls((least,) * 2, (2 * max(size),) * 2)
-
-    @property
-    def dynamic(self) -> bool:
-        return self.least != self.most
-
-    def dims(self) -> dict[int, Any] | None:
-        """What `torch.export` takes for a 1 x 3 x H x W image."""
-        if not self.dynamic:
-            return None
-        height, width = (
-            Dim(f"{name}_by_{_STEP}", min=low // _STEP, max=high // _STEP)
-            for name, low, high in zip(("height", "width"), self.least, self.most, strict=True)
-        )
-        return {2: _STEP * height, 3: _STEP * width}
-
-    def to_json(self) -> dict[str, Any]:
-        step = {"multiple_of": _STEP} if self.dynamic else {}
-        return {"min": list(self.least), "max": list(self.most), **step}
 
 
 def export(
@@ -89,7 +50,7 @@ def export(
         ValueError: a package is missing, or there are no calibration images.
     """
     executorch.require_executorch()
-    sizes = ImageSizes.of(size, least)
+    sizes = ImageSizes.of(size, least)  # memory is planned for the greatest
     if calibration is None and not sizes.dynamic:  # XNNPACK reshapes along one dynamic dimension at most
         module = copy.deepcopy(module)
         concatenate_to_enlarge(module)

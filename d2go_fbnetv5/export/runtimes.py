@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +55,15 @@ def compiled(module: nn.Module, image: Tensor, runtime: str) -> Callable[[], Any
 
 def _onnx_session(module: nn.Module, image: Tensor) -> Any:
     require("onnx", *onnx.PACKAGES)
-    import onnxruntime
-
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module, (image,), dynamo=True, opset_version=onnx.OPSET, verbose=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    content = program.model_proto.SerializeToString()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return onnx.open_session(program.model_proto.SerializeToString(), threads=1)
 
 
-def versions(runtime: str) -> str:
+def versions(packages: Iterable[str]) -> str:
     """Such as "executorch 1.5.1, torch 2.14.1"."""
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in RUNTIMES[runtime])
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
 
 
 def machine() -> str:

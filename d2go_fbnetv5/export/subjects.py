@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch.cost import count_flops
 from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.export.api import check_size, smallest_side, usual_size
+from d2go_fbnetv5.export.image_sizes import STEP, is_whole
 from d2go_fbnetv5.export.inference import inference_module
-from d2go_fbnetv5.export.metadata import OUTPUTS
+from d2go_fbnetv5.export.metadata import output_names
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.models.flops import model_flops
 from d2go_fbnetv5.zoo import create_model
@@ -24,7 +25,6 @@ BASELINES = (
     "timm/efficientnet_b0",
     "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
 )
-_STEP = 32
 Size = tuple[int, int]
 
 
@@ -73,12 +73,10 @@ def open_subject(name: str) -> Subject:
 def _searched(name: str, model: SearchedModel, size: Size) -> Subject:
     def module(size: Size) -> nn.Module:
         check_size(model, size)
-        return inference_module(model, isinstance(model, ImageClassifier) and any(s % _STEP for s in size))
+        return inference_module(model, isinstance(model, ImageClassifier) and not is_whole(size))
 
-    outputs = next(outputs for kind, outputs in OUTPUTS.items() if isinstance(model, kind))
-    return Subject(
-        name, size, smallest_side(model), outputs, module, lambda size: model_flops(model, size).total
-    )
+    least, outputs = smallest_side(model), output_names(model)
+    return Subject(name, size, least, outputs, module, lambda size: model_flops(model, size).total)
 
 
 def _timm(name: str, model_name: str) -> Subject:
@@ -96,7 +94,7 @@ def _timm(name: str, model_name: str) -> Subject:
             return count_flops(timm.create_model(model_name), torch.empty(1, 3, *size))
 
     mean, std = model.default_cfg["mean"], model.default_cfg["std"]
-    return Subject(name, size, _STEP, ("scores",), lambda size: _Classifier(model, mean, std).eval(), flops)
+    return Subject(name, size, STEP, ("scores",), lambda size: _Classifier(model, mean, std).eval(), flops)
 
 
 def _torchvision(name: str, model_name: str) -> Subject:
@@ -108,7 +106,7 @@ def _torchvision(name: str, model_name: str) -> Subject:
         )
     model = get_model(model_name, weights=None, weights_backbone=None).eval().requires_grad_(False)
     outputs = ("boxes", "scores", "labels")
-    return Subject(name, (320, 320), _STEP, outputs, lambda size: _Detector(model).eval(), lambda size: None)
+    return Subject(name, (320, 320), STEP, outputs, lambda size: _Detector(model).eval(), lambda size: None)
 
 
 class _Classifier(nn.Module):

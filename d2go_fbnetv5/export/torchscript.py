@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2go_fbnetv5.export.image_sizes import STEP
+
 SUFFIX = ".pt"
 PACKAGES: tuple[str, ...] = ()  # torch and torchvision are there
 
@@ -31,7 +33,7 @@ def export(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit announces its removal
         torch.jit.script(module).save(os.fspath(path))
-    step = {} if getattr(module, "any_size", False) else {"multiple_of": 32}
+    step = {} if getattr(module, "any_size", False) else {"multiple_of": STEP}
     return {"dynamic": True, "image_sizes": {"min": [least] * 2, **step}, "int8": False}
 
 

@@ -25,7 +25,7 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.data import build_dataset
 from d2go_fbnetv5.engine.config import as_dict, load_cfg
-from d2go_fbnetv5.engine.validate import check_device
+from d2go_fbnetv5.engine.validate import check_choice, check_device, check_range
 
 # The name of the classes of each task in DatasetInfo.
 FIELDS = {"CLS": "class_names", "DET": "box_names", "SEG": "sem_seg_names"}
@@ -59,12 +59,12 @@ def load_settings(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """
     settings = load_cfg(path, opts, default_settings)
     for task in FIELDS:
+        check_choice(settings, f"{task}.SOURCE", SOURCES)
         _check_task(task, settings[task])
     if all(settings[task].SOURCE == "none" for task in FIELDS):
         raise ValueError(f"{', '.join(f'{task}.SOURCE' for task in FIELDS)} are all none: nothing to label")
     for key, least in (("LIMIT", 0), ("CHUNK_SIZE", 1), ("BATCH_SIZE", 1), ("NUM_WORKERS", 0)):
-        if settings[key] < least:
-            raise ValueError(f"{key} is {settings[key]}, allowed: {least} or more")
+        check_range(settings, key, least)
     if not settings.OUTPUT_DIR:
         raise ValueError("OUTPUT_DIR is empty, allowed: a folder")
     check_device("DEVICE", settings.DEVICE)
@@ -72,8 +72,6 @@ def load_settings(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def _check_task(task: str, group: CfgNode) -> None:
-    if group.SOURCE not in SOURCES:
-        raise ValueError(f"{task}.SOURCE is {group.SOURCE!r}, allowed: {', '.join(SOURCES)}")
     if (group.SOURCE == "teacher") != bool(group.TEACHER):
         raise ValueError(
             f"{task}.SOURCE is {group.SOURCE!r} and {task}.TEACHER {group.TEACHER!r}, allowed: both or neither name "

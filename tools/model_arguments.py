@@ -1,0 +1,52 @@
+"""The arguments by which `predict` and `export` name a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, model: str, weights: str) -> None:
+    """Adds --run, --model and what belongs to them; ``model`` and ``weights`` are the help of these two."""
+    parser.add_argument("--run", metavar="DIR", help="OUTPUT_DIR of a finished training")
+    parser.add_argument("--model", metavar="NAME", help=model)
+    parser.add_argument("--weights", metavar="FILE", help=weights)
+    parser.add_argument(
+        "--topology", metavar="FILE", help="the topologies.json that --model was trained with"
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="K", help="of --model, if not as many as in the paper"
+    )
+    parser.add_argument("--names", metavar="FILE", help="class names of --model, one a line")
+
+
+def check_model_arguments(args: argparse.Namespace) -> None:
+    """ValueError unless exactly one of --run and --model is there."""
+    if (args.run is None) == (args.model is None):
+        raise ValueError("one of --run DIR and --model NAME is needed")
+
+
+def open_model(args: argparse.Namespace) -> Predictor:
+    """The model that checked arguments name.
+
+    Raises:
+        FileNotFoundError, ValueError: names the argument that is wrong.
+    """
+    if args.run is None:
+        names = _names(args.names) if args.names is not None else None
+        return from_zoo(args.model, args.weights, args.topology, args.num_classes, names)
+    for flag, value in (
+        ("--topology", args.topology),
+        ("--num-classes", args.num_classes),
+        ("--names", args.names),
+    ):
+        if value is not None:
+            raise ValueError(f"{flag} {value}: --run brings its own")
+    return from_run(args.run, args.weights)
+
+
+def _names(file: str) -> list[str]:
+    lines = Path(file).read_text(encoding="utf-8").split("\n")
+    return [line.strip() for line in lines if line.strip()]

@@ -1,10 +1,14 @@
 """Outputs of an exported model against the eager model's, at two sizes. As "eager" it writes the cases by D2Go; as
-"torchscript" or "torchscript_int8" it loads the saved model with torch and torchvision alone."""
+"torchscript" or "torchscript_int8" it loads the saved model with torch and torchvision alone.
+
+int8 is compared as strictly as the rest, on the engine that the model was made for (QUANTIZATION.BACKEND). On another
+one a layer rounds one value in ten thousand to the next integer, and scores come out up to .03 apart.
+"""
 
 import sys
 
 import torch
-import torchvision
+import torchvision  # noqa: F401 (has the operators of a detector)
 
 SIZES = [(64, 64), (70, 101)]
 
@@ -25,7 +29,7 @@ def write_cases(path: str, config: str, *settings: str) -> None:
         loader = runner.build_detection_test_loader(cfg, list(cfg.DATASETS.TRAIN))
         models["torchscript_int8"] = convert_model(cfg, model, "torchscript_int8", loader)
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in SIZES]
-    cases = {}
+    cases = {"engine": cfg.QUANTIZATION.BACKEND}
     with torch.no_grad():
         for name, eager in models.items():
             outputs = [eager([{"image": image}])[0] for image in images]
@@ -41,34 +45,21 @@ def _tensors(output: dict) -> list[torch.Tensor]:
 
 
 def compare(kind: str, cases: str, model: str) -> None:
+    known = torch.load(cases)
+    torch.backends.quantized.engine = known["engine"]
     exported = torch.jit.load(model)
     count = 0
-    for image, expected in torch.load(cases)[kind]:
+    for image, expected in known[kind]:
         with torch.no_grad():
             found = exported(image if len(expected) == 3 else image.float())
         found = [found] if isinstance(found, torch.Tensor) else list(found)
         assert expected[0].numel() > 0
-        if kind == "torchscript_int8":
-            compare_rounded(found, expected)
-        else:
-            for theirs, ours in zip(
-                found, expected, strict=False
-            ):  # a detector gives the image's size as well
-                torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+        for theirs, ours in zip(found, expected, strict=False):  # a detector gives the image's size as well
+            torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
         count += 1
     loaded = {name.split(".")[0] for name in sys.modules}
     assert not loaded & {"d2go", "detectron2", "mobile_cv", "d2go_fbnetv5"}
     print("compared", count)
-
-
-def compare_rounded(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    """Detections of two int8 networks: sums that are rounded in another order turn ties of scores around."""
-    boxes, _, scores = found[:3]
-    count = min(len(boxes), len(expected[0]))
-    assert count >= 0.9 * max(len(boxes), len(expected[0]))
-    torch.testing.assert_close(scores[:count], expected[2][:count], atol=0.01, rtol=0)
-    overlap = torchvision.ops.box_iou(expected[0], boxes).max(1).values
-    assert (overlap > 0.9).float().mean() > 0.8, overlap
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ def fbnetv5_rcnn_prepare_for_quant(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """Each partition and block of the backbone and each head becomes an int8 island; paths are fused, and regions
     pooled, in floats.
 
+    A saved model takes the engine that is set while it is loaded. It gives this model's outputs on that of
+    QUANTIZATION.BACKEND: ``torch.backends.quantized.engine = "fbgemm"``, which D2Go sets, and torch by itself does not.
+
     Raises:
         ValueError: QUANTIZATION.QAT.ENABLED.
     """

@@ -39,8 +39,7 @@ class _PathNetwork(nn.Module):
             }
         )
 
-    def _run(self, images: Tensor, topology: Topology) -> list[Tensor]:
-        """Features of the paths that Stage 0 has, under a topology whose kept blocks all exist here."""
+    def _run_stage0(self, images: Tensor) -> list[Tensor]:
         if min(images.shape[-2:]) < self._min_size:
             raise ValueError(
                 f"images of {images.shape[-2]} x {images.shape[-1]} pixels: family {self.family.name} needs "
@@ -50,6 +49,11 @@ class _PathNetwork(nn.Module):
         for partition in self.stage0.values():
             x = partition(x)
             features.append(x)
+        return features
+
+    def _run(self, images: Tensor, topology: Topology) -> list[Tensor]:
+        """Features of the paths that Stage 0 has, under a topology whose kept blocks all exist here."""
+        features = self._run_stage0(images)
         sizes = [(f.shape[2], f.shape[3]) for f in features]
         for stage, blocks in enumerate(self.stages.values(), start=1):
             updated = list(features)
@@ -101,6 +105,37 @@ class Supernet(_PathNetwork):
                 f"this supernet has {self.num_stages} x {self.num_paths}"
             )
         return dict(zip(PATHS, self._run(images, topology), strict=True))
+
+    def forward_soft(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Runs every block, each weighted by its entry of a mask that can have a gradient (Eq. 2, Appendix B).
+
+        With a mask of zeros and ones the features are those of ``forward``. The output is linear in each entry as
+        far as this block and the fusions from it are concerned: a block's own weight also stands for the fusions
+        to it, which reach nothing but its output.
+
+        Args:
+            images: as ``forward`` takes them.
+            mask: S x P, in [0, 1].
+        """
+        if tuple(mask.shape) != (self.num_stages, self.num_paths):
+            raise ValueError(
+                f"a mask of {tuple(mask.shape)} stages x paths: this supernet has "
+                f"{(self.num_stages, self.num_paths)}"
+            )
+        features = self._run_stage0(images)
+        sizes = [(f.shape[2], f.shape[3]) for f in features]
+        for stage, blocks in enumerate(self.stages.values()):
+            updated = []
+            for path, size in enumerate(sizes):
+                total = features[path]
+                for source, feature in enumerate(features):
+                    if source != path:
+                        fused = self.fusion(feature, source, path, size)
+                        total = total + (fused if stage == 0 else fused * mask[stage - 1, source])
+                weight = mask[stage, path]
+                updated.append(weight * blocks[PATHS[path]](total) + (1 - weight) * features[path])
+            features = updated
+        return dict(zip(PATHS, features, strict=True))
 
 
 class Backbone(_PathNetwork):

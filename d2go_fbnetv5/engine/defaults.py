@@ -125,7 +125,11 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     cfg.FBNETV5_DATA.RANDOM_ERASE = 0.0
 
     search = cfg.SEARCH = node()
+    # "multitask" (the paper's Algorithm 4), "single_task" (1), "per_task_forward" (2), "shared_forward" (3), "random".
     search.ALGORITHM = "multitask"
+    # How the probabilities' gradient is estimated by single_task and per_task_forward: "straight_through", also if
+    # empty, or "reinforce". The other algorithms have one way each.
+    search.ESTIMATOR = ""
     search.TASKS = ["cls", "det", "seg"]
     # Options of a task's head by its name: {"det": {"hidden": 256}}.
     search.HEADS = node(new_allowed=True)

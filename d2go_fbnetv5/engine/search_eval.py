@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import BlockCosts, Topology
 from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
 from d2go_fbnetv5.engine.results import TaskResult
-from d2go_fbnetv5.search import MultitaskSearch, derive_generator
+from d2go_fbnetv5.search import Search, derive_generator
 from d2go_fbnetv5.tasks.base import DatasetInfo, Task
 
 
@@ -22,7 +22,7 @@ class TaskNetwork(nn.Module):
     Blocks that the head cannot be reached from are left out; they change nothing.
     """
 
-    def __init__(self, search: MultitaskSearch, task: str, topology: Topology) -> None:
+    def __init__(self, search: Search, task: str, topology: Topology) -> None:
         super().__init__()
         self.supernet, self.task = search.supernet, search.tasks[task]
         self.topology = topology.prune(self.task.in_features)
@@ -44,7 +44,7 @@ class SearchJudge:
         eval_batches: this process' part of the validation data; iterated once per evaluation.
     """
 
-    search: MultitaskSearch
+    search: Search
     flops: BlockCosts
     info: DatasetInfo
     statistics: Sequence[Batch]

@@ -1,4 +1,4 @@
-"""MODEL.META_ARCHITECTURE "MultitaskSearch": Algorithm 4 on a supernet of a family, judged and reported."""
+"""MODEL.META_ARCHITECTURE "MultitaskSearch": a search on a supernet of a family, judged and reported."""
 
 from __future__ import annotations
 
@@ -25,29 +25,27 @@ from d2go_fbnetv5.engine.report import search_table, write_search_report
 from d2go_fbnetv5.engine.results import SearchResults
 from d2go_fbnetv5.engine.search_eval import SearchJudge
 from d2go_fbnetv5.engine.validate import check_choice, check_range
-from d2go_fbnetv5.search import CostRegularizer, MultitaskSearch
+from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, search_class
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
-
-ALGORITHMS = ("multitask",)
 
 
 @register_recipe("MultitaskSearch")
 class SearchRecipe(Recipe):
-    """A search over the topologies of MODEL.FBNETV5.FAMILY for SEARCH.TASKS."""
+    """A search over the topologies of MODEL.FBNETV5.FAMILY for SEARCH.TASKS, by SEARCH.ALGORITHM."""
 
-    model: MultitaskSearch
+    model: Search
 
     @classmethod
     def validate(cls, cfg: CfgNode, world_size: int) -> None:
         check_choice(cfg, "MODEL.FBNETV5.FAMILY", list_families())
         check_range(cfg, "MODEL.FBNETV5.NUM_STAGES", 1)
-        check_choice(cfg, "SEARCH.ALGORITHM", ALGORITHMS)
         tasks = cfg.SEARCH.TASKS
         unknown = [name for name in tasks if name not in list_tasks()]
         if not tasks or unknown or len(set(tasks)) != len(tasks):
             raise ValueError(
                 f"SEARCH.TASKS is {tasks}, allowed: one or more of {', '.join(list_tasks())}, each once"
             )
+        cls._validate_algorithm(cfg)
         # Options of a task that is left out may stay: a run leaves tasks out by SEARCH.TASKS alone.
         strangers = [name for name in cfg.SEARCH.HEADS if name not in list_tasks()]
         if strangers:
@@ -76,6 +74,21 @@ class SearchRecipe(Recipe):
             )
 
     @staticmethod
+    def _validate_algorithm(cfg: CfgNode) -> None:
+        check_choice(cfg, "SEARCH.ALGORITHM", list(ALGORITHMS))
+        algorithm, estimator = cfg.SEARCH.ALGORITHM, cfg.SEARCH.ESTIMATOR
+        allowed = search_class(algorithm).estimators
+        if estimator and estimator not in allowed:
+            raise ValueError(
+                f"SEARCH.ESTIMATOR is {estimator!r}, allowed with SEARCH.ALGORITHM {algorithm}: "
+                f"{', '.join((*allowed, repr('')))}"
+            )
+        if algorithm == "single_task" and len(cfg.SEARCH.TASKS) != 1:
+            raise ValueError(
+                f"SEARCH.TASKS is {cfg.SEARCH.TASKS}, allowed with SEARCH.ALGORITHM single_task: one task a run"
+            )
+
+    @staticmethod
     def _validate_sizes(cfg: CfgNode) -> None:
         family = build_family(cfg.MODEL.FBNETV5.FAMILY)
         if cfg.SEARCH.COST.SIZE:
@@ -97,8 +110,10 @@ class SearchRecipe(Recipe):
         """Height and width at which costs are counted."""
         return cost_size(self.cfg)
 
-    def build_model(self) -> MultitaskSearch:
-        return MultitaskSearch(**search_arguments(self.cfg, self.data.info, self.seed))
+    def build_model(self) -> Search:
+        return search_class(self.cfg.SEARCH.ALGORITHM)(
+            **search_arguments(self.cfg, self.data.info, self.seed)
+        )
 
     def param_groups(self) -> list[dict[str, Any]]:
         solver = self.cfg.SOLVER
@@ -201,7 +216,7 @@ def cost_per_block(cfg: CfgNode) -> BlockCosts:
 
 
 def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, Any]:
-    """What `MultitaskSearch` is made of under a validated configuration. Every process must call it.
+    """What the class of SEARCH.ALGORITHM is made of under a validated configuration. Every process must call it.
 
     Args:
         info: what the data set labels.
@@ -220,6 +235,12 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
     if search.COST.WEIGHT > 0:
         costs = cost_per_block(cfg).matrix(supernet.num_stages)
         cost = CostRegularizer(costs, search.COST.TARGET, search.COST.WEIGHT)
+    algorithm = search_class(search.ALGORITHM)
+    options = {
+        "importance_weighted": search.IMPORTANCE_WEIGHTED,
+        "self_normalize": search.SELF_NORMALIZE,
+        "estimator": search.ESTIMATOR or next(iter(algorithm.estimators), ""),
+    }
     return {
         "supernet": supernet,
         "tasks": tasks,
@@ -228,13 +249,12 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
         "init_prob": search.INIT_PROB,
         "loss_window": search.LOSS_WINDOW,
         "cost": cost,
-        "importance_weighted": search.IMPORTANCE_WEIGHTED,
-        "self_normalize": search.SELF_NORMALIZE,
         "prob_min": search.PROB_MIN,
         "seed": seed,
         "preprocess": partial(
             preprocess, pixel_mean=tuple(cfg.MODEL.PIXEL_MEAN), pixel_std=tuple(cfg.MODEL.PIXEL_STD)
         ),
+        **{name: options[name] for name in algorithm.options},
     }
 
 

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import Topology
 
 
+def relax(masks: Tensor, probs: Tensor) -> Tensor:
+    """Masks of exactly 0 and 1 whose gradient is passed on to ``probs`` as it is (straight-through, section 3.3.1)."""
+    return masks.to(probs.dtype) + (probs - probs.detach())
+
+
 class ArchDistribution(nn.Module):
     """Independent Bernoulli probabilities pi of keeping each block, for each of T tasks.
 
@@ -41,11 +46,12 @@ class ArchDistribution(nn.Module):
         return self.probs.shape[0]
 
     def log_prob(self, masks: Tensor) -> Tensor:
-        """log p_t(a) of Eq. 4: masks N x S x P of 0/1 -> T x N, differentiable in ``probs``.
+        """log p_t(a) of Eq. 4: masks N x S x P of 0/1, or each task's own T x N x S x P -> T x N, differentiable in
+        ``probs``.
 
         Its gradient is a_b / pi_b - (1 - a_b) / (1 - pi_b); Eq. 10 as printed lacks the second sign.
         """
-        kept = masks.to(self.probs.dtype)[None]
+        kept = masks.to(self.probs.dtype)
         probs = self.probs[:, None]
         return (kept * probs.log() + (1 - kept) * (1 - probs).log()).sum(dim=(2, 3))
 
@@ -66,6 +72,20 @@ class ArchDistribution(nn.Module):
         probs = self.probs.detach().cpu()
         tasks = torch.randint(self.num_tasks, (num_samples,), generator=generator)
         return torch.rand((num_samples, *probs.shape[1:]), generator=generator) < probs[tasks]
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Samples from each task's own distribution.
+
+        Args:
+            generator: a CPU generator.
+
+        Returns:
+            T x N x S x P booleans on the CPU.
+        """
+        probs = self.probs.detach().cpu()[:, None]
+        shape = (probs.shape[0], num_samples, *probs.shape[2:])
+        return torch.rand(shape, generator=generator) < probs
 
     @torch.no_grad()
     def project(self) -> None:

@@ -39,6 +39,9 @@ class LossWindow(nn.Module):
     Args:
         num_tasks: T.
         num_steps: how many steps back; 0 turns the normalisation off.
+
+    Attributes:
+        deviation: T, what ``normalize`` divided by last.
     """
 
     sums: Tensor
@@ -48,6 +51,7 @@ class LossWindow(nn.Module):
         if num_steps < 0:
             raise ValueError(f"loss_window is {num_steps}, allowed is 0 or more")
         self.num_steps = num_steps
+        self.deviation = torch.ones(num_tasks)
         # Per step and task: number, sum and sum of squares of the losses.
         self.register_buffer("sums", torch.zeros(max(1, num_steps), num_tasks, 3, dtype=torch.float64))
 
@@ -65,6 +69,7 @@ class LossWindow(nn.Module):
             T x N; where not valid, without meaning.
         """
         if self.num_steps == 0:
+            self.deviation = torch.ones_like(losses[:, 0])
             return losses
         values = torch.where(valid, losses, 0.0).double()
         present = torch.stack(
@@ -77,4 +82,5 @@ class LossWindow(nn.Module):
         # Losses that never differ leave only rounding noise, which must not be blown up to a signal.
         scale = variance.sqrt().clamp_min(1e-6 * mean.abs() + 1e-12)
         self.sums[step % self.num_steps] = present
+        self.deviation = scale.to(losses.dtype)
         return ((losses.double() - mean[:, None]) / scale[:, None]).to(losses.dtype)

@@ -80,6 +80,39 @@ def test_equation_2_and_appendix_b_by_hand():
         torch.testing.assert_close(found[name], expected)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_soft_masks_of_zeros_and_ones_give_the_same_features(training):
+    supernet = lively(Supernet("N", num_stages=3)).train(training)
+    generator = torch.Generator().manual_seed(1)
+    for prob in (0.0, 0.3, 0.5, 0.8, 1.0):
+        topology = Topology.random(3, prob=prob, generator=generator)
+        x = torch.randn(2, 3, 75, 96, generator=generator)
+        with torch.no_grad():
+            expected = supernet(x, topology)
+            found = supernet.forward_soft(x, torch.tensor(topology.mask, dtype=torch.float32))
+        assert list(found) == list(expected)
+        for path in expected:
+            torch.testing.assert_close(found[path], expected[path], atol=0, rtol=0)
+
+
+def test_a_soft_mask_has_the_gradient_of_what_each_block_adds():
+    """The last block's own is the difference that it makes; of those before, differences are checked."""
+    supernet = lively(Supernet("N", num_stages=2)).double()
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1]], dtype=torch.float64, requires_grad=True)
+
+    def loss(mask):
+        return supernet.forward_soft(x, mask)["path1"].square().sum().sqrt()
+
+    assert torch.autograd.gradcheck(loss, mask, eps=1e-6)
+    gradient = torch.autograd.grad(loss(mask), mask)[0]
+    # Path 1 is all that the loss sees of the last stage; the skipped ones of stage 1 would be fused into it.
+    assert (gradient[1] != 0).tolist() == [False, True, False, False]
+    assert (gradient[0] != 0).all()
+    with pytest.raises(ValueError, match=r"a mask of \(2, 4\).*has \(1, 4\)"):
+        Supernet("N", 1).forward_soft(torch.zeros(1, 3, 64, 64), torch.ones(2, 4))
+
+
 def test_gradients_reach_kept_blocks_only():
     supernet = lively(Supernet("N", num_stages=2)).train()
     topology = Topology([[1, 0, 1, 0], [0, 1, 0, 1]])

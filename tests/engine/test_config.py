@@ -9,6 +9,7 @@ from d2go_fbnetv5.engine.defaults import add_fbnetv5_config, detectron2_config
 from d2go_fbnetv5.engine.search_recipe import search_arguments
 from d2go_fbnetv5.engine.train import prepare
 from d2go_fbnetv5.engine.validate import scale_to_world_size
+from d2go_fbnetv5.search import search_class
 from d2go_fbnetv5.tasks.base import DatasetInfo
 
 
@@ -136,6 +137,8 @@ def test_a_dumped_config_loads_again(tmp_path):
         ("SEARCH.TASKS", "['cls', 'pose']", "cls"),
         ("SEARCH.SAMPLES_PER_RANK", "17", "at most 16"),
         ("SEARCH.INIT_PROB", "0.0", "0.02 or more"),
+        ("SEARCH.ALGORITHM", "greedy", "multitask, single_task, per_task_forward, shared_forward, random"),
+        ("SEARCH.ESTIMATOR", "straight_through", "with SEARCH.ALGORITHM multitask: reinforce, ''"),
         ("SEARCH.COST.METRIC", "joules", "latency"),
         ("SEARCH.COST.TABLE", "table.csv", "nothing"),
         ("SEARCH.COST.SIZE", "[32]", "height and width"),
@@ -216,3 +219,52 @@ def test_reference_world_size_0_leaves_a_recipe_as_it_is():
 def test_the_default_config_is_detectron2s_where_it_has_the_key():
     cfg = get_cfg()
     assert (cfg.MODEL.DEVICE, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == ("cuda", 16, 40000)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "tasks", "estimator", "message"),
+    [
+        (
+            "single_task",
+            "['cls', 'det']",
+            "",
+            r"SEARCH.TASKS is \['cls', 'det'\], allowed .* single_task: one task",
+        ),
+        (
+            "single_task",
+            "['cls']",
+            "gumbel",
+            "'gumbel', allowed .* single_task: straight_through, reinforce, ''",
+        ),
+        (
+            "shared_forward",
+            "['cls']",
+            "reinforce",
+            "'reinforce', allowed .* shared_forward: straight_through, ''",
+        ),
+        ("random", "['cls']", "reinforce", "'reinforce', allowed .* random: ''"),
+    ],
+)
+def test_search_algorithms_know_their_tasks_and_estimators(tmp_path, algorithm, tasks, estimator, message):
+    opts = ["OUTPUT_DIR", str(tmp_path / "run"), "SEARCH.ALGORITHM", algorithm]
+    cfg = load_cfg("search_digits.yaml", [*opts, "SEARCH.TASKS", tasks, "SEARCH.ESTIMATOR", estimator])
+    with pytest.raises(ValueError, match=message):
+        prepare(cfg, world_size=1)
+
+
+def test_each_search_algorithm_gets_its_own_arguments(tmp_path):
+    info = DatasetInfo(class_names=("a", "b"))
+    own = {
+        "multitask": {"importance_weighted", "self_normalize"},
+        "single_task": {"estimator"},
+        "per_task_forward": {"estimator"},
+        "shared_forward": {"self_normalize"},
+        "random": set(),
+    }
+    for algorithm, expected in own.items():
+        opts = ["OUTPUT_DIR", str(tmp_path), "SEARCH.ALGORITHM", algorithm, "SEARCH.TASKS", "['cls']"]
+        cfg = prepare(load_cfg("search_digits.yaml", opts), world_size=1)
+        arguments = search_arguments(cfg, info, 0)
+        assert {"importance_weighted", "self_normalize", "estimator"} & set(arguments) == expected
+        search = search_class(algorithm)(**arguments)
+        assert getattr(search, "estimator", "straight_through") == "straight_through"

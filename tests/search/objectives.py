@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5 import MultitaskSearch
+from d2go_fbnetv5.search import Search
 
 
 class MaskSupernet:
@@ -16,6 +17,9 @@ class MaskSupernet:
 
     def forward(self, images, topology):
         return {"mask": torch.tensor(topology.mask, dtype=torch.float32)}
+
+    def forward_soft(self, images, mask):
+        return {"mask": mask}
 
 
 class QuadraticTask(nn.Module):
@@ -71,9 +75,9 @@ def optimum(task: QuadraticTask, num_stages: int, num_paths: int) -> float:
     return best
 
 
-def run_search(tasks, shape, steps, samples, lr, **options) -> MultitaskSearch:
-    """SGD on the surrogate losses alone, at the paper's rate for the probabilities."""
-    search = MultitaskSearch(MaskSupernet(*shape), tasks, samples_per_rank=samples, preprocess=len, **options)
+def run_search(tasks, shape, steps, samples, lr, algorithm=MultitaskSearch, **options) -> Search:
+    """SGD on the probabilities alone, at the paper's rate for them."""
+    search = algorithm(MaskSupernet(*shape), tasks, samples_per_rank=samples, preprocess=len, **options)
     optimizer = torch.optim.SGD(search.param_groups(lr=lr / 0.01, arch_lr_factor=0.01)[-1:], lr=lr)
     batch = [{}] * samples
     for _ in range(steps):
@@ -85,7 +89,7 @@ def run_search(tasks, shape, steps, samples, lr, **options) -> MultitaskSearch:
     return search
 
 
-def quality(search: MultitaskSearch, tasks, optima, shape, seed: int = 0) -> list[float]:
+def quality(search: Search, tasks, optima, shape, seed: int = 0) -> list[float]:
     """Per task how far the most likely topology is from a random one's mean (0) to the optimum (1)."""
     generator = torch.Generator().manual_seed(seed)
     random = torch.rand((4096, *shape), generator=generator) < 0.5

@@ -63,10 +63,18 @@ class MultitaskSearch(SampleModel, search.MultitaskSearch):
 
     Takes the arguments of `d2go_fbnetv5.MultitaskSearch`, or a configuration. SEED, 0 or more, seeds the
     sampled topologies.
+
+    Raises:
+        ValueError: SEARCH.ALGORITHM is another one; those run in `d2go_fbnetv5.train_net`.
     """
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        if cfg.SEARCH.ALGORITHM != "multitask":
+            raise ValueError(
+                f"SEARCH.ALGORITHM is {cfg.SEARCH.ALGORITHM!r}, allowed in Detectron2 and D2Go: multitask "
+                "(d2go_fbnetv5.train_net has the others)"
+            )
         return search_arguments(cfg, dataset_info(cfg), cfg.SEED)
 
 

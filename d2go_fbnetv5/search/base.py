@@ -1,0 +1,320 @@
+"""What the search algorithms share: tasks, distributions, the parts of a batch, statistics over ranks and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from d2go_fbnetv5.arch import Topology
+from d2go_fbnetv5.search.cost import CostRegularizer
+from d2go_fbnetv5.search.distribution import ArchDistribution, relax
+from d2go_fbnetv5.search.estimators import LossWindow, effective_sample_size, importance_weights
+from d2go_fbnetv5.search.groups import param_groups
+from d2go_fbnetv5.search.ranks import gather, rank_and_world_size
+from d2go_fbnetv5.search.seeding import derive_generator
+
+Sample = Mapping[str, Any]
+Losses = dict[str, Tensor]
+
+STRAIGHT_THROUGH, REINFORCE = "straight_through", "reinforce"
+
+
+def stack_images(batch: Sequence[Sample]) -> Tensor:
+    """N samples' ``image`` of one size, C x H x W -> N x C x H x W floats."""
+    return torch.stack([sample["image"] for sample in batch]).float()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the losses of a step say, over all samples of all ranks.
+
+    Attributes:
+        weights: T x N of this rank's samples: what each counts in the expectation of its task's loss, times the
+            number of ranks, as trainers average gradients over ranks.
+        scores: T x N of this rank's samples: the normalised loss with price, weighted (what REINFORCE scores by).
+        scale: T, the standard deviation by which losses are normalised.
+    """
+
+    weights: Tensor
+    scores: Tensor
+    scale: Tensor
+
+
+class Search(nn.Module):
+    """Trains a supernet and every task's distribution over topologies at once.
+
+    In training, ``forward`` returns losses whose sum, run backward once, gives the gradients of a whole iteration:
+    ``loss_<task>`` trains the supernet's and the heads' weights, ``loss_arch_<task>`` the probabilities alone (by
+    straight-through estimation, ``loss_<task>`` does so too). Any trainer that sums a dict of losses can run it;
+    under DDP, which averages gradients over ranks, the losses are scaled so that the average is the estimate over
+    all ranks' samples.
+
+    Args:
+        supernet: has ``num_stages``, ``num_paths`` and ``forward(images, topology) -> {"path0": ...}``; for
+            straight-through estimation also ``forward_soft(images, mask)``.
+        tasks: of the ``Task`` contract, each with a name of its own.
+        samples_per_rank: each batch is split into so many parts, each with a topology of its own. A part is a
+            batch of its own for batch norm: give it 4 images or more, better 8.
+        arch_warmup_iters: steps in which the probabilities rest.
+        init_prob: start of all probabilities.
+        loss_window: steps over which losses are normalised for the probabilities; 0 takes them as they are.
+        cost: adds to each loss the price of the sampled topology; seen by the probabilities only.
+        prob_min: probabilities stay in [prob_min, 1 - prob_min].
+        seed: of the sampled topologies.
+        preprocess: makes the supernet's input from a list of samples.
+
+    Attributes:
+        estimators: how the gradient of the probabilities can be estimated, the usual way first; empty where they
+            do not learn.
+        options: the names of further arguments of the constructor.
+        distribution: the ``ArchDistribution``, tasks in the order of ``tasks``.
+        diagnostics: of the last training step, on the model's device and without gradients: per task
+            ``task_loss/``, ``entropy/`` (bits a block), ``ess/`` (effective sample size) and
+            ``expected_cost/`` (relative), and under "topologies" those sampled on this rank.
+    """
+
+    estimators: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()
+    iteration_count: Tensor
+
+    def __init__(
+        self,
+        supernet: Any,
+        tasks: Iterable[nn.Module],
+        samples_per_rank: int = 4,
+        arch_warmup_iters: int = 0,
+        init_prob: float = 0.5,
+        loss_window: int = 200,
+        cost: CostRegularizer | None = None,
+        prob_min: float = 0.02,
+        seed: int = 0,
+        preprocess: Callable[[Sequence[Sample]], Tensor] = stack_images,
+    ) -> None:
+        super().__init__()
+        tasks = list(tasks)
+        names = [task.name for task in tasks]
+        if not tasks or len(set(names)) != len(names):
+            raise ValueError(f"tasks: one or more with names of their own are needed, found {names}")
+        if samples_per_rank < 1:
+            raise ValueError(f"samples_per_rank is {samples_per_rank}, allowed is 1 or more")
+        if cost is not None and tuple(cost.costs.shape) != (supernet.num_stages, supernet.num_paths):
+            raise ValueError(
+                f"cost is of {tuple(cost.costs.shape)} blocks, the supernet of "
+                f"{(supernet.num_stages, supernet.num_paths)}"
+            )
+        self.supernet = supernet
+        self.tasks = nn.ModuleDict(dict(zip(names, tasks, strict=True)))
+        self.samples_per_rank = samples_per_rank
+        self.arch_warmup_iters = arch_warmup_iters
+        self.seed = seed
+        self.preprocess = preprocess
+        self.cost = cost
+        self.distribution = ArchDistribution(
+            len(tasks), supernet.num_stages, supernet.num_paths, init_prob, prob_min
+        )
+        self.window = LossWindow(len(tasks), loss_window)
+        self.register_buffer("iteration_count", torch.zeros((), dtype=torch.long))
+        self.iteration = 0  # the buffer's value without a device synchronisation
+        self.diagnostics: dict[str, Any] = {}
+        self.register_load_state_dict_post_hook(lambda module, _: module._read_iteration())
+
+    def _read_iteration(self) -> None:
+        self.iteration = int(self.iteration_count)
+
+    def forward(self, batch: Sequence[Sample]) -> Losses | list[dict[str, Any]]:
+        """Training: the dict of losses. Evaluation: per sample what each task's head says of its most likely
+        topology's features.
+
+        Args:
+            batch: list of sample dicts. A sample without a task's label is passed over by that task.
+
+        Raises:
+            ValueError: fewer samples than ``samples_per_rank``.
+        """
+        if not self.training:
+            return self._predict(batch)
+        num_parts = self.samples_per_rank
+        if len(batch) < num_parts:
+            raise ValueError(
+                f"a batch of {len(batch)} samples cannot be split into samples_per_rank = {num_parts} parts"
+            )
+        bounds = [len(batch) * i // num_parts for i in range(num_parts + 1)]
+        parts = [batch[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        generator = derive_generator("topologies", self.seed, rank_and_world_size()[0], self.iteration)
+        output = self._step(parts, generator)
+        self.iteration += 1
+        self.iteration_count.fill_(self.iteration)
+        return output
+
+    def _step(self, parts: list[Sequence[Sample]], generator: torch.Generator) -> Losses:
+        """The losses of one iteration.
+
+        Args:
+            parts: of the batch, each for one sample of the topologies.
+            generator: of this rank and iteration.
+        """
+        raise NotImplementedError
+
+    @property
+    def arch_is_on(self) -> bool:
+        """Whether the probabilities learn in the present iteration."""
+        return self.iteration >= self.arch_warmup_iters
+
+    def _features(self, samples: Sequence[Sample], topology: Topology) -> dict[str, Tensor]:
+        run = self.supernet if callable(self.supernet) else self.supernet.forward
+        return run(self.preprocess(samples), topology)
+
+    def _task_loss(
+        self, name: str, features: Mapping[str, Tensor], part: Sequence[Sample]
+    ) -> dict[str, Tensor]:
+        """A task's loss of a part under its name; nothing if no sample has its label."""
+        task = self.tasks[name]
+        losses = task({key: features[key] for key in task.in_features}, part)
+        return (
+            {name: torch.stack([_at_least_float(value) for value in losses.values()]).sum()} if losses else {}
+        )
+
+    def _estimate(
+        self,
+        losses: list[Losses],
+        masks: Tensor,
+        ratios: Tensor,
+        self_normalize: bool = False,
+        importance_weighted: bool = True,
+    ) -> Estimate:
+        """Weights and scores from the losses of all ranks, by one collective; takes them into the loss window.
+
+        Args:
+            losses: of each part by task.
+            masks: the parts' N x S x P, or T x N x S x P where tasks sample on their own.
+            ratios: T x N, how much likelier the samples are under the task's distribution than where they came from.
+            self_normalize: Eq. 11 instead of Eq. 8.
+            importance_weighted: whether the scores carry the weights.
+        """
+        rank, world_size = rank_and_world_size()
+        device = self.distribution.probs.device
+        with torch.no_grad():
+            zero = torch.zeros((), dtype=self.distribution.probs.dtype, device=device)
+            detached = [[part.get(name, zero).detach() for part in losses] for name in self.tasks]
+            detached = torch.stack([torch.stack(row) for row in detached]).to(device)
+            valid = torch.tensor([[name in part for part in losses] for name in self.tasks], device=device)
+            priced = detached if self.cost is None else detached + self.cost(masks)
+            # All ranks' samples side by side: T x (ranks * parts).
+            ratios, detached, priced, seen = gather(
+                torch.stack([ratios, detached, priced, valid.to(ratios.dtype)])
+            )
+            seen = seen > 0.5
+            weights = importance_weights(ratios, seen, self_normalize)
+            normalized = self.window.normalize(priced, seen, self.iteration)
+            arch_weights = (
+                weights
+                if importance_weighted
+                else importance_weights(torch.ones_like(ratios), seen, self_normalize=True)
+            )
+            scores = torch.where(seen, arch_weights * normalized, 0.0) * world_size
+            mine = slice(rank * len(losses), (rank + 1) * len(losses))
+            self._diagnose(weights, detached, seen)
+        return Estimate(weights[:, mine] * world_size, scores[:, mine], self.window.deviation)
+
+    def _named(self, losses: list[Losses], weights: Tensor, surrogates: Sequence[Tensor] | Tensor) -> Losses:
+        """``loss_<task>``, the sum of each task's losses times ``weights`` T x N, and T ``loss_arch_<task>``."""
+        output = {}
+        for t, name in enumerate(self.tasks):
+            terms = [w * part[name] for w, part in zip(weights[t], losses, strict=True) if name in part]
+            output[f"loss_{name}"] = torch.stack(terms).sum() if terms else self._zero()
+            output[f"loss_arch_{name}"] = surrogates[t]
+        return output
+
+    def _reinforced(self, losses: list[Losses], log_prob: Tensor, estimate: Estimate) -> Losses:
+        """The step's losses with REINFORCE's surrogates (Eq. 9), whose gradients reach the probabilities alone.
+
+        Args:
+            log_prob: T x N, log p_t of each sample.
+        """
+        resting = [self._zero()] * len(self.tasks)
+        surrogates = (estimate.scores * log_prob).sum(dim=1) if self.arch_is_on else resting
+        return self._named(losses, estimate.weights, surrogates)
+
+    def _straight_through(
+        self, losses: list[Losses], hard: Tensor, masks: Tensor, estimate: Estimate
+    ) -> Losses:
+        """The step's losses, of relaxed masks, with prices whose gradients reach the probabilities alone.
+
+        The gradients of losses and prices are divided by the losses' deviation, as REINFORCE has them; the mean,
+        which it subtracts too, has none.
+
+        Args:
+            hard: T x N x S x P, the sampled masks.
+            masks: the same as the losses were computed from: relaxed, or without gradients.
+        """
+        surrogates: Sequence[Tensor] | Tensor = [self._zero()] * len(self.tasks)
+        if masks.requires_grad:
+            factors = (1 / estimate.scale)[:, None]
+            masks.register_hook(lambda gradient: gradient * factors[..., None, None])
+            if self.cost is not None:
+                prices = self.cost(relax(hard, self.distribution.probs[:, None]))
+                surrogates = (estimate.weights * factors * prices).sum(dim=1)
+        return self._named(losses, estimate.weights, surrogates)
+
+    def _zero(self) -> Tensor:
+        """Zero gradients where there is nothing to learn, so that backward always has something to run on."""
+        return self.distribution.probs.sum() * 0.0
+
+    def _diagnose(self, weights: Tensor, losses: Tensor, seen: Tensor) -> None:
+        entropy = self.distribution.entropy()
+        ess = effective_sample_size(weights)
+        mean_loss = torch.where(seen, losses, 0.0).sum(dim=1) / seen.sum(dim=1).clamp_min(1)
+        for t, name in enumerate(self.tasks):
+            self.diagnostics[f"task_loss/{name}"] = mean_loss[t]
+            self.diagnostics[f"entropy/{name}"] = entropy[t]
+            self.diagnostics[f"ess/{name}"] = ess[t]
+        if self.cost is not None:
+            expected = self.cost.relative(self.distribution.probs.detach())
+            for t, name in enumerate(self.tasks):
+                self.diagnostics[f"expected_cost/{name}"] = expected[t]
+
+    def _predict(self, batch: Sequence[Sample]) -> list[dict[str, Any]]:
+        outputs: list[dict[str, Any]] = [{} for _ in batch]
+        cache: dict[Topology, dict[str, Tensor]] = {}
+        for name, topology in self.most_likely().items():
+            if topology not in cache:
+                cache[topology] = self._features(batch, topology)
+            task = self.tasks[name]
+            features = {key: cache[topology][key] for key in task.in_features}
+            for merged, output in zip(outputs, task(features, batch), strict=True):
+                merged.update(output)
+        return outputs
+
+    def most_likely(self) -> dict[str, Topology]:
+        """Per task the topology of all blocks with a probability over 0.5 (section 4.1), not pruned."""
+        return dict(zip(self.tasks, self.distribution.most_likely(), strict=True))
+
+    def param_groups(
+        self,
+        lr: float,
+        arch_lr_factor: float = 0.01,
+        weight_decay: float = 0.0,
+        weight_decay_norm: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Groups for ``torch.optim.SGD``: weights, norms' parameters, and the probabilities, which have the
+        rate ``lr * arch_lr_factor`` (Appendix F.1), no momentum and no weight decay.
+
+        Args:
+            weight_decay_norm: of normalisation layers; None for ``weight_decay``.
+        """
+        return param_groups(
+            self, self.distribution.probs, lr, arch_lr_factor, weight_decay, weight_decay_norm
+        )
+
+    def after_step(self) -> None:
+        """To be called after each optimizer step: projects the probabilities into their range."""
+        self.distribution.project()
+
+
+def _at_least_float(value: Tensor) -> Tensor:
+    """Losses of half precision are weighted and summed in single precision."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

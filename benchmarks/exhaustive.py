@@ -1,0 +1,179 @@
+"""What a search found against all 2^8 topologies of two stages, on digit scenes with family N.
+
+    OMP_NUM_THREADS=1 python benchmarks/exhaustive.py --folder output/benchmarks/exhaustive
+
+One supernet is searched by Algorithm 4 with configs/search_digits.yaml, its stages set to two. With its weights and
+batch-norm statistics re-estimated for each network, every topology is judged for every task: by the loss on validation
+images plus the price of Appendix E, which is what the search minimises, and by the task's metric. Topologies from which
+the head reaches the same blocks are the same network and have the same loss, at different prices. A sample of the
+networks is trained shortly, for the rank correlation between a network's metric with the supernet's weights and after
+training. What is finished lies in --folder and is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import build_run, finish, finished, outputs, parser, rank_correlation, train_network
+
+from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
+from d2go_fbnetv5.arch.atomic import write_atomically
+from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
+from d2go_fbnetv5.engine.search_eval import TaskNetwork
+from d2go_fbnetv5.engine.seeding import seed_all
+from d2go_fbnetv5.engine.train import Run
+
+CONFIG, STAGES = "search_digits.yaml", 2
+
+
+def all_topologies() -> list[Topology]:
+    count = STAGES * 4
+    return [
+        Topology([[bits >> (4 * s + p) & 1 for p in range(4)] for s in range(STAGES)])
+        for bits in range(2**count)
+    ]
+
+
+def judge(
+    run: Run, task: str, topology: Topology, statistics: list[Batch], batches: list[Batch]
+) -> dict[str, float]:
+    """Loss and primary metric of one network on ``batches``, its batch norm re-estimated on ``statistics``."""
+    network = TaskNetwork(run.model, task, topology)
+    head = network.task
+    with precise_batch_norm(network, statistics):
+        metric = evaluate(network, batches, head.evaluator(run.data.info))[head.primary_metric]
+        network.eval()
+        head.training = True  # so that it says its loss; its norms and all others stay as they are
+        losses, count = 0.0, 0
+        with torch.no_grad():
+            for i, batch in enumerate(batches):
+                seed_all(0, iteration=i)  # of the detector's sampled regions
+                found = network(batch)
+                losses += len(batch) * float(sum(found.values())) if found else 0.0
+                count += len(batch) if found else 0
+        head.training = False
+    return {"loss": losses / count, "metric": metric}
+
+
+def judge_all(run: Run, folder: Path, images: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Loss and metric of every distinct network of every task, by task and the network's mask; kept in a file."""
+    file = folder / "networks.json"
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    statistics, batches = run.data.statistics_batches(8), list(run.data.eval_batches(images))
+    for name, task in run.model.tasks.items():
+        networks = found.setdefault(name, {})
+        for topology in {t.prune(task.in_features): None for t in all_topologies()}:
+            if repr(topology) not in networks:
+                networks[repr(topology)] = judge(run, name, topology, statistics, batches)
+                write_atomically(file, json.dumps(found))
+        print(f"{name}: {len(networks)} networks judged", flush=True)
+    return found
+
+
+def place(
+    run: Run, name: str, networks: dict[str, dict[str, float]], costs: BlockCosts
+) -> tuple[dict[str, Any], list[float]]:
+    """Where the searched topology stands among all, by the objective and by the metric."""
+    task, cfg = run.model.tasks[name], run.cfg.SEARCH.COST
+    everything, found = all_topologies(), run.model.most_likely()[name]
+
+    def objective(topology: Topology) -> float:
+        price = cfg.WEIGHT * max(0.0, costs.relative(topology) - cfg.TARGET)
+        return networks[repr(topology.prune(task.in_features))]["loss"] + price
+
+    def metric(topology: Topology) -> float:
+        value = networks[repr(topology.prune(task.in_features))]["metric"]
+        return value if task.higher_is_better else -value
+
+    objectives = [objective(t) for t in everything]
+    better = sum(value < objective(found) for value in objectives)
+    better_by_metric = sum(metric(t) > metric(found) for t in everything)
+    distinct = {
+        repr(t.prune(task.in_features)): objective(t) for t in sorted(everything, key=objective, reverse=True)
+    }
+    row = {
+        "task": name,
+        "found": repr(found)[9:-1],
+        "used by the head": repr(found.prune(task.in_features))[9:-1],
+        "objective": objective(found),
+        "best": min(objectives),
+        "median": sorted(objectives)[len(objectives) // 2],
+        "strictly better": f"{better} of {len(everything)}",
+        "best %": 100 * (better + 1) / len(everything),
+        "better networks": f"{sum(v < objective(found) for v in distinct.values())} of {len(distinct)}",
+        "metric": networks[repr(found.prune(task.in_features))]["metric"],
+        "best % by metric": 100 * (better_by_metric + 1) / len(everything),
+    }
+    return row, objectives
+
+
+def main() -> None:
+    parse = parser(__doc__, "output/benchmarks/exhaustive.json")
+    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/exhaustive"))
+    parse.add_argument("--seed", type=int, default=0)
+    parse.add_argument("--iterations", type=int, default=1200, help="of the search")
+    parse.add_argument("--images", type=int, default=512, help="of the validation set")
+    parse.add_argument("--sample", type=int, default=6, help="networks that are trained for each task")
+    parse.add_argument("--steps", type=int, default=150, help="of their training")
+    parse.add_argument("--tasks", nargs="+", default=["cls", "det", "seg"])
+    parse.add_argument("--scratch", action="store_true", help="train from random weights, not the supernet's")
+    parse.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of the search to override")
+    args = parse.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.quick:
+        args.iterations, args.images, args.sample, args.steps, args.tasks = 20, 16, 2, 2, ["cls"]
+
+    opts = ["MODEL.FBNETV5.NUM_STAGES", STAGES, "SEARCH.TASKS", args.tasks, "SEED", args.seed]
+    opts += ["SOLVER.MAX_ITER", args.iterations, "SEARCH.ARCH_WARMUP_ITERS", args.iterations * 7 // 12]
+    opts += ["SOLVER.STEPS", f"[{args.iterations * 13 // 24}]", "SEARCH.EVAL.RANDOM_TOPOLOGIES", 0]
+    opts += [
+        "SEARCH.EVAL.MAX_IMAGES",
+        args.images,
+        *(["SOLVER.IMS_PER_BATCH", 8] if args.quick else []),
+        *args.opts,
+    ]
+    search_folder = args.folder / "search"
+    cpu = finished(CONFIG, search_folder, opts)["cpu"]
+    run = build_run(CONFIG, search_folder, opts)
+    networks = judge_all(run, args.folder, args.images)
+    costs = block_costs("N", run.recipe.size)
+    rows = []
+    for name in args.tasks:
+        row, _ = place(run, name, networks[name], costs)
+        sample = random.Random(args.seed).sample(sorted(networks[name]), args.sample)
+        by_name = {repr(t.prune(outputs(name))): t.prune(outputs(name)) for t in all_topologies()}
+        weights = None if args.scratch else search_folder / "model_final.pth"
+        kind = "scratch" if args.scratch else "supernet"
+        trained = [
+            train_network(
+                name,
+                by_name[key],
+                args.folder / f"{name}_{kind}_{i}",
+                args.steps,
+                args.images,
+                weights,
+                args.seed,
+            )
+            for i, key in enumerate(sample)
+        ]
+        judged = [networks[name][key]["metric"] for key in sample]
+        row["rank correlation"] = rank_correlation(judged, trained)
+        row["sample"] = [
+            {"network": n, "supernet": j, "trained": t}
+            for n, j, t in zip(sample, judged, trained, strict=True)
+        ]
+        rows.append(row)
+        print(f"{name}: {row}", flush=True)
+    columns = [key for key in rows[0] if key not in ("sample",)]
+    options = {key: str(value) for key, value in vars(args).items()}
+    finish(
+        args.output, {"The searched topology among all 256": (rows, columns)}, options=options, search_cpu=cpu
+    )
+
+
+if __name__ == "__main__":
+    main()

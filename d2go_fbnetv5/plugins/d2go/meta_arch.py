@@ -25,8 +25,18 @@ class MultitaskSearch(meta_arch.MultitaskSearch):
         ]
 
 
+class _FloatsOnly:
+    """Refuses quantisation, which D2Go would begin and then fail at with a list of operators."""
+
+    def prepare_for_quant(self, cfg: CfgNode) -> None:
+        raise ValueError(
+            f"the model to quantise is {type(self).__name__}, allowed under D2Go: LiteRCNN (tools/export.py --int8 "
+            "has all)"
+        )
+
+
 @META_ARCH_REGISTRY.register()
-class ImageClassifier(meta_arch.ImageClassifier):
+class ImageClassifier(_FloatsOnly, meta_arch.ImageClassifier):
     """The classifier."""
 
     def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:
@@ -34,7 +44,7 @@ class ImageClassifier(meta_arch.ImageClassifier):
 
 
 @META_ARCH_REGISTRY.register()
-class LiteMaskFormer(meta_arch.LiteMaskFormer):
+class LiteMaskFormer(_FloatsOnly, meta_arch.LiteMaskFormer):
     """Lite MaskFormer."""
 
     def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:

@@ -17,15 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_arguments, open_model
-from fvcore.common.config import CfgNode
-from torch import Tensor
 
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.formatting import parse_size
-from d2go_fbnetv5.engine.predictor import Predictor
 from d2go_fbnetv5.engine.train import CONFIG_FILE
-from d2go_fbnetv5.export import FORMATS, CheckFailedError, Exported, export_model
+from d2go_fbnetv5.export import FORMATS, Calibration, CheckFailedError, Exported, export_model
 from d2go_fbnetv5.export.api import INT8
 from d2go_fbnetv5.export.images import calibration_images
 
@@ -73,15 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration-data",
         metavar="DATA",
-        help="what --int8 is calibrated and every file is checked with: a folder of images or the name of a data set "
-        "(default: the run's test set)",
+        help="a folder of images or the name of a data set, resized as for evaluation and not augmented: what --int8 "
+        "is calibrated and the file is checked with (default: calibrated with the run's training set, checked with its "
+        "test set)",
     )
     parser.add_argument(
         "--calibration-images",
         type=int,
         default=_CALIBRATION_IMAGES,
         metavar="N",
-        help=f"(default: {_CALIBRATION_IMAGES})",
+        help=f"for --int8, spread over that data (default: {_CALIBRATION_IMAGES})",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="(default: RUN/FORMAT or NAME-FORMAT, with -int8 at its end)"
@@ -96,15 +94,21 @@ def _export(args: argparse.Namespace) -> Exported:
     check_model_arguments(args)
     predictor = open_model(args)
     cfg = load_cfg(Path(args.run, CONFIG_FILE)) if args.run else None
-    data = args.calibration_data or (cfg.DATASETS.TEST[0] if cfg is not None else None)
-    calibration: list[Tensor] | None = None
+    given = [args.calibration_data] if args.calibration_data else None
+    trained_on = given or (list(cfg.DATASETS.TRAIN) if cfg is not None else [])
+    checked_with = given or (list(cfg.DATASETS.TEST[:1]) if cfg is not None else [])
+    calibration: Calibration | None = None
     if args.int8:
         if args.format != "executorch":
             raise ValueError(f"--int8 is for --format executorch, found {args.format}")
-        if data is None:
+        if not trained_on:
             raise ValueError("--int8 needs --calibration-data, images like those that the model will see")
-        calibration = list(calibration_images(data, predictor, args.calibration_images, cfg))
-    pictures = _pictures(data, predictor, cfg) if data is not None else []
+        images = list(calibration_images(trained_on, predictor, args.calibration_images, cfg))
+        data = f"{', '.join(trained_on)}, resized as for evaluation, not augmented"
+        calibration = Calibration(images, data)
+    pictures = []
+    if checked_with:
+        pictures = [image[0] for image in calibration_images(checked_with, predictor, _CHECK_IMAGES, cfg)]
     suffix = f"{args.format}{INT8}" if args.int8 else args.format
     folder = args.output or (Path(args.run, suffix) if args.run else f"{args.model}-{suffix}")
     return export_model(
@@ -117,10 +121,6 @@ def _export(args: argparse.Namespace) -> Exported:
         calibration=calibration,
         pictures=pictures,
     )
-
-
-def _pictures(data: str, predictor: Predictor, cfg: CfgNode | None) -> list[Tensor]:
-    return [image[0] for image in calibration_images(data, predictor, _CHECK_IMAGES, cfg)]
 
 
 def _summary(exported: Exported) -> str:

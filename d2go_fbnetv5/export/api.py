@@ -32,6 +32,20 @@ _CHECKED = 3  # images of each size, besides an empty one
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What int8 learns the ranges of activations from.
+
+    Attributes:
+        images: 1 x 3 x H x W in 0..255, like those that the model will see; they are resized if the file does not
+            take their size.
+        data: where they are from, for model.json.
+    """
+
+    images: Iterable[Tensor]
+    data: str = ""
+
+
+@dataclass(frozen=True)
 class Exported:
     """An exported file, its model.json's content, and what its check found."""
 
@@ -48,7 +62,7 @@ def export_model(
     *,
     names: Sequence[str] = (),
     transform: EvalTransform | None = None,
-    calibration: Iterable[Tensor] | None = None,
+    calibration: Calibration | None = None,
     pictures: Sequence[Tensor] = (),
 ) -> Exported:
     """Writes a model as a file that needs neither this package nor Python, with its model.json, and checks it.
@@ -63,7 +77,7 @@ def export_model(
         size: (height, width) of images; `usual_size` by default.
         names: of the classes, their numbers by default.
         transform: how evaluation prepares images, for model.json.
-        calibration: 1 x 3 x H x W images in 0..255, for int8 (executorch alone); None for fp32.
+        calibration: for int8 (executorch alone); None for fp32.
         pictures: 3 x h x w in 0..255 to check with, made up by default.
 
     Raises:
@@ -91,8 +105,11 @@ def export_model(
     any_size = isinstance(model, ImageClassifier) and (format == "torchscript" or not is_whole(size))
     least = smallest_side(model)
     module, outputs = inference_module(model, any_size), output_names(model)
-    described = kind.export(module, unchecked, size, least, outputs, calibration=calibration)
-    int8 = bool(described.get("int8"))
+    images = list(calibration.images) if calibration is not None else None
+    described = kind.export(module, unchecked, size, least, outputs, calibration=images)
+    int8 = bool(described["int8"])
+    if calibration is not None and images is not None:
+        described["calibration"] = {"data": calibration.data, "images": len(images)}
     run = kind.load(unchecked, described)
     sizes = [size, _other_size(size, least)] if described["dynamic"] else [size]
     try:

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from d2go_fbnetv5.models import LiteMaskFormer, LiteRCNN, SearchedModel
-from d2go_fbnetv5.models.lite_maskformer import segment_scores
+from d2go_fbnetv5.models.lite_maskformer import segment_scores, weighed_masks
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 
@@ -117,11 +116,10 @@ def _compare_maps(
     prediction = model.head(model.backbone(images))[-1]
     classes, masks = prediction.class_logits[0], prediction.mask_logits[0]
     size = (image.shape[2], image.shape[3])
-    # The weighing of `segment_scores` at the masks' own size, and at the image's.
-    expected = segment_scores(classes, masks, masks.shape[-2:], masks.shape[-2:])
-    _values(found[0][0], expected, "class scores", report, where)
-    labels = F.interpolate(found[0], size, mode="bilinear", align_corners=False)[0].argmax(0)
-    return (labels == segment_scores(classes, masks, size, size).argmax(0)).float().mean().item()
+    expected = segment_scores(classes, masks, size, size)
+    scores = weighed_masks(found[0][0], found[1][0], size, size)
+    _values(scores, expected, "class scores", report, where)
+    return (scores.argmax(0) == expected.argmax(0)).float().mean().item()
 
 
 def _values(found: Tensor, expected: Tensor, what: str, report: Report, where: str) -> None:

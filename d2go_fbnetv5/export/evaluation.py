@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from d2go_fbnetv5.engine.build import build_data
 from d2go_fbnetv5.engine.config import load_cfg
@@ -20,6 +19,7 @@ from d2go_fbnetv5.export.check import Run
 from d2go_fbnetv5.export.images import padded_image
 from d2go_fbnetv5.export.metadata import task_of
 from d2go_fbnetv5.models import SearchedModel
+from d2go_fbnetv5.models.lite_maskformer import weighed_masks
 
 
 class ExportedModel(nn.Module):
@@ -73,8 +73,7 @@ def _class_scores(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict
 
 
 def _label_map(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict[str, Tensor]:
-    scores = F.interpolate(found[0], padded, mode="bilinear", align_corners=False)[0]
-    return {"sem_seg": scores[:, : size[0], : size[1]].argmax(0)}
+    return {"sem_seg": weighed_masks(found[0][0], found[1][0], padded, size).argmax(0)}
 
 
 def _detections(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict[str, Tensor]:

@@ -26,11 +26,13 @@ class FlatBackbone(nn.Module):
 
     Attributes:
         outputs: the names of the features, in order.
+        padded: inner features have more channels than the outputs (`pad_channels`).
     """
 
     def __init__(self, backbone: Backbone, any_size: bool = False) -> None:
         super().__init__()
         self.outputs = backbone.outputs
+        self.padded = False
         self.stage0 = nn.ModuleList(backbone.stage0.values())
         self.stages = nn.ModuleList()
         family, topology = backbone.family, backbone.topology
@@ -50,6 +52,7 @@ class FlatBackbone(nn.Module):
             if steps:
                 self.stages.append(_Stage(steps))
         self._indices = [PATHS.index(name) for name in self.outputs]
+        self._channels = [backbone.channels[name] for name in self.outputs]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """1 x 3 x H x W, normalised -> the features of ``outputs``."""
@@ -60,6 +63,8 @@ class FlatBackbone(nn.Module):
             features.append(x)
         for stage in self.stages:
             features = stage(features)
+        if self.padded:
+            return [features[i][:, :count] for i, count in zip(self._indices, self._channels)]  # noqa: B905
         return [features[i] for i in self._indices]
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from torch.export import Dim
+from torch.nn import functional as F
 
 STEP = 32  # pixels; the stride of Path 3
 
@@ -38,6 +40,14 @@ class ImageSizes:
     @property
     def dynamic(self) -> bool:
         return self.least != self.most
+
+    def fitted(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """A 1 x 3 x H x W image as it is, or of ``size`` if the file does not take its own."""
+        sides = image.shape[-2:]
+        fits = all(low <= side <= high for low, side, high in zip(self.least, sides, self.most, strict=True))
+        if fits and (is_whole(sides) or not self.dynamic):
+            return image
+        return F.interpolate(image, size, mode="bilinear", antialias=True).clamp(0, 255)
 
     def dims(self) -> dict[int, Any] | None:
         """What `torch.export` takes for a 1 x 3 x H x W image."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from d2go_fbnetv5.data import build_dataset, list_datasets
 from d2go_fbnetv5.data.images import read_image
@@ -30,13 +30,13 @@ def padded_image(model: SearchedModel, image: Tensor) -> Tensor:
 
 
 def calibration_images(
-    source: str | os.PathLike[str], predictor: Predictor, count: int, cfg: CfgNode | None = None
+    sources: Sequence[str], predictor: Predictor, count: int, cfg: CfgNode | None = None
 ) -> Iterator[Tensor]:
-    """`padded_image` of at most ``count`` images, spread evenly over a folder or a data set.
+    """`padded_image` of at most ``count`` images, spread evenly over folders and data sets.
 
     Args:
-        source: a folder of images, searched to any depth, or the name of a data set.
-        predictor: whose images they are; they are resized as it resizes them.
+        sources: each a folder of images, searched to any depth, or the name of a data set.
+        predictor: whose images they are; they are resized as it resizes them for evaluation, without augmentation.
         cfg: of a training, whose FBNETV5_DATA.DATASETS the name may be one of.
 
     Raises:
@@ -44,11 +44,11 @@ def calibration_images(
     """
     if count < 1:
         raise ValueError(f"{count} calibration images; allowed is 1 or more")
-    images = _Folder(source) if Path(source).is_dir() else _open(str(source), cfg)
+    images = ConcatDataset([_Folder(name) if Path(name).is_dir() else _open(name, cfg) for name in sources])
     total = len(images)
     count = min(count, total)
     if count == 0:
-        raise ValueError(f"calibration data {source}: there is no image in it")
+        raise ValueError(f"calibration data {', '.join(sources)}: there is no image in it")
     for i in range(count):
         yield padded_image(predictor.model, predictor.sample(images[i * total // count]["image"])["image"])
 
@@ -56,7 +56,7 @@ def calibration_images(
 class _Folder:
     """The images of a folder as samples, in the order of their names."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str) -> None:
         self._paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
 
     def __len__(self) -> int:

@@ -47,11 +47,10 @@ class ClassifierInference(nn.Module):
 
 
 class SegmenterInference(nn.Module):
-    """1 x 3 x H x W image -> 1 x K x H/8 x W/8 class scores.
+    """1 x 3 x H x W image -> 1 x Q x K class probabilities, "no object" left out, and 1 x Q x H/8 x W/8 mask logits.
 
-    A pixel's class is the greatest score of the map enlarged (bilinear) to the image. `LiteMaskFormer` enlarges each
-    of its 100 masks before it weighs the classes; that costs many times the whole network and differs only between
-    the map's own pixels.
+    Enlarging the masks and weighing the classes is the application's (`weighed_masks`): at the image's size it costs
+    many times the whole network. Weighed first and enlarged afterwards, thin objects are lost.
     """
 
     def __init__(self, model: LiteMaskFormer) -> None:
@@ -62,14 +61,13 @@ class SegmenterInference(nn.Module):
         self.decoder = _Decoder(model.transformer_decoder)
         self.segmentation = model.segmentation
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         path1, path3 = self.backbone(image)
         pixels = self.pixel_decoder(path1)
         queries = self.decoder(path3)
-        masks = (self.segmentation.mask_embedding(queries) @ pixels.flatten(2)).sigmoid()
+        masks = self.segmentation.mask_embedding(queries) @ pixels.flatten(2)
         classes = self.segmentation.classes(queries).softmax(2)[:, :, :-1]
-        scores = classes.transpose(1, 2) @ masks
-        return scores.view(1, scores.shape[1], pixels.shape[2], pixels.shape[3])
+        return classes, masks.view(1, masks.shape[1], pixels.shape[2], pixels.shape[3])
 
 
 class _Decoder(nn.Module):

@@ -103,13 +103,20 @@ def _outputs(model: SearchedModel, task: str) -> list[dict[str, Any]]:
     if task == "cls":
         return [{"name": "scores", "shape": [1, model.num_classes], "is": "the probability of each class"}]
     if task == "seg":
+        queries = model.transformer_decoder.queries.num_embeddings
         return [
             {
-                "name": "scores",
-                "shape": [1, model.num_classes, "height / 8", "width / 8"],
-                "is": "the score of each class; enlarge it to height x width (bilinear, half-pixel centres), then the "
-                "greatest score of a pixel is its class",
-            }
+                "name": "classes",
+                "shape": [1, queries, model.num_classes],
+                "is": "the probability of each class that a query's mask is of",
+            },
+            {
+                "name": "masks",
+                "shape": [1, queries, "height / 8", "width / 8"],
+                "is": "the logit of each query's mask; enlarge it to height x width (bilinear, half-pixel centres) and "
+                "take the sigmoid; a pixel's score of a class is the sum over queries of classes times masks, its "
+                "class the greatest score",
+            },
         ]
     count = model.roi_head.max_detections
     return [

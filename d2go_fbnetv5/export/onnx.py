@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2go_fbnetv5.export.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.image_sizes import STEP, ImageSizes
 from d2go_fbnetv5.export.missing import require
+from d2go_fbnetv5.export.pad_channels import pad_channels
 
 SUFFIX = ".onnx"
 OPSET = 18
@@ -48,6 +51,10 @@ def export(
     if calibration is not None:
         raise ValueError("int8 is for the format executorch, found onnx")
     sizes = ImageSizes.of(size, least, _MOST)
+    module = copy.deepcopy(module)
+    for part in list(module.modules()):
+        if isinstance(part, FlatBackbone):
+            pad_channels(part)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # An example whose sides differ, lest torch takes them for one.

@@ -18,7 +18,7 @@ from d2go_fbnetv5.export.flat_backbone import concatenate_to_enlarge
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
 from d2go_fbnetv5.export.image_sizes import ImageSizes
 from d2go_fbnetv5.export.inference import DetectorInference
-from d2go_fbnetv5.export.quantize import quantized
+from d2go_fbnetv5.export.quantize import FLOAT_MODULES, quantized
 
 SUFFIX = ".pte"
 PACKAGES = executorch.PACKAGES
@@ -39,12 +39,13 @@ def export(
     have ``forward``, whose result is ``outputs``.
 
     Args:
-        calibration: 1 x 3 x H x W images in 0..255 for int8, of sizes that the file takes; None for fp32.
+        calibration: 1 x 3 x H x W images in 0..255 for int8, resized to ``size`` if the file does not take theirs;
+            None for fp32.
 
     Returns:
         what model.json says of the file: ``dynamic``, whether images of other sizes may be given, and
-        ``image_sizes``, which; ``int8``; ``methods``, what each takes and returns; of a detector ``detector``, the
-        `HostSettings`.
+        ``image_sizes``, which; ``int8``, and if so ``float_layers``, what is not in 8 bits; ``methods``, what each
+        takes and returns; of a detector ``detector``, the `HostSettings`.
 
     Raises:
         ValueError: a package is missing, or there are no calibration images.
@@ -58,7 +59,7 @@ def export(
     if calibration is None:
         graphs = {name: capture(*source) for name, source in methods.items()}
     else:
-        graphs = quantized_methods(module, methods, calibration)
+        graphs = quantized_methods(module, methods, [sizes.fitted(image, size) for image in calibration])
     Path(path).write_bytes(lower_programs(graphs))
     described: dict[str, Any] = {
         "dynamic": sizes.dynamic,
@@ -66,6 +67,8 @@ def export(
         "int8": calibration is not None,
         "methods": {"forward": {"input": "image", "outputs": list(outputs)}},
     }
+    if calibration is not None:
+        described["float_layers"] = float_layers(module)
     if isinstance(module, DetectorInference):
         described["methods"] = _DETECTOR_METHODS
         described["detector"] = HostSettings.of(module).to_json()
@@ -146,6 +149,16 @@ def quantized_methods(
         name: quantized(*source, inputs[name], _RESULT_LAYERS.get(name, ()))
         for name, source in methods.items()
     }
+
+
+def float_layers(module: nn.Module) -> list[str]:
+    """What `quantized_methods` leaves in floats in this module: kinds of layers, and names of those that give the
+    result."""
+    kinds = [
+        kind.__name__ for kind in FLOAT_MODULES if any(isinstance(part, kind) for part in module.modules())
+    ]
+    results = [name for method, names in _RESULT_LAYERS.items() if hasattr(module, method) for name in names]
+    return [*kinds, *results]
 
 
 @torch.no_grad()

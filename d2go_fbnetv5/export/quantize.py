@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from d2go_fbnetv5.arch.blocks import SqueezeExcite
 from d2go_fbnetv5.export.executorch import capture, require_executorch
@@ -68,7 +68,30 @@ def quantized(
             count += 1
         if count == 0:
             raise ValueError("no calibration images; int8 needs one or more")
-        return capture(convert_pt2e(graph), inputs, dynamic_shapes)
+        return capture(_measure_after_rounding(convert_pt2e(graph)), inputs, dynamic_shapes)
+
+
+def _measure_after_rounding(graph: GraphModule) -> GraphModule:
+    """Sizes are read from a tensor after it was made int8 and float again, in place.
+
+    XNNPACK takes an int8 convolution only if nothing but the rounding reads its result, were it only for its height;
+    and ExecuTorch has no other int8 convolution.
+    """
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.sym_size.int:
+            measured = node.args[0]
+            for rounded in (user for user in measured.users if _is(user, "quantize_per_tensor")):
+                again = next((user for user in rounded.users if _is(user, "dequantize_per_tensor")), None)
+                if again is not None:
+                    node.replace_input_with(measured, again)
+                    break
+    graph.graph.lint()
+    graph.recompile()
+    return graph
+
+
+def _is(node: Node, operator: str) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "").startswith(f"{operator}.")
 
 
 def _with_plain_ranges(config: Any) -> Any:

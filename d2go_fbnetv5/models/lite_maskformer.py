@@ -170,7 +170,13 @@ def segment_scores(
         (sigmoid). They do not sum to one: where no query sees an object all are near 0, and queries that agree
         may add up to more than 1.
     """
+    return weighed_masks(class_logits.float().softmax(1)[:, :-1], mask_logits, padded, size)
+
+
+def weighed_masks(
+    classes: Tensor, mask_logits: Tensor, padded: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """`segment_scores` of Q x K class probabilities, that of "no object" left out."""
     masks = F.interpolate(mask_logits[None].float(), padded, mode="bilinear", align_corners=False)[0]
     masks = masks[:, : size[0], : size[1]].sigmoid()
-    classes = class_logits.float().softmax(1)[:, :-1]
     return torch.einsum("qk,qhw->khw", classes, masks)

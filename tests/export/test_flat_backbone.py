@@ -7,6 +7,8 @@ import torch
 
 from d2go_fbnetv5.arch import PATHS, Backbone, Topology
 from d2go_fbnetv5.export.flat_backbone import FlatBackbone, concatenate_to_enlarge, divides
+from d2go_fbnetv5.export.fold import folded
+from d2go_fbnetv5.export.pad_channels import pad_channels
 
 
 def backbone(family, topology, outputs=PATHS):
@@ -54,6 +56,21 @@ def test_concatenation_enlarges_just_so():
     (expected,) = flat(images)
     concatenate_to_enlarge(flat)
     assert torch.equal(flat(images)[0], expected)
+
+
+@pytest.mark.parametrize("family", ["N", "A_C"])
+@torch.no_grad()
+def test_padded_channels_change_nothing(family):
+    """A_C has features of 12, 18, 30 and 54 channels, and gates of 4."""
+    network = folded(backbone(family, Topology([[1, 1, 1, 1], [0, 1, 0, 1]])))
+    flat = FlatBackbone(network)
+    image = torch.randn(1, 3, 64, 96)
+    expected = flat(image)
+    pad_channels(flat)
+    convolutions = [m for m in flat.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert all(m.out_channels % 4 == 0 and m.out_channels >= 16 for m in convolutions)
+    for found, right in zip(flat(image), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

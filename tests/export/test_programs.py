@@ -14,7 +14,14 @@ from d2go_fbnetv5.arch.families import Layer, PoolSpec
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings
 from d2go_fbnetv5.export.images import calibration_images, padded_image
 from d2go_fbnetv5.export.inference import inference_module
-from d2go_fbnetv5.export.programs import ImageSizes, export, load, program_methods, quantized_methods
+from d2go_fbnetv5.export.programs import (
+    ImageSizes,
+    export,
+    float_layers,
+    load,
+    program_methods,
+    quantized_methods,
+)
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 
 needs_executorch = pytest.mark.skipif(
@@ -107,21 +114,26 @@ def test_one_method(kind, run, tmp_path):
     model = tiny(kind)
     module = inference_module(model)
     file = tmp_path / "model.pte"
-    described = export(module, file, (96, 96), 64, ("result",))
+    names = ("scores",) if kind is ImageClassifier else ("classes", "masks")
+    described = export(module, file, (96, 96), 64, names)
     assert described == {
         "dynamic": True,
         "image_sizes": {"min": [64, 64], "max": [192, 192], "multiple_of": 32},
         "int8": False,
-        "methods": {"forward": {"input": "image", "outputs": ["result"]}},
+        "methods": {"forward": {"input": "image", "outputs": list(names)}},
     }
     shown = [padded_image(model, image) for image in images((96, 96), (64, 192), (160, 128))]
-    expected = [module(image) for image in shown]
-    assert max(float(x.max()) for x in expected) > 0.25  # the image matters
+    expected = [_outputs(module(image)) for image in shown]
+    assert max(float(x.max()) for x, *_ in expected) > 0.25  # the image matters
     found = run(file, [["forward", image] for image in shown])
     ours = load(file, described)
-    for image, (output,), right in zip(shown, found, expected, strict=True):
-        torch.testing.assert_close(output, right, atol=1e-4, rtol=0)
-        torch.testing.assert_close(ours(image)[0], output)
+    for image, outputs, right in zip(shown, found, expected, strict=True):
+        torch.testing.assert_close(outputs, right, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(list(ours(image)), outputs)
+
+
+def _outputs(found):
+    return [found] if isinstance(found, torch.Tensor) else list(found)
 
 
 @needs_executorch
@@ -165,7 +177,7 @@ def test_int8_graphs_stay_close(kind):
     for name, (part, example, _) in methods.items():
         x = torch.randn_like(example[0]) if name == "boxes" else shown[-1]
         exact, found = part(x), graphs[name].module()(x)
-        exact, found = ([y] if isinstance(y, torch.Tensor) else y for y in (exact, found))
+        exact, found = _outputs(exact), _outputs(found)
         for a, b in zip(exact, found, strict=True):
             assert 0 < (a - b).abs().mean() < 0.15 * (a - a.mean()).abs().mean()
 
@@ -190,11 +202,39 @@ class _Predictor:
 
 
 def test_calibration_images_come_from_all_over_a_set():
-    few = list(calibration_images("digit_scenes_val", _Predictor(), 4))
+    few = list(calibration_images(["digit_scenes_val"], _Predictor(), 4))
     assert [x.shape for x in few] == [(1, 3, 128, 128)] * 4
-    more = list(calibration_images("digit_scenes_val", _Predictor(), 8))
+    more = list(calibration_images(["digit_scenes_val"], _Predictor(), 8))
     assert all(torch.equal(a, b) for a, b in zip(few, more[::2], strict=True))
     assert len({float(x.sum()) for x in more}) == 8
+
+
+def test_calibration_images_of_several_sets_are_from_each():
+    a, b, c, d = calibration_images(["digit_scenes_val", "digit_scenes_val"], _Predictor(), 4)
+    assert torch.equal(a, c) and torch.equal(b, d) and not torch.equal(a, b)
+
+
+def test_images_that_a_file_does_not_take_are_resized():
+    sizes = ImageSizes.of((96, 96), 64)
+    for height, width in ((96, 96), (64, 192)):
+        image = torch.rand(1, 3, height, width)
+        assert sizes.fitted(image, (96, 96)) is image
+    for height, width in ((96, 224), (32, 96), (96, 100)):
+        assert sizes.fitted(torch.rand(1, 3, height, width), (96, 96)).shape == (1, 3, 96, 96)
+    alone = ImageSizes.of((72, 96), 64)
+    assert alone.fitted(torch.rand(1, 3, 96, 96), (72, 96)).shape == (1, 3, 72, 96)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        (ImageClassifier, ["SqueezeExcite", "Linear"]),
+        (LiteRCNN, ["SqueezeExcite", "Linear", "objectness", "deltas"]),
+        (LiteMaskFormer, ["SqueezeExcite", "DecoderLayer", "SegmentationModule", "Linear"]),
+    ],
+)
+def test_what_stays_in_floats(kind, layers):
+    assert float_layers(inference_module(tiny(kind))) == layers
 
 
 def test_calibration_images_of_a_folder(tmp_path):
@@ -202,7 +242,7 @@ def test_calibration_images_of_a_folder(tmp_path):
     pictures = [image.byte() for image in images((64, 64), (96, 64), (64, 64))]
     for name, picture in zip(("b.png", "a.png", "deep/c.png"), pictures, strict=True):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / name)
-    found = list(calibration_images(tmp_path, _Predictor(), 10))
+    found = list(calibration_images([str(tmp_path)], _Predictor(), 10))
     assert [int(x.sum()) for x in found] == [int(pictures[i].sum()) for i in (1, 0, 2)]
 
 
@@ -215,9 +255,9 @@ def test_calibration_images_of_a_folder(tmp_path):
 )
 def test_wrong_calibration_data(source, count, message):
     with pytest.raises(ValueError, match=message):
-        next(calibration_images(source, _Predictor(), count))
+        next(calibration_images([source], _Predictor(), count))
 
 
 def test_an_empty_folder_is_no_calibration_data(tmp_path):
     with pytest.raises(ValueError, match="no image"):
-        next(calibration_images(tmp_path, _Predictor(), 4))
+        next(calibration_images([str(tmp_path)], _Predictor(), 4))

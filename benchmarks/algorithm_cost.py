@@ -97,10 +97,10 @@ def _memory(key: str) -> float:
 
 
 def measure_memory(label: str, num_tasks: int, args: argparse.Namespace) -> float:
-    """MB that three steps add to a process which has the supernet's packages loaded."""
+    """MB that two steps add to a process which has the supernet's packages loaded."""
     before = _memory("VmRSS")
     stepper = Stepper(label, num_tasks, args)
-    for _ in range(3):
+    for _ in range(2):
         stepper.step()
     return _memory("VmHWM") - before
 

@@ -150,6 +150,26 @@ def finished(config: str, folder: Path, opts: Sequence[Any]) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
+SEARCH_CONFIG = "search_digits.yaml"
+
+
+def search_options(seed: int, iterations: int, batch: int, images: int) -> list[Any]:
+    """Keys of SEARCH_CONFIG for another length: its schedule in proportion, its probabilities' rate in inverse.
+
+    Args:
+        images: of the validation set, on which the run's own report is made.
+    """
+    opts = ["SEED", seed, "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", f"[{iterations * 13 // 24}]"]
+    opts += [
+        "SEARCH.ARCH_WARMUP_ITERS",
+        iterations * 7 // 12,
+        "SEARCH.ARCH_LR_FACTOR",
+        2.0 * 1200 / iterations,
+    ]
+    opts += ["SOLVER.IMS_PER_BATCH", batch, "SOLVER.CHECKPOINT_PERIOD", max(1, iterations // 4)]
+    return [*opts, "SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, "SEARCH.EVAL.MAX_IMAGES", images]
+
+
 # The recipes that train what was found, and their metrics.
 MODELS = {
     "cls": ("cls/cls_digits.yaml", "top1"),

@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import build_run, finish, finished, outputs, parser, rank_correlation, train_network
+from common import (
+    SEARCH_CONFIG,
+    build_run,
+    finish,
+    finished,
+    outputs,
+    parser,
+    rank_correlation,
+    search_options,
+    train_network,
+)
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
 from d2go_fbnetv5.arch.atomic import write_atomically
@@ -27,7 +37,7 @@ from d2go_fbnetv5.engine.search_eval import TaskNetwork
 from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.engine.train import Run
 
-CONFIG, STAGES = "search_digits.yaml", 2
+STAGES = 2
 
 
 def all_topologies() -> list[Topology]:
@@ -116,6 +126,7 @@ def main() -> None:
     parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/exhaustive"))
     parse.add_argument("--seed", type=int, default=0)
     parse.add_argument("--iterations", type=int, default=1200, help="of the search")
+    parse.add_argument("--batch", type=int, default=32, help="images of a search's step")
     parse.add_argument("--images", type=int, default=512, help="of the validation set")
     parse.add_argument("--sample", type=int, default=6, help="networks that are trained for each task")
     parse.add_argument("--steps", type=int, default=150, help="of their training")
@@ -125,20 +136,14 @@ def main() -> None:
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     if args.quick:
-        args.iterations, args.images, args.sample, args.steps, args.tasks = 20, 16, 2, 2, ["cls"]
+        args.iterations, args.batch, args.tasks = 20, 8, ["cls"]
+        args.images, args.sample, args.steps = 16, 2, 2
 
-    opts = ["MODEL.FBNETV5.NUM_STAGES", STAGES, "SEARCH.TASKS", args.tasks, "SEED", args.seed]
-    opts += ["SOLVER.MAX_ITER", args.iterations, "SEARCH.ARCH_WARMUP_ITERS", args.iterations * 7 // 12]
-    opts += ["SOLVER.STEPS", f"[{args.iterations * 13 // 24}]", "SEARCH.EVAL.RANDOM_TOPOLOGIES", 0]
-    opts += [
-        "SEARCH.EVAL.MAX_IMAGES",
-        args.images,
-        *(["SOLVER.IMS_PER_BATCH", 8] if args.quick else []),
-        *args.opts,
-    ]
+    opts = search_options(args.seed, args.iterations, args.batch, args.images)
+    opts += ["MODEL.FBNETV5.NUM_STAGES", STAGES, "SEARCH.TASKS", args.tasks, *args.opts]
     search_folder = args.folder / "search"
-    cpu = finished(CONFIG, search_folder, opts)["cpu"]
-    run = build_run(CONFIG, search_folder, opts)
+    cpu = finished(SEARCH_CONFIG, search_folder, opts)["cpu"]
+    run = build_run(SEARCH_CONFIG, search_folder, opts)
     networks = judge_all(run, args.folder, args.images)
     costs = block_costs("N", run.recipe.size)
     rows = []

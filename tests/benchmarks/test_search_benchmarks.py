@@ -1,0 +1,93 @@
+"""The benchmarks of the search: their helpers, and that each runs from command to table."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+_spec = importlib.util.spec_from_file_location("benchmarks_common", BENCHMARKS / "common.py")
+common = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(common)
+
+
+def run(script, output, *args):
+    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--output", str(output), *map(str, args)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(output.read_text()), result.stdout
+
+
+def test_rank_correlation_by_hand():
+    assert common.rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
+    # Ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: cov 1.125, variances 1.125 and 1.25 (population).
+    assert common.rank_correlation([1, 2, 2, 5], [1, 2, 3, 4]) == pytest.approx(
+        1.125 / math.sqrt(1.125 * 1.25)
+    )
+    assert math.isnan(common.rank_correlation([1, 1], [1, 2]))
+
+
+def test_a_table_is_markdown():
+    rows = [{"a": 1, "b": 0.123456}, {"a": "x"}]
+    assert common.markdown(rows, ["a", "b"]).splitlines() == [
+        "| a | b |",
+        "| --- | --- |",
+        "| 1 | 0.1235 |",
+        "| x |  |",
+    ]
+
+
+def test_turns_rotate():
+    order = []
+    found = common.take_turns({name: lambda name=name: order.append(name) for name in "ab"}, 3)
+    assert order == list("abbaab")
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
+
+
+def test_heads_of_the_search_read_these_paths():
+    assert [common.outputs(task) for task in ("cls", "det", "seg")] == [("path3",), ("path2",), ("path2",)]
+
+
+@pytest.mark.slow
+def test_algorithm_cost_counts_the_passes_of_table_1(tmp_path):
+    content, printed = run("algorithm_cost.py", tmp_path / "cost.json")
+    passes = {
+        (row["algorithm"], row["T"]): (row["forward"], row["backward"])
+        for row in content["Cost of a search step"]
+    }
+    assert passes["4", 1] == passes["4", 3] == passes["1, straight-through", 1] == (1, 1)
+    assert passes["2, REINFORCE", 3] == passes["2, straight-through", 3] == (3, 3)
+    assert passes["3", 3] == (1, 3)
+    assert all(row["peak MB"] > 0 for row in content["Cost of a search step"])
+    assert "| algorithm | T |" in printed
+
+
+@pytest.mark.slow
+def test_exhaustive_judges_every_network(tmp_path):
+    content, _ = run("exhaustive.py", tmp_path / "out.json", "--folder", tmp_path / "runs")
+    (row,) = content["The searched topology among all 256"]
+    assert row["best"] <= row["objective"] and 0 < row["best %"] <= 100
+    # Path 3's head sees 16 choices of the first stage behind the last block, 2 without it.
+    assert len(json.loads((tmp_path / "runs" / "networks.json").read_text())["cls"]) == 18
+    assert len(row["sample"]) == 2
+
+
+@pytest.mark.slow
+def test_ablation_goes_on_where_it_was_and_repeats_nothing(tmp_path):
+    arguments = ("ablation.py", tmp_path / "out.json", "--folder", tmp_path / "runs")
+    first, _ = run(*arguments)
+    rows = {(row["method"], row["topology"]): row for row in first["runs"]}
+    assert rows["random", "mean of 4"]["MFLOPs"] > 0
+    assert {method for method, which in rows if which == "mode"} == {"Algorithm 1", "Algorithm 4"}
+    assert rows["random", "best of 4"]["trained"] >= rows["random", "mean of 4"]["trained"]
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
+    again, _ = run(*arguments)
+    assert again["runs"] == first["runs"]
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}

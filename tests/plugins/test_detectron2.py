@@ -160,6 +160,14 @@ def test_weights_of_a_search_reach_the_backbone_wherever_it_is(cfg):
     assert torch.equal(retinanet.state_dict()[f"backbone.bottom_up.{name}"], supernet.state_dict()[name])
 
 
+def test_other_search_algorithms_than_the_papers_last_are_refused(cfg):
+    from detectron2.modeling import build_model
+
+    cfg.MODEL.META_ARCHITECTURE, cfg.SEARCH.ALGORITHM = "MultitaskSearch", "shared_forward"
+    with pytest.raises(ValueError, match="'shared_forward', allowed in Detectron2 and D2Go: multitask"):
+        build_model(cfg)
+
+
 @pytest.mark.parametrize(
     "kind", ["SemanticSegmentor", "LiteMaskFormer", "ImageClassifier", "LiteRCNN", "MultitaskSearch"]
 )

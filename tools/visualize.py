@@ -1,21 +1,27 @@
-"""Draw what a search found, or a named topology, in the terminal or as a picture.
+"""Draw what a search found, or a named topology, in the terminal or as a picture; compare several searches.
 
 python tools/visualize.py output/demo                                    the topologies of a run
 python tools/visualize.py output/demo --output topologies.svg            ... as a picture
 python tools/visualize.py output/demo --probabilities                    every block's probability over time
+python tools/visualize.py output/seed0 output/seed1 output/seed2         whether several runs found the same
+python tools/visualize.py output/seed* --output agreement.html           ... on a page, or as a picture
 python tools/visualize.py --named unet --stages 7                        a topology of the paper's Appendix C
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from d2go_fbnetv5.arch import Topology
+from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.drawing import Panel, draw_figure, save_figure
 from d2go_fbnetv5.arch.text_drawing import draw_text
 from d2go_fbnetv5.arch.topology_file import load_topologies
@@ -23,6 +29,8 @@ from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.formatting import format_count
 from d2go_fbnetv5.engine.history import METRICS_FILE, read_history
 from d2go_fbnetv5.engine.plots import probabilities_figure
+from d2go_fbnetv5.engine.run_agreement import read_agreement
+from d2go_fbnetv5.engine.run_agreement_report import agreement_figure, agreement_page, agreement_table
 from d2go_fbnetv5.engine.series import series, thin
 
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -33,11 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     ascii_only = args.ascii or not _shows(_LEVELS + "█░─┄╲╱╳↓▶·")
     try:
-        figure, text = (
-            _probabilities(args, ascii_only) if args.probabilities else _topologies(args, ascii_only)
-        )
-        if args.output:
-            save_figure(figure, args.output)
+        if len(args.sources) > 1:
+            text = _agreement(args)
+        else:
+            args.source = args.sources[0] if args.sources else None
+            draw = _probabilities if args.probabilities else _topologies
+            figure, text = draw(args, ascii_only)
+            if args.output:
+                save_figure(figure, args.output)
     except USER_ERRORS as error:
         print(f"visualize: {sentence(error)}", file=sys.stderr)
         return 2
@@ -57,7 +68,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", nargs="?", metavar="RUN_DIR", help="a search's output folder, or a topologies.json"
+        "sources",
+        nargs="*",
+        metavar="RUN_DIR",
+        help="a search's output folder, or a topologies.json; several are compared",
     )
     parser.add_argument(
         "--named", metavar="NAME", help="linear, unet, fpn, panet or bifpn instead of a search's"
@@ -68,10 +82,28 @@ def _parser() -> argparse.ArgumentParser:
         "--probabilities", action="store_true", help="probabilities over time, from metrics.json"
     )
     parser.add_argument(
-        "--output", metavar="FILE", help="write a picture, .svg, .png or .pdf, instead of text"
+        "--output",
+        metavar="FILE",
+        help="write a picture, .svg, .png or .pdf, instead of text; of several runs also a page, .html",
     )
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     return parser
+
+
+def _agreement(args: argparse.Namespace) -> str:
+    """Of several runs: writes the output, if there is one, or returns the table."""
+    if args.named or args.probabilities:
+        raise ValueError("--named and --probabilities are for one at a time; several RUN_DIR are compared")
+    agreements = read_agreement(args.sources, args.task)
+    if args.output and Path(args.output).suffix == ".html":
+        write_atomically(Path(args.output), agreement_page(agreements))
+    elif args.output:
+        save_figure(agreement_figure(agreements), args.output)
+    console = Console(
+        file=io.StringIO(), width=max(80, shutil.get_terminal_size().columns), force_terminal=False
+    )
+    console.print(agreement_table(agreements, args.ascii or not _shows("–─")))
+    return console.file.getvalue().rstrip()
 
 
 def _topologies(args: argparse.Namespace, ascii_only: bool) -> tuple[Figure | None, str]:

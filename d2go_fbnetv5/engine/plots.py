@@ -35,7 +35,7 @@ def probabilities_figure(history: Sequence[dict[str, Any]], tasks: Sequence[str]
         raise ValueError(f"no probabilities over time of {', '.join(missing) or 'any task'} in the history")
     paths = max(len(probs[-1][0]) for _, probs in curves.values())
     stages = max(len(probs[-1]) for _, probs in curves.values())
-    figure = _figure(2.3 * paths + 0.6, 1.75 * len(tasks) + 0.75)
+    figure = blank_figure(2.3 * paths + 0.6, 1.75 * len(tasks) + 0.75)
     grid = figure.subplots(len(tasks), paths, sharex=True, sharey=True, squeeze=False)
     colors = [colormaps["viridis"](s / max(1, stages - 1) * 0.92) for s in range(stages)]
     for task, row in zip(tasks, grid, strict=True):
@@ -48,7 +48,7 @@ def probabilities_figure(history: Sequence[dict[str, Any]], tasks: Sequence[str]
                 axes.plot([iterations[i] for i in kept], values, color=colors[stage], lw=1.2)
             axes.set_ylim(-0.02, 1.02)
             _style(axes)
-        row[0].set_ylabel(_plain(task), fontsize=9.5, weight="bold", color=TEXT_COLOR)
+        row[0].set_ylabel(plain_text(task), fontsize=9.5, weight="bold", color=TEXT_COLOR)
     for path, axes in enumerate(grid[0]):
         axes.set_title(f"Path {path}", fontsize=9.5, color=PATH_COLORS[min(path, len(PATH_COLORS) - 1)])
     for axes in grid[-1]:
@@ -68,21 +68,28 @@ def probabilities_figure(history: Sequence[dict[str, Any]], tasks: Sequence[str]
 
 
 def losses_figure(history: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Figure | None:
-    """Each task's loss: the logged values and their running mean; None if none was logged."""
+    """Each task's loss: the logged values and their running mean, and dashed, where it was logged, the running mean
+    over the sampled topologies as they are, without importance weights; None if no loss was logged."""
     curves = {task: series(history, f"loss_{task}") for task in tasks}
     curves = {task: curve for task, curve in curves.items() if curve[0]}
     if not curves:
         return None
-    figure = _figure(9.6, 2.5)
+    figure = blank_figure(9.6, 2.5)
     for index, (axes, (task, (iterations, values))) in enumerate(
         zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True)
     ):
         color = _task_color(tasks, task)
+        sampled, plain = series(history, f"task_loss/{task}")
+        kept, smooth = thin(len(sampled), 4 * _MOST_POINTS), running_mean(plain, max(1, len(plain) // 25))
+        dashes = (0, (3, 2))
+        axes.plot(
+            [sampled[i] for i in kept], [smooth[i] for i in kept], color=RANDOM_COLOR, lw=1.2, ls=dashes
+        )
         smooth = running_mean(values, max(1, len(values) // 25))
         kept = thin(len(iterations), 4 * _MOST_POINTS)
         axes.plot([iterations[i] for i in kept], [values[i] for i in kept], color=color, lw=0.8, alpha=0.35)
         axes.plot([iterations[i] for i in kept], [smooth[i] for i in kept], color=color, lw=1.6)
-        axes.set_title(_plain(task), fontsize=9.5, weight="bold", color=TEXT_COLOR)
+        axes.set_title(plain_text(task), fontsize=9.5, weight="bold", color=TEXT_COLOR)
         axes.set_xlabel("iteration", fontsize=8, color=LINE_COLOR)
         if index == 0:
             axes.set_ylabel("loss", fontsize=8, color=LINE_COLOR)
@@ -101,7 +108,7 @@ def curves_figure(
     curves = {t: series(history, f"{prefix}/{t}") for t in tasks}
     if not any(iterations for iterations, _ in curves.values()):
         return None
-    figure = _figure(3.6, 2.3)
+    figure = blank_figure(3.6, 2.3)
     axes = figure.subplots()
     if target is not None:
         axes.axhline(target, color=LINE_COLOR, lw=0.9, ls=(0, (3, 3)), label="target")
@@ -113,7 +120,7 @@ def curves_figure(
             [smooth[i] for i in kept],
             color=_task_color(tasks, task),
             lw=1.5,
-            label=_plain(task),
+            label=plain_text(task),
         )
     axes.set_xlabel("iteration", fontsize=8, color=LINE_COLOR)
     axes.set_ylabel(label, fontsize=8, color=LINE_COLOR)
@@ -127,7 +134,7 @@ def comparison_figure(results: SearchResults) -> Figure | None:
     tasks = [task for task in results.tasks if math.isfinite(task.metric)]
     if not tasks:
         return None
-    figure = _figure(9.6, 2.7)
+    figure = blank_figure(9.6, 2.7)
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         _draw_comparison(axes, task)
     return figure
@@ -153,9 +160,9 @@ def _draw_comparison(axes: Axes, task: TaskResult) -> None:
         label="searched",
         zorder=3,
     )
-    axes.set_title(_plain(task.task), fontsize=9.5, weight="bold", color=TEXT_COLOR)
+    axes.set_title(plain_text(task.task), fontsize=9.5, weight="bold", color=TEXT_COLOR)
     axes.set_xlabel("pruned FLOPs, % of the full supernet", fontsize=8, color=LINE_COLOR)
-    axes.set_ylabel(_plain(task.metric_name), fontsize=8, color=LINE_COLOR)
+    axes.set_ylabel(plain_text(task.metric_name), fontsize=8, color=LINE_COLOR)
     axes.margins(0.12)
     values = [task.metric, *task.random_metrics]
     if max(values) - min(values) < _SAME:
@@ -164,7 +171,7 @@ def _draw_comparison(axes: Axes, task: TaskResult) -> None:
     _style(axes)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -184,6 +191,6 @@ def _task_color(tasks: Sequence[str], task: str) -> str:
     return TASK_COLORS[list(tasks).index(task) % len(TASK_COLORS)]
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")

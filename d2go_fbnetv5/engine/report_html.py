@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from d2go_fbnetv5.engine.formatting import (
@@ -18,11 +15,10 @@ from d2go_fbnetv5.engine.formatting import (
     format_plural,
     format_share,
 )
-from d2go_fbnetv5.engine.plots import comparison_figure, curves_figure, losses_figure, probabilities_figure
-from d2go_fbnetv5.engine.report_style import STYLE
+from d2go_fbnetv5.engine.plots import comparison_figure
+from d2go_fbnetv5.engine.report_diagnostics import diagnostics_sections
+from d2go_fbnetv5.engine.report_parts import figure_image, figures_table, page, section
 from d2go_fbnetv5.engine.results import SearchResults, TaskResult
-from d2go_fbnetv5.engine.series import series
-from d2go_fbnetv5.version import __version__
 
 
 def render_report(
@@ -36,23 +32,18 @@ def render_report(
         config: the run's configuration file, shown folded.
     """
     sections = [
-        _section("Result", _table(results), _table_note(results)),
-        _section("Topologies", _figure(topologies, "The searched topology of each task"), _TOPOLOGIES_NOTE),
-        _section("Beside random topologies", *_comparison(results)),
-        _section("Final distribution", _heat_maps(results), _HEAT_NOTE),
-        *_over_time(results, history),
+        section("Result", _table(results), _table_note(results)),
+        section(
+            "Topologies", figure_image(topologies, "The searched topology of each task"), _TOPOLOGIES_NOTE
+        ),
+        section("Beside random topologies", *_comparison(results)),
+        section("Final distribution", _heat_maps(results), _HEAT_NOTE),
+        *diagnostics_sections(results, history),
     ]
     if config:
         folded = f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>"
-        sections.append(_section("Configuration", folded))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>FBNetV5 search: {escape(_task_names(results))}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{_header(results)}\n{''.join(sections)}"
-        f"<footer>d2go_fbnetv5 {escape(__version__)}</footer>\n</main>\n</body>\n</html>\n"
-    )
+        sections.append(section("Configuration", folded))
+    return page(f"FBNetV5 search: {_task_names(results)}", _header(results), sections)
 
 
 _COSTS = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}
@@ -115,13 +106,8 @@ def _table(results: SearchResults) -> str:
             format_metric(task.random_mean),
             format_metric(task.random_best),
         )
-        rows.append(
-            "<tr>"
-            + "".join(f'<td data-label="{head}">{cell}</td>' for head, cell in zip(heads, cells, strict=True))
-            + "</tr>"
-        )
-    head = "".join(f"<th>{head}</th>" for head in heads)
-    return f"<table class=results><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        rows.append(cells)
+    return figures_table(heads, rows)
 
 
 def _table_note(results: SearchResults) -> str:
@@ -146,7 +132,7 @@ def _comparison(results: SearchResults) -> list[str]:
     )
     folded = f"<details><summary>All metrics</summary><table class=metrics>{others}</table></details>"
     note = "The star is the searched topology; the dashed line is the mean of the random ones."
-    return [_figure(figure, "Metric over FLOPs of the searched and the random topologies"), note, folded]
+    return [figure_image(figure, "Metric over FLOPs of the searched and the random topologies"), note, folded]
 
 
 def _heat_maps(results: SearchResults) -> str:
@@ -169,58 +155,6 @@ def _heat_map(task: TaskResult) -> str:
         f"<table class=heat><caption>{escape(task.task)}</caption>"
         f"<thead><tr><th>Stage</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
-
-
-def _over_time(results: SearchResults, history: Sequence[dict[str, Any]]) -> list[str]:
-    names = [task.task for task in results.tasks]
-    sections = []
-    with_probs = [name for name in names if series(history, f"probs/{name}")[0]]
-    if with_probs:
-        picture = _figure(probabilities_figure(history, with_probs), "Probability of each block over time")
-        note = "A line is one block; above the dashed line at 0.5 it is kept."
-        sections.append(_section("Probabilities over time", picture, note))
-    losses = losses_figure(history, names)
-    if losses is not None:
-        note = "Pale: as logged; dark: running mean. A loss is its task’s alone, importance weight included."
-        sections.append(_section("Losses", _figure(losses, "Loss of each task over time"), note))
-    curves = (
-        ("entropy", "bits a block", "Entropy", None),
-        ("ess", "effective samples", "Effective sample size", None),
-        (
-            "expected_cost",
-            "relative cost",
-            "Expected relative cost",
-            results.cost_target,
-        ),
-    )
-    figures = [
-        f"<div><h3>{title}</h3>{_figure(figure, title, small=True)}</div>"
-        for prefix, label, title, target in curves
-        if (figure := curves_figure(history, names, prefix, label, target)) is not None
-    ]
-    if figures:
-        sections.append(_section("Diagnostics", f"<div class=curves>{''.join(figures)}</div>"))
-    return sections
-
-
-def _section(title: str, *parts: str) -> str:
-    """A titled part of the page; a part that is not markup is a note."""
-    if not parts:
-        return ""
-    body = "\n".join(part if part.startswith("<") else f"<p class=note>{part}</p>" for part in parts)
-    return f"<section><h2>{title}</h2>\n{body}\n</section>\n"
-
-
-def _figure(figure: Figure, description: str, small: bool = False) -> str:
-    """The figure as an image within the page; an SVG of its own, so that nothing of it leaks into the page."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "d2go_fbnetv5", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    kind = "figure small" if small else "figure"
-    width = 100 * figure.get_figwidth()  # pixels beyond which its text would outgrow the page's
-    image = f'<img alt="{escape(description)}" style="max-width: {width:.0f}px" src="data:image/svg+xml;base64,{data}">'
-    return f'<div class="{kind}">{image}</div>'
 
 
 def _task_names(results: SearchResults) -> str:

@@ -6,7 +6,9 @@ import inspect
 import logging
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -31,7 +33,8 @@ from d2go_fbnetv5.engine.ema import EMA, EMAHook
 from d2go_fbnetv5.engine.history import History, write_evaluation
 from d2go_fbnetv5.engine.hooks import AfterStepHook, CheckpointHook, EvalHook, ScheduleHook, Stopwatch
 from d2go_fbnetv5.engine.log import log_to_file
-from d2go_fbnetv5.engine.loop import Hook, TrainLoop
+from d2go_fbnetv5.engine.loop import Hook, TrainLoop, sampled_topologies
+from d2go_fbnetv5.engine.rank_agreement import rank_agreement
 from d2go_fbnetv5.engine.recipe import Recipe, get_recipe
 from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.engine.validate import scale_to_world_size, validate
@@ -168,7 +171,7 @@ class Run:
             hooks.append(console)
             history = HistoryWriter(History(self.folder, start))
             writers = [history, TensorBoardWriter(self.folder, start), console]
-        hooks.append(RecordHook(writers, cfg.WRITER_PERIOD, self.recipe.records))
+        hooks.append(RecordHook(writers, cfg.WRITER_PERIOD, self._records))
 
         def evaluate(iteration: int) -> None:
             average_batch_norm(self.model)
@@ -179,6 +182,10 @@ class Run:
         hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
         hooks.append(CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         return hooks
+
+    def _records(self) -> Mapping[str, Any]:
+        records = self.recipe.records()
+        return {**records, **rank_agreement(records, sampled_topologies(self.model))}
 
     def _distributed_model(self) -> nn.Module:
         if not is_distributed():

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.engine.history import read_history
 from d2go_fbnetv5.engine.report import search_table, write_search_report
 
 _spec = importlib.util.spec_from_file_location(
@@ -118,10 +119,37 @@ def test_page_says_what_was_run_and_found(tmp_path):
         "Topologies",
         "Final distribution",
         "Probabilities over time",
-        "Losses",
+        "Loss of the sampled topologies",
         "Diagnostics",
     ):
         assert heading in page.words
+
+
+def test_diagnostics_are_those_of_the_history(tmp_path):
+    history = make_history(length=7)
+    for line in history:
+        line["task_loss/cls"] = 3.0 - 0.123 * line["iteration"]
+    (tmp_path / "metrics.json").write_text("".join(f"{json.dumps(line)}\n" for line in history))
+    page = write(tmp_path, history=read_history(tmp_path))
+    first, *_, last = (json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines())
+    rows = [[cell for cell in row if cell] for row in page.rows if row and row[0] == "cls"]
+    keys = ("entropy/cls", "ess/cls", "expected_cost/cls", "task_loss/cls")
+    ends = [(f"{first[key]:.3f} →", f"{last[key]:.3f}") for key in keys]
+    assert ["cls", *ends[0], *ends[1], *ends[2], "0.500", *ends[3]] in rows
+    assert "Agreement between ranks" not in page.text  # of a single process
+
+
+@pytest.mark.parametrize(("spread", "verdict"), [(0.0, "exactly the same"), (0.25, "probabilities differ")])
+def test_ranks_are_compared_where_there_are_several(tmp_path, spread, verdict):
+    history = make_history()
+    for line in history:
+        line |= {"rank_spread/cls": 0.0, "rank_spread/det": spread, "rank_samples_equal": 0.625}
+        line |= {f"probs/{task}": [[0.5] * 4] * 3 for task in ("cls", "det")}
+    page = write(tmp_path, history=history)
+    assert verdict in page.text
+    assert ["det", f"{spread:.2g}", f"{spread:.2g}"] in page.rows
+    assert "had 0.625 of their decisions in common" in page.text
+    assert "with draws of their own it would be 0.500" in page.text
 
 
 def test_heat_map_has_every_probability(tmp_path):

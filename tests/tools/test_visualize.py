@@ -76,6 +76,25 @@ def test_writes_a_picture(capsys, run, tmp_path, suffix, magic, more):
     assert str(picture) in capsys.readouterr().out
 
 
+def test_several_runs_are_compared(capsys, run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    line = {"iteration": 3, "probs/det": [[0.5, 0.95, 0.95, 0.5]] * 3, "probs/cls": [[0.25] * 4] * 3}
+    (other / "metrics.json").write_text(json.dumps(line))
+    (run / "topologies.json").unlink()
+    assert main([str(run), str(other), "--ascii"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    rows = {line.split("|")[1].strip(): line.split("|")[2:6] for line in out.splitlines() if "other" in line}
+    assert [cell.strip() for cell in rows["det"]][:2] == ["run - other", "75%"]
+    assert [cell.strip() for cell in rows["cls"]][:2] == ["run - other", "0%"]
+    for name in ("agreement.html", "agreement.svg"):
+        assert main([str(run), str(other), "--task", "det", "--output", str(tmp_path / name)]) == 0
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert text.startswith("<!doctype html>" if name.endswith("html") else "<?xml")
+    assert "75%" in (tmp_path / "agreement.html").read_text(encoding="utf-8")
+
+
 def test_probabilities_as_text(capsys, run):
     (run / "topologies.json").unlink()  # as while the search is under way
     assert main([str(run), "--probabilities", "--task", "det"]) == 0
@@ -96,6 +115,8 @@ def test_probabilities_as_text(capsys, run):
         (["RUN", "--named", "unet"], "give either RUN_DIR"),
         (["--named", "resnet"], "unknown topology 'resnet': allowed are linear, unet"),
         (["--named", "panet", "--stages", "2"], "stages or more, found 2"),
+        (["RUN", "EMPTY"], "no probabilities of a search"),
+        (["RUN", "RUN", "--probabilities"], "several RUN_DIR are compared"),
         (["RUN", "--task", "seg"], "no task 'seg'; available: det, cls"),
         (["RUN", "--task", "seg", "--probabilities"], "no task 'seg'; available: det, cls"),
         (["--probabilities"], "--probabilities needs RUN_DIR"),

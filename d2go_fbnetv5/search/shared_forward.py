@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,20 +61,15 @@ class SharedForwardSearch(Search):
         Args:
             masks: T x S x P, equal in value, different in where their gradients go.
         """
-        images = self.preprocess(part)
-        weights = (
-            [p for p in self.supernet.parameters() if p.requires_grad] if _is_module(self.supernet) else []
-        )
+        supernet = self.supernet
+        # Supernets that are no modules have nothing to train.
+        weights = supernet.parameters() if isinstance(supernet, nn.Module) else ()
         wanted = [tuple(task.in_features) for task in self.tasks.values()]
-        run = lambda mask: self.supernet.forward_soft(images, mask)  # noqa: E731 (closes over the images)
-        outputs = iter(_SharedForward.apply(run, wanted, masks, *weights))
+        run = partial(supernet.forward_soft, self.preprocess(part))
+        outputs = iter(_SharedForward.apply(run, wanted, masks, *(w for w in weights if w.requires_grad)))
         return {
             name: {key: next(outputs) for key in keys} for name, keys in zip(self.tasks, wanted, strict=True)
         }
-
-
-def _is_module(supernet: Any) -> bool:
-    return isinstance(supernet, nn.Module)
 
 
 class _SharedForward(torch.autograd.Function):
@@ -101,7 +97,7 @@ class _SharedForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         features, mask, inputs = ctx.features, ctx.mask, (ctx.mask, *ctx.weights)
-        del ctx.features  # and with it the graph, after its last use
+        del ctx.features  # so that the graph ends with this call
         of_masks = [torch.zeros_like(mask) for _ in ctx.wanted]
         of_weights: list[Tensor | None] = [None] * len(ctx.weights)
         given = iter(gradients)

@@ -219,7 +219,8 @@ def _weight(match: Callable[[Tensor, int], Tensor], family: Family, source: int,
 
 def _nearest(source: int, target: int, like: Tensor) -> Tensor:
     """The ``target`` indices in 0..source - 1 that nearest interpolation reads."""
-    scale = float(source) / float(target)
+    # The ratio is a tensor: as a number, the ONNX exporter takes it, and with it the image's size, for a constant.
+    scale = torch.ones(1, device=like.device) * source / target
     index = torch.arange(target, device=like.device, dtype=torch.float32) * scale
     return index.floor().to(torch.int64).clamp(max=source - 1)
 

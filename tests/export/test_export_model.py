@@ -176,6 +176,18 @@ def test_onnx(kind, tmp_path):
 
 @needs_onnx
 @pytest.mark.slow
+def test_onnx_of_a_family_that_pads_unusually(tmp_path):
+    """Its features are of 4 h, 2 h - 1 and h - 1 rows, which fusion looks at; they must not be the example's."""
+    torch.manual_seed(0)
+    model = ImageClassifier(Backbone("A", Topology([[1, 1, 0, 1]]), ImageClassifier.in_features), 5).eval()
+    model.requires_grad_(False).head.fc.weight.normal_(0, 0.3)
+    exported = export_model(model, "onnx", tmp_path, (96, 64))
+    assert exported.report.sizes == {(96, 64), (64, 96)} and exported.report.worst < 1e-5
+    assert_is_the_model(model, exported.path, tmp_path)
+
+
+@needs_onnx
+@pytest.mark.slow
 def test_onnx_of_no_box_and_of_one(tmp_path):
     for model, counts in few_detections():
         assert_is_the_model(model, export_model(model, "onnx", tmp_path, (96, 64)).path, tmp_path, counts)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from d2go_fbnetv5.arch.blocks import SqueezeExcite
 from d2go_fbnetv5.export.executorch import capture, require_executorch
@@ -32,7 +32,7 @@ def quantized(
     """The module's graph with int8 convolutions, sums and concatenations, for `lower_programs`.
 
     The ranges of activations are those that the calibration shows; a weight's are its channel's greatest. Modules of
-    `FLOAT_MODULES` stay as they are.
+    `FLOAT_MODULES` stay as they are, and layers whose result's size is looked at.
 
     Args:
         module: in evaluation mode, batch norm folded.
@@ -56,42 +56,24 @@ def quantized(
     unknown = kept - {name for name, _ in module.named_modules()}
     if unknown:
         raise ValueError(f"float_layers has {', '.join(sorted(unknown))}, which the module does not have")
-    quantizer.set_filter_function(lambda node: _is_quantized(node, kept))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-        graph = prepare_pt2e(capture(module, inputs, dynamic_shapes).module(), quantizer)
+        source = capture(module, inputs, dynamic_shapes).module()
+        # XNNPACK takes an int8 convolution only if nothing but the rounding reads its result, not even its height.
+        sized = {
+            node.args[0].name for node in source.graph.nodes if node.target is torch.ops.aten.sym_size.int
+        }
+        quantizer.set_filter_function(lambda node: node.name not in sized and _is_quantized(node, kept))
+        graph = prepare_pt2e(source, quantizer)
         count = 0
         for example in calibration:
             graph(*example)
             count += 1
         if count == 0:
             raise ValueError("no calibration images; int8 needs one or more")
-        return capture(_measure_after_rounding(convert_pt2e(graph)), inputs, dynamic_shapes)
-
-
-def _measure_after_rounding(graph: GraphModule) -> GraphModule:
-    """Sizes are read from a tensor after it was made int8 and float again, in place.
-
-    XNNPACK takes an int8 convolution only if nothing but the rounding reads its result, were it only for its height;
-    and ExecuTorch has no other int8 convolution.
-    """
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.sym_size.int:
-            measured = node.args[0]
-            for rounded in (user for user in measured.users if _is(user, "quantize_per_tensor")):
-                again = next((user for user in rounded.users if _is(user, "dequantize_per_tensor")), None)
-                if again is not None:
-                    node.replace_input_with(measured, again)
-                    break
-    graph.graph.lint()
-    graph.recompile()
-    return graph
-
-
-def _is(node: Node, operator: str) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "").startswith(f"{operator}.")
+        return capture(convert_pt2e(graph), inputs, dynamic_shapes)
 
 
 def _with_plain_ranges(config: Any) -> Any:

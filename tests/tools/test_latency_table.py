@@ -31,6 +31,7 @@ def test_a_table_of_this_machine(tmp_path, capsys):
         assert words in out
 
 
+@pytest.mark.slow  # each block is compiled
 @pytest.mark.parametrize("runtime", ["executorch", "onnx"])
 def test_formats_run_a_familys_blocks(tmp_path, runtime):
     pytest.importorskip({"executorch": "executorch", "onnx": "onnxruntime"}[runtime])

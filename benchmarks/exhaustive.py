@@ -29,6 +29,7 @@ from common import (
     search_options,
     train_network,
 )
+from torch import nn
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
 from d2go_fbnetv5.arch.atomic import write_atomically
@@ -57,7 +58,10 @@ def judge(
     with precise_batch_norm(network, statistics):
         metric = evaluate(network, batches, head.evaluator(run.data.info))[head.primary_metric]
         network.eval()
-        head.training = True  # so that it says its loss; its norms and all others stay as they are
+        head.train()  # so that it says its loss
+        for module in head.modules():
+            if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.Dropout)):
+                module.eval()
         losses, count = 0.0, 0
         with torch.no_grad():
             for i, batch in enumerate(batches):
@@ -65,7 +69,7 @@ def judge(
                 found = network(batch)
                 losses += len(batch) * float(sum(found.values())) if found else 0.0
                 count += len(batch) if found else 0
-        head.training = False
+        head.eval()
     return {"loss": losses / count, "metric": metric}
 
 

@@ -14,12 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _take(
+    x: Tensor, channels: slice = slice(None), rows: slice = slice(None), columns: slice = slice(None)
+) -> Tensor:
+    """Some of the channels, rows and columns of N x C x H x W, with a gradient that has the layout of ``x``.
+
+    Autograd makes the gradient of a slice contiguous. One that is not channels last puts the whole backward pass
+    through batch norm on a slower kernel, so where channels are last they are sliced as such.
+    """
+    if x.requires_grad and x.stride(1) == 1:
+        return x.permute(0, 2, 3, 1)[:, rows, columns, channels].permute(0, 3, 1, 2)
+    return x[:, channels, rows, columns]
+
+
 def repeat_channels(x: Tensor, out_channels: int) -> Tensor:
     """Repeats all channels as often as needed and drops the rest: N x C x H x W -> N x out x H x W."""
-    repeats = -(-out_channels // x.shape[1])
-    if repeats > 1:
-        x = torch.cat([x] * repeats, dim=1)
-    return x[:, :out_channels] if x.shape[1] != out_channels else x
+    whole, rest = divmod(out_channels, x.shape[1])
+    copies = [x] * whole + ([_take(x, slice(rest))] if rest else [])
+    return copies[0] if len(copies) == 1 else torch.cat(copies, dim=1)
 
 
 def average_channels(x: Tensor, out_channels: int) -> Tensor:
@@ -35,9 +47,9 @@ def average_channels(x: Tensor, out_channels: int) -> Tensor:
     missing = group * out_channels - x.shape[1]
     if missing:
         x = F.pad(x, (0, 0, 0, 0, 0, missing))
-    total = x[:, 0::group]
+    total = _take(x, slice(0, None, group))
     for i in range(1, group):
-        total = total + x[:, i::group]
+        total = total + _take(x, slice(i, None, group))
     return total * (1.0 / group)
 
 
@@ -77,7 +89,8 @@ class Fusion(nn.Module):
         if source < target:
             step = self.strides[target] // self.strides[source]
             start = (self.offsets[target] - self.offsets[source]) // self.strides[source]
-            x = x[:, :, start::step, start::step][:, :, : size[0], : size[1]]
+            rows, columns = (slice(start, start + step * length, step) for length in size)
+            x = _take(x, rows=rows, columns=columns)
             if x.shape[2] < size[0] or x.shape[3] < size[1]:
                 x = F.interpolate(x, size=size, mode="nearest")
             return self._match_channels(x, target)

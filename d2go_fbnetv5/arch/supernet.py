@@ -63,7 +63,9 @@ class _PathNetwork(nn.Module):
                 total = features[path]
                 for source, feature in enumerate(features):
                     if source != path and topology.keeps(stage - 1, source):
-                        total = total + self.fusion(feature, source, path, size)
+                        fused = self.fusion(feature, source, path, size)
+                        # Only the first sum needs memory of its own; later ones may go where it lies.
+                        total = total + fused if total is features[path] else total.add_(fused)
                 updated[path] = blocks[PATHS[path]](total)
             features = updated
         return features

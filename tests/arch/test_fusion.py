@@ -65,3 +65,23 @@ def test_going_down_takes_the_feature_on_the_same_pixel():
 def test_unequal_lengths_are_refused():
     with pytest.raises(ValueError, match="equally long"):
         Fusion((1, 2), (4, 8, 16))
+
+
+@pytest.mark.parametrize("name", ["A", "N"])
+def test_gradients_stay_channels_last_and_are_the_same(name):
+    family = build_family(name)
+    fusion = Fusion(family.channels, family.strides, family.offsets)
+    sizes = family.feature_sizes((96, 128))
+    for source in range(4):
+        for target in range(4):
+            if source == target:
+                continue
+            plain = torch.randn(2, family.channels[source], *sizes[source]).requires_grad_()
+            last = plain.detach().clone(memory_format=torch.channels_last).requires_grad_()
+            found = [fusion(x, source, target, sizes[target]) for x in (plain, last)]
+            assert torch.equal(*found)
+            gradient = torch.randn_like(found[0])
+            found[0].backward(gradient)
+            found[1].backward(gradient.contiguous(memory_format=torch.channels_last))
+            torch.testing.assert_close(plain.grad, last.grad)
+            assert last.grad.is_contiguous(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2go_fbnetv5 import Backbone, Supernet, Topology
 from d2go_fbnetv5.arch import PATHS, block_costs, build_family, list_families
@@ -193,3 +194,31 @@ def test_time_grows_with_the_flops_of_the_kept_blocks():
     flops = [costs.network(t) for t in topologies]
     correlation = statistics.correlation(flops, [min(times[t]) for t in topologies])
     assert correlation > 0.9
+
+
+class LayoutLog(TorchDispatchMode):
+    """Notes the operators of convolution and batch norm, forward and backward, that are given NCHW."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.nchw = 0, []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = str(operator)
+        if "convolution" in name or "native_batch_norm" in name:
+            inputs = args[:2] if "backward" in name else args[:1]  # the gradient and the input
+            self.seen += 1
+            if not all(x.is_contiguous(memory_format=torch.channels_last) for x in inputs):
+                self.nchw.append((name, tuple(inputs[0].shape)))
+        return operator(*args, **(kwargs or {}))
+
+
+def test_training_is_channels_last_throughout():
+    network = Supernet("N", num_stages=3).train().to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+    with LayoutLog() as log:
+        features = network(images, Topology.full(3))
+        gradients = [torch.randn_like(feature) for feature in features.values()]
+        torch.autograd.backward(list(features.values()), gradients)
+    assert log.seen > 100
+    assert log.nchw == []

@@ -66,8 +66,11 @@ class Classification(Task):
         if not labelled:
             return {}
         # The whole batch goes through MBPool, so that its batch norm sees as many images as the backbone's.
-        logits = self._logits(features)[labelled]
-        labels = torch.tensor([int(batch[i]["class_label"]) for i in labelled], device=logits.device)
+        logits = self._logits(features)
+        if len(labelled) < len(batch):
+            logits = logits[labelled]
+        labels = torch.tensor([int(batch[i]["class_label"]) for i in labelled])
+        labels = labels.to(logits.device, non_blocking=True)  # a GPU need not catch up first
         return {"loss_class": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
 
     def evaluator(self, info: DatasetInfo) -> Evaluator:

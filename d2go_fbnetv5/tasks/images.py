@@ -64,18 +64,25 @@ def batch_images(
     Raises:
         ValueError: the batch is empty, or an image has another number of channels than the mean and deviation.
     """
-    height, width = padded_size(batch, size_divisibility)
+    size = padded_size(batch, size_divisibility)
     device = pixel_mean.device if isinstance(pixel_mean, Tensor) else batch[0]["image"].device
-    mean = torch.as_tensor(pixel_mean, dtype=torch.float32, device=device).view(-1, 1, 1)
-    std = torch.as_tensor(pixel_std, dtype=torch.float32, device=device).view(-1, 1, 1)
-    images = torch.zeros(len(batch), len(mean), height, width, device=device)
-    for padded, sample in zip(images, batch, strict=True):
+    mean, std = (
+        torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1).to(device, non_blocking=True)
+        for values in (pixel_mean, pixel_std)
+    )
+    for sample in batch:
         image = sample["image"]
         if image.dim() != 3 or len(image) != len(mean) or len(image) != len(std):
             raise ValueError(
                 f"image {sample.get('image_id')} has shape {tuple(image.shape)}; it must be C x H x W with as many "
                 f"channels as pixel_mean ({len(mean)}) and pixel_std ({len(std)}) have"
             )
-        region = padded[:, : image.shape[-2], : image.shape[-1]]
-        region.copy_(image).sub_(mean).div_(std)
-    return images
+    # Padded with the mean, and all normalised at once: few calls, whatever the number of images.
+    images = mean.expand(len(batch), len(mean), *size).contiguous()
+    if len(set(image_sizes(batch))) == 1:
+        height, width = image_sizes(batch)[0]
+        images[:, :, :height, :width] = torch.stack([sample["image"] for sample in batch])
+    else:
+        for padded, sample, (height, width) in zip(images, batch, image_sizes(batch), strict=True):
+            padded[:, :height, :width] = sample["image"]
+    return images.sub_(mean).div_(std)

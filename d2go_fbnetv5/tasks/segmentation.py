@@ -54,7 +54,10 @@ class Segmentation(Task):
         labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
         if not labelled:
             return {}
-        logits = self._logits(self.norm(features["path2"])[labelled], size)
+        feature = self.norm(features["path2"])
+        if len(labelled) < len(batch):
+            feature = feature[labelled]
+        logits = self._logits(feature, size)
         truth = padded_sem_seg([batch[i] for i in labelled], size, self.ignore).to(logits.device)
         total = F.cross_entropy(logits, truth, ignore_index=self.ignore, reduction="sum")
         return {"loss_sem_seg": total / (truth != self.ignore).sum().clamp(min=1)}
@@ -72,7 +75,8 @@ def padded_sem_seg(batch: Sequence[Sample], size: tuple[int, int], ignore: int) 
     Raises:
         ValueError: a label map is not as large as its image.
     """
-    maps = torch.full((len(batch), *size), ignore, dtype=torch.int64)
+    device = batch[0]["sem_seg"].device  # where the maps are, so that none of them has to come from a GPU
+    maps = torch.full((len(batch), *size), ignore, dtype=torch.int64, device=device)
     for padded, sample, (h, w) in zip(maps, batch, image_sizes(batch), strict=True):
         if tuple(sample["sem_seg"].shape) != (h, w):
             raise ValueError(

@@ -28,6 +28,7 @@ from d2go_fbnetv5.engine.build import (
     build_precision,
 )
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
+from d2go_fbnetv5.engine.compile import compile_blocks
 from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_distributed, is_main
 from d2go_fbnetv5.engine.ema import EMA, EMAHook
 from d2go_fbnetv5.engine.history import History, write_evaluation
@@ -109,6 +110,11 @@ class Run:
         seed_all(self.seed, iteration=-1)  # the same first weights on every process
         self.recipe: Recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)(cfg, self.data, self.seed)
         self.model = self.recipe.model.to(self.device, memory_format=torch.channels_last)
+        if cfg.MODEL.COMPILE:
+            try:
+                compile_blocks(self.model)
+            except ValueError as error:
+                raise ValueError(f"MODEL.COMPILE is True: {error}") from error
         self.optimizer = build_optimizer(cfg, self.recipe.param_groups())
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.precision = build_precision(cfg, self.device)
@@ -134,7 +140,7 @@ class Run:
             logger.info("iteration %d of %d is done already", self.start_iteration, max_iter)
             return
         TrainLoop(
-            self._distributed_model(),
+            self.distributed_model(),
             self.optimizer,
             self.data.train_batches(self.start_iteration),
             max_iter,
@@ -187,7 +193,8 @@ class Run:
         records = self.recipe.records()
         return {**records, **rank_agreement(records, sampled_topologies(self.model))}
 
-    def _distributed_model(self) -> nn.Module:
+    def distributed_model(self) -> nn.Module:
+        """The model as it is trained: in DistributedDataParallel where there are several processes."""
         if not is_distributed():
             return self.model
         # Each process keeps batch-norm statistics of its own while it trains, and they are averaged where they

@@ -24,9 +24,8 @@ from d2go_fbnetv5.engine.formatting import parse_size
 from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.export import FORMATS, Calibration, CheckFailedError, Exported, export_model
 from d2go_fbnetv5.export.api import INT8
-from d2go_fbnetv5.export.images import calibration_images
+from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, calibration_images
 
-_CALIBRATION_IMAGES = 128
 _CHECK_IMAGES = 8
 
 
@@ -77,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration-images",
         type=int,
-        default=_CALIBRATION_IMAGES,
+        default=CALIBRATION_IMAGES,
         metavar="N",
-        help=f"for --int8, spread over that data (default: {_CALIBRATION_IMAGES})",
+        help=f"for --int8, spread over that data (default: {CALIBRATION_IMAGES})",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="(default: RUN/FORMAT or NAME-FORMAT, with -int8 at its end)"

@@ -29,7 +29,8 @@ def _take(
 
 def repeat_channels(x: Tensor, out_channels: int) -> Tensor:
     """Repeats all channels as often as needed and drops the rest: N x C x H x W -> N x out x H x W."""
-    whole, rest = divmod(out_channels, x.shape[1])
+    channels = int(x.shape[1])  # a number also while the network is traced
+    whole, rest = divmod(out_channels, channels)
     copies = [x] * whole + ([_take(x, slice(rest))] if rest else [])
     return copies[0] if len(copies) == 1 else torch.cat(copies, dim=1)
 

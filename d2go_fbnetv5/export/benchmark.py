@@ -7,13 +7,10 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from d2go_fbnetv5.engine.errors import sentence
 from d2go_fbnetv5.engine.formatting import MISSING, format_count, format_metric
@@ -23,7 +20,6 @@ from d2go_fbnetv5.export.subjects import Subject, open_subject
 
 EAGER = "eager"
 BENCHMARK_FORMATS = ("executorch", f"executorch{INT8}", "onnx", "torchscript", EAGER)
-_CALIBRATION = 4
 _REASON = 160  # characters of an exporter's complaint
 
 # Of a trained model's file: its metrics. (model, format, path, description) -> {"top1": 0.9}
@@ -131,11 +127,7 @@ def _export(subject: Subject, row: Row, folder: Path) -> None:
     if row.format == EAGER:
         return
     kind = exporter(row.format)
-    calibration: Iterable[Tensor] | None = None
-    if row.format.endswith(INT8):
-        # Noise: how fast int8 is does not depend on what it is calibrated with.
-        generator = torch.Generator().manual_seed(0)
-        calibration = [255 * torch.rand(1, 3, *row.size, generator=generator) for _ in range(_CALIBRATION)]
+    calibration = subject.calibration(row.size) if row.format.endswith(INT8) else None
     name = f"{subject.name.strip('/').replace('/', '_')}-{row.format}-{row.size[0]}x{row.size[1]}"
     path = folder / f"{name}{kind.SUFFIX}"
     logging.disable(logging.CRITICAL)  # torch prints the whole graph that it could not export

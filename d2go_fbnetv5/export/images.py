@@ -16,6 +16,7 @@ from d2go_fbnetv5.engine.build import open_dataset
 from d2go_fbnetv5.engine.predictor import Predictor
 from d2go_fbnetv5.models import SearchedModel
 
+CALIBRATION_IMAGES = 128  # by default
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch.cost import count_flops
+from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.predictor import from_run
+from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.export.api import check_size, smallest_side, usual_size
 from d2go_fbnetv5.export.image_sizes import STEP, is_whole
+from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, calibration_images
 from d2go_fbnetv5.export.inference import inference_module
 from d2go_fbnetv5.export.metadata import output_names
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
@@ -26,6 +29,12 @@ BASELINES = (
     "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn",
 )
 Size = tuple[int, int]
+_NOISE_IMAGES = 4
+
+
+def _noise(size: Size) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [255 * torch.rand(1, 3, *size, generator=generator) for _ in range(_NOISE_IMAGES)]
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class Subject:
         outputs: their names.
         module: a size -> what maps 1 x 3 x H x W in 0..255 to the outputs, in evaluation mode.
         flops: a size -> multiply-adds; None where they cannot be counted.
+        calibration: a size -> images that int8 is calibrated with. Noise where a model is not trained: how fast int8 is
+            does not depend on them.
     """
 
     name: str
@@ -46,6 +57,7 @@ class Subject:
     outputs: tuple[str, ...]
     module: Callable[[Size], nn.Module]
     flops: Callable[[Size], int | None]
+    calibration: Callable[[Size], Iterable[Tensor]] = _noise
 
 
 def open_subject(name: str) -> Subject:
@@ -61,7 +73,14 @@ def open_subject(name: str) -> Subject:
         return _torchvision(name, rest)
     if Path(name).is_dir():
         predictor = from_run(name)
-        return _searched(name, predictor.model, usual_size(predictor.model, predictor.transform))
+        subject = _searched(name, predictor.model, usual_size(predictor.model, predictor.transform))
+        cfg = load_cfg(Path(name, CONFIG_FILE))
+        return replace(
+            subject,
+            calibration=lambda size: calibration_images(
+                cfg.DATASETS.TRAIN, predictor, CALIBRATION_IMAGES, cfg
+            ),
+        )
     if slash:
         raise FileNotFoundError(
             f"{name} does not exist; a finished training, timm/NAME or torchvision/NAME is"

@@ -1,5 +1,6 @@
 import statistics
 import time
+import warnings
 
 import pytest
 import torch
@@ -222,3 +223,20 @@ def test_training_is_channels_last_throughout():
         torch.autograd.backward(list(features.values()), gradients)
     assert log.seen > 100
     assert log.nchw == []
+
+
+def test_a_network_can_be_traced():
+    class Outputs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = Backbone("N", Topology.full(2))
+
+        def forward(self, images):
+            return tuple(self.backbone(images).values())
+
+    network, images = Outputs().eval(), torch.randn(1, 3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that become constants, and of tracing's own age
+        traced = torch.jit.trace(network, images)
+    for found, expected in zip(traced(images), network(images), strict=True):
+        assert torch.equal(found, expected)

@@ -212,3 +212,17 @@ def test_predict_with_a_model_of_the_zoo(tmp_path, capsys, photos):
     capsys.readouterr()
     assert predict.main([*photos, *argv, "--output", str(tmp_path / "shown")]) == 2
     assert "train it first" in capsys.readouterr().err
+
+
+def test_a_benchmark_calibrates_a_run_with_its_training_images(args, tmp_path):
+    from d2go_fbnetv5.export.subjects import open_subject
+
+    assert main(args("cls", "SOLVER.MAX_ITER", 1)) == 0
+    images = list(open_subject(str(tmp_path / "run")).calibration((64, 64)))
+    scenes = DigitScenes("train", size=64, num_images=64)
+    assert len(images) == 64  # all that there are, of the 128 wanted
+    for i in (0, 63):
+        assert torch.equal(images[i][0], scenes[i]["image"].float())
+
+    noise = open_subject("FBNetV5-N-CLS").calibration((64, 96))
+    assert noise[0].shape == (1, 3, 64, 96) and 100 < noise[0].mean() < 155

@@ -18,6 +18,7 @@ from d2go_fbnetv5.data import (
     build_eval_loader,
     build_train_loader,
 )
+from d2go_fbnetv5.engine.compile import compile_blocks
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.distributed import rank, world_size
 from d2go_fbnetv5.engine.precision import Precision
@@ -233,6 +234,19 @@ def build_lr_schedule(cfg: CfgNode) -> ParamScheduler:
 
 def build_precision(cfg: CfgNode, device: torch.device) -> Precision:
     return Precision(device, cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else None)
+
+
+def compile_model(cfg: CfgNode, model: nn.Module) -> None:
+    """Compile the model's blocks, in place, where MODEL.FBNETV5.COMPILE says so.
+
+    Raises:
+        ValueError: torch.compile does not work on this machine, or the model has no blocks of ours.
+    """
+    if cfg.MODEL.FBNETV5.COMPILE:
+        try:
+            compile_blocks(model)
+        except ValueError as error:
+            raise ValueError(f"MODEL.FBNETV5.COMPILE is True: {error}") from error
 
 
 def build_clipping(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], None] | None:

@@ -17,8 +17,6 @@ def get_cfg() -> CfgNode:
     """The default configuration of this host."""
     cfg = detectron2_config()
     add_fbnetv5_config(cfg)
-    # This host's own: torch.compile for the blocks of a supernet or of a searched network.
-    cfg.MODEL.COMPILE = False
     return cfg
 
 

@@ -99,6 +99,8 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     cfg.MODEL.FBNETV5 = node()
     cfg.MODEL.FBNETV5.FAMILY = "A"
     cfg.MODEL.FBNETV5.NUM_STAGES = 7
+    # torch.compile for the blocks, while the network is trained.
+    cfg.MODEL.FBNETV5.COMPILE = False
     # A topologies.json, for models that are built from what a search found; empty for the zoo's reconstruction.
     cfg.MODEL.FBNETV5.TOPOLOGY = ""
     # Which of the file's tasks; empty for the model's own ("cls", "det" or "seg").

@@ -26,9 +26,9 @@ from d2go_fbnetv5.engine.build import (
     build_lr_schedule,
     build_optimizer,
     build_precision,
+    compile_model,
 )
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
-from d2go_fbnetv5.engine.compile import compile_blocks
 from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_distributed, is_main
 from d2go_fbnetv5.engine.ema import EMA, EMAHook
 from d2go_fbnetv5.engine.history import History, write_evaluation
@@ -110,11 +110,7 @@ class Run:
         seed_all(self.seed, iteration=-1)  # the same first weights on every process
         self.recipe: Recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)(cfg, self.data, self.seed)
         self.model = self.recipe.model.to(self.device, memory_format=torch.channels_last)
-        if cfg.MODEL.COMPILE:
-            try:
-                compile_blocks(self.model)
-            except ValueError as error:
-                raise ValueError(f"MODEL.COMPILE is True: {error}") from error
+        compile_model(cfg, self.model)
         self.optimizer = build_optimizer(cfg, self.recipe.param_groups())
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.precision = build_precision(cfg, self.device)

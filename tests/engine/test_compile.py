@@ -3,7 +3,9 @@ import torch
 from torch import nn
 
 from d2go_fbnetv5.arch import PATHS, Backbone, Supernet, Topology
+from d2go_fbnetv5.engine.build import compile_model
 from d2go_fbnetv5.engine.compile import compile_blocks
+from d2go_fbnetv5.engine.config import get_cfg
 
 
 class Counting:
@@ -79,3 +81,20 @@ def test_a_machine_without_a_compiler_is_told_so():
         compile_blocks(Supernet("N", num_stages=1), missing)
     with pytest.raises(ValueError, match="no blocks of the search space"):
         compile_blocks(nn.Linear(2, 2), Counting())
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_configuration_asks_for_it(wanted, monkeypatch):
+    networks = []
+    monkeypatch.setattr("d2go_fbnetv5.engine.build.compile_blocks", networks.append)
+    cfg, network = get_cfg(), Supernet("N", num_stages=1)
+    cfg.MODEL.FBNETV5.COMPILE = wanted
+    compile_model(cfg, network)
+    assert networks == [network] * wanted
+
+
+def test_the_key_is_named_where_it_cannot_be(monkeypatch):
+    cfg = get_cfg()
+    cfg.MODEL.FBNETV5.COMPILE = True
+    with pytest.raises(ValueError, match="MODEL.FBNETV5.COMPILE is True: there are no blocks"):
+        compile_model(cfg, nn.Linear(2, 2))

@@ -20,7 +20,7 @@ from fvcore.common.config import CfgNode
 from rich.console import Console
 from torch import nn
 
-from d2go_fbnetv5.engine.build import Data, build_data, build_lr_schedule
+from d2go_fbnetv5.engine.build import Data, build_data, build_lr_schedule, compile_model
 from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main
 from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.history import write_evaluation
@@ -89,7 +89,10 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
         if _ours(cfg):
             self._validate(cfg)
             seed_all(cfg.SEED, iteration=-1)  # the same first weights on every process, and in every host
-        return super().build_model(cfg, eval_only)
+        model = super().build_model(cfg, eval_only)
+        if not eval_only:  # what is exported is left as it is
+            compile_model(cfg, model)
+        return model
 
     def _validate(self, cfg: CfgNode) -> None:
         if cfg.SEED < 0:

@@ -19,6 +19,8 @@ from d2go_fbnetv5.models.transformer_decoder import DecoderLayer
 # Modules that stay in floats. All are cheap, and a gate, an attention or a class' score needs more than 8 bits.
 FLOAT_MODULES: tuple[type[nn.Module], ...] = (SqueezeExcite, DecoderLayer, SegmentationModule, nn.Linear)
 
+# Flattening does once it is lowered to a view.
+_ASK_THE_SIZE = (torch.ops.aten.sym_size.int, torch.ops.aten.flatten.using_ints)
 _MULTIPLY = (torch.ops.aten.mul.Tensor,)  # of an image by its normalisation, or of channels that are averaged
 
 
@@ -62,9 +64,7 @@ def quantized(
 
         source = capture(module, inputs, dynamic_shapes).module()
         # XNNPACK takes an int8 convolution only if nothing but the rounding reads its result, not even its height.
-        sized = {
-            node.args[0].name for node in source.graph.nodes if node.target is torch.ops.aten.sym_size.int
-        }
+        sized = {node.args[0].name for node in source.graph.nodes if node.target in _ASK_THE_SIZE}
         quantizer.set_filter_function(lambda node: node.name not in sized and _is_quantized(node, kept))
         graph = prepare_pt2e(source, quantizer)
         count = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lively import make_lively
 from PIL import Image
 
 from d2go_fbnetv5.arch import Backbone, Family, Topology
@@ -50,21 +51,10 @@ OPTIONS = {
 
 
 def tiny(kind):
-    """A model of 5 classes whose every layer counts: no norm is zero, no output constant."""
+    """A model of 5 classes whose every layer counts."""
     torch.manual_seed(0)
-    model = kind(Backbone(TINY, TOPOLOGY, kind.in_features), 5, **OPTIONS[kind]).eval().requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1)
-            module.bias.normal_(0, 0.1)
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    if kind is LiteRCNN:
-        model.rpn.head.objectness.weight.normal_(0, 0.5)
-        model.roi_head.predictor.classes.weight.normal_(0, 0.5)
-    if kind is ImageClassifier:
-        model.head.fc.weight.normal_(0, 0.3)
-    return model
+    model = kind(Backbone(TINY, TOPOLOGY, kind.in_features), 5, **OPTIONS[kind])
+    return make_lively(model, images(*[(96, 96)] * 4))
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def batch_images(
                 f"channels as pixel_mean ({len(mean)}) and pixel_std ({len(std)}) have"
             )
     # Padded with the mean, and all normalised at once: few calls, whatever the number of images.
-    images = mean.expand(len(batch), len(mean), *size).contiguous()
+    images = mean.expand(len(batch), len(mean), *size).clone(memory_format=torch.contiguous_format)
     if len(set(image_sizes(batch))) == 1:
         height, width = image_sizes(batch)[0]
         images[:, :, :height, :width] = torch.stack([sample["image"] for sample in batch])

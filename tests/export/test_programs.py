@@ -51,10 +51,26 @@ OPTIONS = {
 
 
 def tiny(kind):
-    """A model of 5 classes whose every layer counts."""
+    """A model of 5 classes whose outputs depend on the image."""
+    return make_lively(untrained(kind), images(*[(96, 96)] * 4))
+
+
+def untrained(kind):
+    """Of 5 classes. Every layer counts: no norm is zero, no output constant; all activations are of like size."""
     torch.manual_seed(0)
-    model = kind(Backbone(TINY, TOPOLOGY, kind.in_features), 5, **OPTIONS[kind])
-    return make_lively(model, images(*[(96, 96)] * 4))
+    model = kind(Backbone(TINY, TOPOLOGY, kind.in_features), 5, **OPTIONS[kind]).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1)
+            module.bias.normal_(0, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    if kind is LiteRCNN:
+        model.rpn.head.objectness.weight.normal_(0, 0.5)
+        model.roi_head.predictor.classes.weight.normal_(0, 0.5)
+    if kind is ImageClassifier:
+        model.head.fc.weight.normal_(0, 0.3)
+    return model
 
 
 @pytest.fixture
@@ -159,7 +175,7 @@ def test_detector(run, tmp_path):
 @needs_executorch
 @pytest.mark.parametrize("kind", [ImageClassifier, LiteMaskFormer, LiteRCNN])
 def test_int8_graphs_stay_close(kind):
-    model = tiny(kind)
+    model = untrained(kind)
     module = inference_module(model)
     methods = program_methods(module, (96, 96), ImageSizes.of((96, 96), 64))
     shown = [padded_image(model, image) for image in images(*[(96, 96)] * 4, (96, 160))]

@@ -178,6 +178,13 @@ class Search(nn.Module):
             {name: torch.stack([_at_least_float(value) for value in losses.values()]).sum()} if losses else {}
         )
 
+    def _task_losses(self, part: Sequence[Sample], topology: Topology) -> Losses:
+        """Each task's loss of one part under one topology; none for a task without labels."""
+        features = self._features(part, topology)
+        return {
+            key: loss for name in self.tasks for key, loss in self._task_loss(name, features, part).items()
+        }
+
     def _estimate(
         self,
         losses: list[Losses],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.base import REINFORCE, Losses, Sample, Search, stack_images
@@ -70,10 +70,3 @@ class MultitaskSearch(Search):
         ratios = (log_prob - self.distribution.log_proxy(log_prob)).exp().detach()
         estimate = self._estimate(losses, masks, ratios, self.self_normalize, self.importance_weighted)
         return self._reinforced(losses, log_prob, estimate)
-
-    def _task_losses(self, part: Sequence[Sample], topology: Topology) -> Losses:
-        """Each task's loss of one part under one topology (lines 4 and 7); none for a task without labels."""
-        features = self._features(part, topology)
-        return {
-            key: loss for name in self.tasks for key, loss in self._task_loss(name, features, part).items()
-        }

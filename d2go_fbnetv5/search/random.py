@@ -19,12 +19,7 @@ class RandomSearch(Search):
         masks = self.distribution.sample_proxy(len(parts), generator)
         topologies = [Topology(mask) for mask in masks]
         self.diagnostics = {"topologies": topologies}
-        losses: list[Losses] = []
-        for part, topology in zip(parts, topologies, strict=True):
-            features = self._features(part, topology)
-            losses.append({})
-            for name in self.tasks:
-                losses[-1].update(self._task_loss(name, features, part))
+        losses = [self._task_losses(part, topology) for part, topology in zip(parts, topologies, strict=True)]
         device = self.distribution.probs.device
         estimate = self._estimate(
             losses, masks.to(device), torch.ones(len(self.tasks), len(parts), device=device)

@@ -79,10 +79,11 @@ def batch_images(
             )
     # Padded with the mean, and all normalised at once: few calls, whatever the number of images.
     images = mean.expand(len(batch), len(mean), *size).clone(memory_format=torch.contiguous_format)
-    if len(set(image_sizes(batch))) == 1:
-        height, width = image_sizes(batch)[0]
+    sizes = image_sizes(batch)
+    if len(set(sizes)) == 1:
+        height, width = sizes[0]
         images[:, :, :height, :width] = torch.stack([sample["image"] for sample in batch])
     else:
-        for padded, sample, (height, width) in zip(images, batch, image_sizes(batch), strict=True):
+        for padded, sample, (height, width) in zip(images, batch, sizes, strict=True):
             padded[:, :height, :width] = sample["image"]
     return images.sub_(mean).div_(std)

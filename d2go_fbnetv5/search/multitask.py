@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.base import REINFORCE, Losses, Sample, Search, stack_images

@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/ablation.py --folder output/benchmarks/ablation
 
 On digit scenes with family N, every search runs configs/search_digits.yaml for equally many steps; Algorithm 1 does so
-once for each task. Of every distribution the mode and four samples are taken, of random search four topologies. Each
-is built as the task's ordinary model, pruned for its head, and trained for the same few steps on configs/{cls,det,seg}.
+once for each task, by REINFORCE or, with --estimator, straight through. Of every distribution the mode and
+four samples are taken, of random search four topologies. Each is built as the task's ordinary model, pruned for its
+head, and trained for the same few steps on configs/{cls,det,seg}.
 All begin with the weights of one supernet that was trained on random topologies and belongs to none of the searches;
 --scratch begins with random weights, and needs many more --steps. Beside it stands what the networks reach with that
 supernet's weights as they are, batch norm re-estimated.
@@ -59,6 +60,9 @@ def run_searches(
             own = folder / ("_".join((method, *tasks)) if not shared else method)
             more = ["SEARCH.TASKS", tasks, "SEARCH.ALGORITHM", "multitask" if shared else method]
             more += ["SEARCH.IMPORTANCE_WEIGHTED", method != "unweighted"]
+            if not shared:
+                more += ["SEARCH.ESTIMATOR", args.estimator]
+                more += ["SEARCH.SHARED_IMAGES", args.estimator == "reinforce"]
             cpu = finished(SEARCH_CONFIG, own, [*opts, *more])["cpu"]
             found.update({(method, task): (own, cpu / len(tasks)) for task in tasks})
             print(f"seed {seed}, {method} {tasks}: {cpu:.0f} s", flush=True)
@@ -146,6 +150,9 @@ def main() -> None:
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parse.add_argument("--tasks", nargs="+", default=["cls", "det", "seg"])
     parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parse.add_argument(
+        "--estimator", choices=["reinforce", "straight_through"], default="reinforce", help="of Algorithm 1"
+    )
     parse.add_argument("--iterations", type=int, default=600, help="of each search")
     parse.add_argument("--batch", type=int, default=16, help="images of a search's step")
     parse.add_argument("--steps", type=int, nargs="+", default=[100, 100, 150], help="of training, per task")

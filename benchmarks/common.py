@@ -164,7 +164,7 @@ def search_options(seed: int, iterations: int, batch: int, images: int) -> list[
         "SEARCH.ARCH_WARMUP_ITERS",
         iterations * 7 // 12,
         "SEARCH.ARCH_LR_FACTOR",
-        2.0 * 1200 / iterations,
+        1200 / iterations,
     ]
     opts += ["SOLVER.IMS_PER_BATCH", batch, "SOLVER.CHECKPOINT_PERIOD", max(1, iterations // 4)]
     return [*opts, "SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, "SEARCH.EVAL.MAX_IMAGES", images]

@@ -136,6 +136,9 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     # Options of a task's head by its name: {"det": {"hidden": 256}}.
     search.HEADS = node(new_allowed=True)
     search.SAMPLES_PER_RANK = 4
+    # Whether each sample sees the rank's whole batch and not its part of it once the probabilities learn, so that a
+    # step compares its topologies on the same images. Such a step takes SAMPLES_PER_RANK times as long.
+    search.SHARED_IMAGES = False
     search.ARCH_WARMUP_ITERS = 0
     search.ARCH_LR_FACTOR = 0.01
     search.INIT_PROB = 0.5

@@ -67,6 +67,11 @@ class SearchRecipe(Recipe):
         cls._validate_sizes(cfg)
         per_rank = cfg.SOLVER.IMS_PER_BATCH // world_size
         check_range(cfg, "SEARCH.SAMPLES_PER_RANK", 1, per_rank)
+        if cfg.SEARCH.SHARED_IMAGES and cfg.SEARCH.SAMPLES_PER_RANK < 2:
+            raise ValueError(
+                f"SEARCH.SAMPLES_PER_RANK is {cfg.SEARCH.SAMPLES_PER_RANK}, allowed with SEARCH.SHARED_IMAGES: 2 or "
+                "more, which are compared with each other"
+            )
         if world_size > 1 and not cfg.MODEL.DDP_FIND_UNUSED_PARAMETERS:
             raise ValueError(
                 "MODEL.DDP_FIND_UNUSED_PARAMETERS is False, allowed with several processes: True, "
@@ -245,6 +250,7 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
         "supernet": supernet,
         "tasks": tasks,
         "samples_per_rank": search.SAMPLES_PER_RANK,
+        "shared_images": search.SHARED_IMAGES,
         "arch_warmup_iters": search.ARCH_WARMUP_ITERS,
         "init_prob": search.INIT_PROB,
         "loss_window": search.LOSS_WINDOW,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.cost import CostRegularizer
 from d2go_fbnetv5.search.distribution import ArchDistribution, relax
-from d2go_fbnetv5.search.estimators import LossWindow, effective_sample_size, importance_weights
+from d2go_fbnetv5.search.estimators import LossWindow, compare, effective_sample_size, importance_weights
 from d2go_fbnetv5.search.groups import param_groups
 from d2go_fbnetv5.search.ranks import gather, rank_and_world_size
 from d2go_fbnetv5.search.seeding import derive_generator
@@ -65,6 +65,10 @@ class Search(nn.Module):
         cost: adds to each loss the price of the sampled topology; seen by the probabilities only.
         prob_min: probabilities stay in [prob_min, 1 - prob_min].
         seed: of the sampled topologies.
+        shared_images: once the probabilities learn, each part is the whole batch, so that a step tries its
+            topologies on the same images, at ``samples_per_rank`` times the cost. REINFORCE compares a loss with
+            the mean of the others, which leaves its expectation as it is and takes out how hard the images are:
+            most of the variance.
         preprocess: makes the supernet's input from a list of samples.
 
     Attributes:
@@ -93,6 +97,7 @@ class Search(nn.Module):
         prob_min: float = 0.02,
         seed: int = 0,
         preprocess: Callable[[Sequence[Sample]], Tensor] = stack_images,
+        shared_images: bool = False,
     ) -> None:
         super().__init__()
         tasks = list(tasks)
@@ -101,6 +106,11 @@ class Search(nn.Module):
             raise ValueError(f"tasks: one or more with names of their own are needed, found {names}")
         if samples_per_rank < 1:
             raise ValueError(f"samples_per_rank is {samples_per_rank}, allowed is 1 or more")
+        if shared_images and samples_per_rank < 2:
+            raise ValueError(
+                f"samples_per_rank is {samples_per_rank}, allowed with shared_images is 2 or more: a topology is "
+                "compared with the others of its step"
+            )
         if cost is not None and tuple(cost.costs.shape) != (supernet.num_stages, supernet.num_paths):
             raise ValueError(
                 f"cost is of {tuple(cost.costs.shape)} blocks, the supernet of "
@@ -111,6 +121,7 @@ class Search(nn.Module):
         self.samples_per_rank = samples_per_rank
         self.arch_warmup_iters = arch_warmup_iters
         self.seed = seed
+        self.shared_images = shared_images
         self.preprocess = preprocess
         self.cost = cost
         self.distribution = ArchDistribution(
@@ -137,18 +148,22 @@ class Search(nn.Module):
         """
         if not self.training:
             return self._predict(batch)
+        generator = derive_generator("topologies", self.seed, rank_and_world_size()[0], self.iteration)
+        output = self._step(self._parts(batch), generator)
+        self.iteration += 1
+        self.iteration_count.fill_(self.iteration)
+        return output
+
+    def _parts(self, batch: Sequence[Sample]) -> list[Sequence[Sample]]:
         num_parts = self.samples_per_rank
+        if self.shared_images and self.arch_is_on:
+            return [batch] * num_parts
         if len(batch) < num_parts:
             raise ValueError(
                 f"a batch of {len(batch)} samples cannot be split into samples_per_rank = {num_parts} parts"
             )
         bounds = [len(batch) * i // num_parts for i in range(num_parts + 1)]
-        parts = [batch[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
-        generator = derive_generator("topologies", self.seed, rank_and_world_size()[0], self.iteration)
-        output = self._step(parts, generator)
-        self.iteration += 1
-        self.iteration_count.fill_(self.iteration)
-        return output
+        return [batch[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
 
     def _step(self, parts: list[Sequence[Sample]], generator: torch.Generator) -> Losses:
         """The losses of one iteration.
@@ -188,19 +203,19 @@ class Search(nn.Module):
     def _estimate(
         self,
         losses: list[Losses],
-        masks: Tensor,
         ratios: Tensor,
         self_normalize: bool = False,
         importance_weighted: bool = True,
+        reinforced: bool = False,
     ) -> Estimate:
         """Weights and scores from the losses of all ranks, by one collective; takes them into the loss window.
 
         Args:
             losses: of each part by task.
-            masks: the parts' N x S x P, or T x N x S x P where tasks sample on their own.
             ratios: T x N, how much likelier the samples are under the task's distribution than where they came from.
             self_normalize: Eq. 11 instead of Eq. 8.
             importance_weighted: whether the scores carry the weights.
+            reinforced: whether the scores are for REINFORCE, which shared images have their losses compared for.
         """
         rank, world_size = rank_and_world_size()
         device = self.distribution.probs.device
@@ -209,14 +224,12 @@ class Search(nn.Module):
             detached = [[part.get(name, zero).detach() for part in losses] for name in self.tasks]
             detached = torch.stack([torch.stack(row) for row in detached]).to(device)
             valid = torch.tensor([[name in part for part in losses] for name in self.tasks], device=device)
-            priced = detached if self.cost is None else detached + self.cost(masks)
             # All ranks' samples side by side: T x (ranks * parts).
-            ratios, detached, priced, seen = gather(
-                torch.stack([ratios, detached, priced, valid.to(ratios.dtype)])
-            )
+            ratios, detached, seen = gather(torch.stack([ratios, detached, valid.to(ratios.dtype)]))
             seen = seen > 0.5
             weights = importance_weights(ratios, seen, self_normalize)
-            normalized = self.window.normalize(priced, seen, self.iteration)
+            compared = compare(detached, seen, len(losses)) if reinforced and self.shared_images else detached
+            normalized = self.window.normalize(compared, seen, self.iteration)
             arch_weights = (
                 weights
                 if importance_weighted
@@ -242,8 +255,14 @@ class Search(nn.Module):
         Args:
             log_prob: T x N, log p_t of each sample.
         """
-        resting = [self._zero()] * len(self.tasks)
-        surrogates = (estimate.scores * log_prob).sum(dim=1) if self.arch_is_on else resting
+        if not self.arch_is_on:
+            return self._named(losses, estimate.weights, [self._zero()] * len(self.tasks))
+        surrogates = (estimate.scores * log_prob).sum(dim=1)
+        if self.cost is not None:
+            generator = derive_generator("prices", self.seed, rank_and_world_size()[0], self.iteration)
+            surrogates = (
+                surrogates + self.cost.expectation(self.distribution.probs, generator) / estimate.scale
+            )
         return self._named(losses, estimate.weights, surrogates)
 
     def _straight_through(

@@ -36,3 +36,25 @@ class CostRegularizer(nn.Module):
     def forward(self, masks: Tensor) -> Tensor:
         """The penalty of each mask: N x S x P -> N."""
         return self.weight * torch.relu(self.relative(masks) - self.target)
+
+    def expectation(
+        self, probs: Tensor, generator: torch.Generator | None = None, samples: int = 256
+    ) -> Tensor:
+        """A surrogate of E_{a ~ p}[penalty(a)]: its gradient, not its value, is an unbiased estimate.
+
+        A penalty needs no network, so that far more masks than those of a step can be tried, and each with either
+        state of each block: dE / dpi_b = E[penalty(a | a_b = 1) - penalty(a | a_b = 0)].
+
+        Args:
+            probs: T x S x P, differentiable.
+            generator: a CPU generator.
+
+        Returns:
+            T values.
+        """
+        with torch.no_grad():
+            masks = torch.rand((samples, *probs.shape), generator=generator).to(probs) < probs
+            shares = self.costs / self.costs.sum()
+            others = (self.relative(masks) - self.target)[..., None, None] - masks * shares
+            slopes = self.weight * (torch.relu(others + shares) - torch.relu(others)).mean(dim=0)
+        return (slopes.to(probs.dtype) * probs).sum(dim=(-2, -1))

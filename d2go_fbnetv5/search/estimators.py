@@ -31,6 +31,26 @@ def effective_sample_size(weights: Tensor) -> Tensor:
     return torch.where(squares > 0, weights.sum(dim=1).square() / squares.clamp_min(1e-30), 0.0)
 
 
+def compare(losses: Tensor, valid: Tensor, group: int) -> Tensor:
+    """Each loss less the mean of the others of its group: samples on the same images.
+
+    A baseline that does not depend on the sample itself leaves the expectation of REINFORCE as it is (leave-one-out).
+
+    Args:
+        losses, valid: T x N, groups side by side.
+        group: samples in each.
+
+    Returns:
+        T x N; 0 where not valid or alone.
+    """
+    shape = (losses.shape[0], -1, group)
+    seen = valid.reshape(shape)
+    values = torch.where(seen, losses.reshape(shape), 0.0)
+    others = seen.sum(dim=2, keepdim=True) - 1
+    means = (values.sum(dim=2, keepdim=True) - values) / others.clamp_min(1)
+    return torch.where(seen & (others > 0), values - means, 0.0).reshape(losses.shape)
+
+
 class LossWindow(nn.Module):
     """Mean and standard deviation of each task's loss over the last steps (Appendix E, "Loss normalization").
 

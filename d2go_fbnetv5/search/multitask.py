@@ -21,7 +21,7 @@ class MultitaskSearch(Search):
 
     Args:
         supernet, tasks, samples_per_rank, arch_warmup_iters, init_prob, loss_window, cost, prob_min, seed,
-            preprocess: as `Search` has them.
+            preprocess, shared_images: as `Search` has them.
         importance_weighted: whether REINFORCE carries the importance weight. It must, since samples are of q
             and not of p_t; False is for ablation.
         self_normalize: Eq. 11 instead of Eq. 8, over all samples of all ranks.
@@ -44,6 +44,7 @@ class MultitaskSearch(Search):
         prob_min: float = 0.02,
         seed: int = 0,
         preprocess: Callable[[Sequence[Sample]], Tensor] = stack_images,
+        shared_images: bool = False,
     ) -> None:
         super().__init__(
             supernet,
@@ -56,6 +57,7 @@ class MultitaskSearch(Search):
             prob_min,
             seed,
             preprocess,
+            shared_images,
         )
         self.importance_weighted = importance_weighted
         self.self_normalize = self_normalize
@@ -68,5 +70,7 @@ class MultitaskSearch(Search):
         masks = masks.to(self.distribution.probs.device)
         log_prob = self.distribution.log_prob(masks)
         ratios = (log_prob - self.distribution.log_proxy(log_prob)).exp().detach()
-        estimate = self._estimate(losses, masks, ratios, self.self_normalize, self.importance_weighted)
+        estimate = self._estimate(
+            losses, ratios, self.self_normalize, self.importance_weighted, reinforced=True
+        )
         return self._reinforced(losses, log_prob, estimate)

@@ -46,8 +46,10 @@ class PerTaskSearch(Search):
                 else:
                     features = self._features(part, Topology(sampled[t, i]))
                 losses[i].update(self._task_loss(name, features, part))
-        estimate = self._estimate(losses, hard, torch.ones(hard.shape[:2], device=hard.device))
-        if self.estimator == REINFORCE:
+        reinforced = self.estimator == REINFORCE
+        ratios = torch.ones(hard.shape[:2], device=hard.device)
+        estimate = self._estimate(losses, ratios, reinforced=reinforced)
+        if reinforced:
             return self._reinforced(losses, self.distribution.log_prob(hard), estimate)
         return self._straight_through(losses, hard, masks, estimate)
 

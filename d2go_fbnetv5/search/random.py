@@ -20,10 +20,8 @@ class RandomSearch(Search):
         topologies = [Topology(mask) for mask in masks]
         self.diagnostics = {"topologies": topologies}
         losses = [self._task_losses(part, topology) for part, topology in zip(parts, topologies, strict=True)]
-        device = self.distribution.probs.device
-        estimate = self._estimate(
-            losses, masks.to(device), torch.ones(len(self.tasks), len(parts), device=device)
-        )
+        ratios = torch.ones(len(self.tasks), len(parts), device=self.distribution.probs.device)
+        estimate = self._estimate(losses, ratios)
         return self._named(losses, estimate.weights, [self._zero()] * len(self.tasks))
 
     def most_likely(self) -> dict[str, Topology]:

@@ -52,7 +52,7 @@ class SharedForwardSearch(Search):
                 losses[i].update(self._task_loss(name, features[name], part))
         log_prob = self.distribution.log_prob(shared).detach()
         ratios = (log_prob - self.distribution.log_proxy(log_prob)).exp()
-        estimate = self._estimate(losses, shared, ratios, self.self_normalize)
+        estimate = self._estimate(losses, ratios, self.self_normalize)
         return self._straight_through(losses, hard, masks, estimate)
 
     def _features_per_task(self, part: Sequence[Sample], masks: Tensor) -> dict[str, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,8 @@ def test_own_samples_estimate_the_exact_gradient(estimator, num_tasks):
         if estimator == "reinforce"
         else None
     )
+    if cost is not None:
+        cost.expectation = partial(cost.expectation, samples=50_000)
     search = make("per_task_forward", num_tasks, loss_window=0, cost=cost, estimator=estimator)
     masks = objectives.all_masks(*SHAPE)
     chances = search.distribution.log_prob(masks).exp().detach()
@@ -81,7 +84,9 @@ def test_own_samples_estimate_the_exact_gradient(estimator, num_tasks):
         # Tasks do not see each other's samples, so that one can be anything while the other runs over all masks.
         search.distribution.sample = lambda *_, mask=mask: mask.expand(num_tasks, 1, *SHAPE)
         total += chances[:, i, None, None] * gradient(search)
-    torch.testing.assert_close(total, exact_gradient(search, cost))
+    # Prices alone are estimated from samples of their own.
+    tolerance = {"atol": 3e-3, "rtol": 0} if cost is not None else {}
+    torch.testing.assert_close(total, exact_gradient(search, cost), **tolerance)
 
 
 def test_shared_samples_estimate_the_exact_gradient():
@@ -109,7 +114,7 @@ def test_straight_through_by_hand(name):
     x = 2.0 * masks.flatten(1).double() - 1
     slopes = 2 * (task.linear + x @ task.pairwise)
     slopes[1] += 10 * torch.tensor([0.1, 0.2, 0.3, 0.4])
-    values = task.objective(masks) + torch.tensor([0.0, 4.0])
+    values = task.objective(masks)
     deviation = (values[0] - values[1]).abs() / 2
     expected = slopes.mean(dim=0).reshape(1, *SHAPE) / deviation
     torch.testing.assert_close(gradient(search), expected)

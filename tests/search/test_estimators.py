@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.search import ArchDistribution, CostRegularizer
-from d2go_fbnetv5.search.estimators import LossWindow, effective_sample_size, importance_weights
+from d2go_fbnetv5.search.estimators import LossWindow, compare, effective_sample_size, importance_weights
 from d2go_fbnetv5.search.seeding import derive_generator, derive_seed
 
 
@@ -125,3 +125,11 @@ def test_seeds_depend_on_every_part_of_the_key():
     assert torch.equal(
         torch.rand(3, generator=derive_generator(5)), torch.rand(3, generator=derive_generator(5))
     )
+
+
+def test_comparison_by_hand():
+    """Each less the mean of the others of its group of three; what is not valid or alone says nothing."""
+    losses = torch.tensor([[1.0, 3.0, 5.0, 2.0, 4.0, 9.0], [1.0, 3.0, 7.0, 2.0, 4.0, 9.0]])
+    valid = torch.tensor([[True] * 6, [True, True, False, False, True, False]])
+    expected = torch.tensor([[-3.0, 0.0, 3.0, -4.5, -1.5, 6.0], [-2.0, 2.0, 0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(compare(losses, valid, 3), expected)

@@ -3,12 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/ablation.py --folder output/benchmarks/ablation
 
 On digit scenes with family N, every search runs configs/search_digits.yaml for equally many steps; Algorithm 1 does so
-once for each task, by REINFORCE or, with --estimator, straight through. Of every distribution the mode and
-four samples are taken, of random search four topologies. Each is built as the task's ordinary model, pruned for its
-head, and trained for the same few steps on configs/{cls,det,seg}.
-All begin with the weights of one supernet that was trained on random topologies and belongs to none of the searches;
---scratch begins with random weights, and needs many more --steps. Beside it stands what the networks reach with that
-supernet's weights as they are, batch norm re-estimated.
+once for each task, by REINFORCE or, with --estimator, straight through. Of every distribution the mode and four samples
+are taken, of random search four topologies. Each is built as the task's ordinary model, pruned for its head, and
+trained for the same few steps on configs/{cls,det,seg}. All begin with the weights of one supernet that was trained on
+random topologies and belongs to none of the searches; --scratch begins with random weights, and needs many more
+--steps. Beside it stands what the networks reach with that supernet's weights as they are, batch norm re-estimated.
 
 Costs are seconds of processor time of the search's steps, per task. FLOPs are of the pruned backbone at 96 x 96.
 Finished searches and trainings lie in --folder and are not done again.
@@ -40,7 +39,8 @@ from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.engine.search_eval import SearchJudge
-from d2go_fbnetv5.search import derive_generator
+from d2go_fbnetv5.search import derive_generator, search_class
+from d2go_fbnetv5.search.base import REINFORCE
 
 SAMPLES = 4  # as in the paper
 METHODS = {"multitask": "Algorithm 4", "unweighted": "Algorithm 4, unweighted", "single_task": "Algorithm 1"}
@@ -62,7 +62,7 @@ def run_searches(
             more += ["SEARCH.IMPORTANCE_WEIGHTED", method != "unweighted"]
             if not shared:
                 more += ["SEARCH.ESTIMATOR", args.estimator]
-                more += ["SEARCH.SHARED_IMAGES", args.estimator == "reinforce"]
+                more += ["SEARCH.SHARED_IMAGES", args.estimator == REINFORCE]
             cpu = finished(SEARCH_CONFIG, own, [*opts, *more])["cpu"]
             found.update({(method, task): (own, cpu / len(tasks)) for task in tasks})
             print(f"seed {seed}, {method} {tasks}: {cpu:.0f} s", flush=True)
@@ -151,7 +151,10 @@ def main() -> None:
     parse.add_argument("--tasks", nargs="+", default=["cls", "det", "seg"])
     parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parse.add_argument(
-        "--estimator", choices=["reinforce", "straight_through"], default="reinforce", help="of Algorithm 1"
+        "--estimator",
+        choices=search_class("single_task").estimators,
+        default=REINFORCE,
+        help="of Algorithm 1",
     )
     parse.add_argument("--iterations", type=int, default=600, help="of each search")
     parse.add_argument("--batch", type=int, default=16, help="images of a search's step")

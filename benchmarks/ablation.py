@@ -156,8 +156,8 @@ def main() -> None:
         default=REINFORCE,
         help="of Algorithm 1",
     )
-    parse.add_argument("--iterations", type=int, default=600, help="of each search")
-    parse.add_argument("--batch", type=int, default=16, help="images of a search's step")
+    parse.add_argument("--iterations", type=int, default=1400, help="of each search")
+    parse.add_argument("--batch", type=int, default=24, help="images of a search's step")
     parse.add_argument("--steps", type=int, nargs="+", default=[100, 100, 150], help="of training, per task")
     parse.add_argument("--images", type=int, default=256, help="of the validation set")
     parse.add_argument("--scratch", action="store_true", help="train from random weights, not a supernet's")

@@ -154,19 +154,17 @@ SEARCH_CONFIG = "search_digits.yaml"
 
 
 def search_options(seed: int, iterations: int, batch: int, images: int) -> list[Any]:
-    """Keys of SEARCH_CONFIG for another length: its schedule in proportion, its probabilities' rate in inverse.
+    """Keys of SEARCH_CONFIG for another length, its schedule in proportion.
 
     Args:
+        batch: images of a step; it tries as many topologies as give each 8 images before the probabilities learn.
         images: of the validation set, on which the run's own report is made.
     """
     opts = ["SEED", seed, "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", f"[{iterations * 13 // 24}]"]
-    opts += [
-        "SEARCH.ARCH_WARMUP_ITERS",
-        iterations * 7 // 12,
-        "SEARCH.ARCH_LR_FACTOR",
-        1200 / iterations,
-    ]
-    opts += ["SOLVER.IMS_PER_BATCH", batch, "SOLVER.CHECKPOINT_PERIOD", max(1, iterations // 4)]
+    opts += ["SEARCH.ARCH_WARMUP_ITERS", iterations * 7 // 12]
+    opts += ["SEARCH.SAMPLES_PER_RANK", max(2, batch // 8), "SOLVER.IMS_PER_BATCH", batch]
+    opts += ["SOLVER.CHECKPOINT_PERIOD", max(1, iterations // 4)]
+    opts += ["FBNETV5_DATA.DATASETS.digit_scenes_val.num_images", max(512, images)]
     return [*opts, "SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, "SEARCH.EVAL.MAX_IMAGES", images]
 
 

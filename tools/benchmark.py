@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes", nargs="+", default=[], metavar="HxW", help="of images; default: each model's usual one"
     )
     parser.add_argument(
+        "--fixed-size",
+        action="store_true",
+        help="files of ONNX and ExecuTorch take the size that they are measured at alone",
+    )
+    parser.add_argument(
         "--baselines",
         nargs="*",
         default=list(BASELINES),
@@ -105,6 +110,7 @@ def _run(args: argparse.Namespace) -> str:
             threads,
             evaluate,
             status.update,
+            args.fixed_size,
         )
     about = f"{machine()}; {versions(_packages(args.formats))}"
     text = markdown(rows, threads, about)

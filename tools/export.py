@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HxW",
         help="pixels of the images; formats that can take any multiples of 32 (default: as evaluated)",
     )
+    parser.add_argument(
+        "--fixed-size",
+        action="store_true",
+        help="the file takes that size alone (executorch and onnx): faster in ExecuTorch",
+    )
     parser.add_argument("--int8", action="store_true", help="weights and activations in 8 bits (executorch)")
     parser.add_argument(
         "--calibration-data",
@@ -89,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
 def _export(args: argparse.Namespace) -> Exported:
     if args.format not in FORMATS:
         raise ValueError(f"--format {args.format}: allowed are {', '.join(FORMATS)}")
+    if args.fixed_size and args.format == "torchscript":
+        raise ValueError("--fixed-size is for --format executorch or onnx, found torchscript")
     size = parse_size(args.size) if args.size else None
     check_model_arguments(args)
     predictor = open_model(args)
@@ -119,6 +126,7 @@ def _export(args: argparse.Namespace) -> Exported:
         transform=predictor.transform,
         calibration=calibration,
         pictures=pictures,
+        fixed_size=args.fixed_size,
     )
 
 

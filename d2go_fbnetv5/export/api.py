@@ -64,6 +64,7 @@ def export_model(
     transform: EvalTransform | None = None,
     calibration: Calibration | None = None,
     pictures: Sequence[Tensor] = (),
+    fixed_size: bool = False,
 ) -> Exported:
     """Writes a model as a file that needs neither this package nor Python, with its model.json, and checks it.
 
@@ -79,6 +80,8 @@ def export_model(
         transform: how evaluation prepares images, for model.json.
         calibration: for int8 (executorch alone); None for fp32.
         pictures: 3 x h x w in 0..255 to check with, made up by default.
+        fixed_size: whether the file takes images of ``size`` alone (executorch and onnx): faster in ExecuTorch, and
+            what accelerators ask for.
 
     Raises:
         ValueError: an unknown format, a size that the model cannot take, a package that is missing, a folder that
@@ -106,7 +109,7 @@ def export_model(
     least = smallest_side(model)
     module, outputs = inference_module(model, any_size), output_names(model)
     images = list(calibration.images) if calibration is not None else None
-    described = kind.export(module, unchecked, size, least, outputs, calibration=images)
+    described = kind.export(module, unchecked, size, least, outputs, calibration=images, fixed=fixed_size)
     int8 = bool(described["int8"])
     if calibration is not None and images is not None:
         described["calibration"] = {"data": calibration.data, "images": len(images)}

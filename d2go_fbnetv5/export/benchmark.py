@@ -19,7 +19,8 @@ from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.export.subjects import Subject, open_subject
 
 EAGER = "eager"
-BENCHMARK_FORMATS = ("executorch", f"executorch{INT8}", "onnx", "torchscript", EAGER)
+TORCHSCRIPT = "torchscript"  # whose files take any size
+BENCHMARK_FORMATS = ("executorch", f"executorch{INT8}", "onnx", TORCHSCRIPT, EAGER)
 _REASON = 160  # characters of an exporter's complaint
 
 # Of a trained model's file: its metrics. (model, format, path, description) -> {"top1": 0.9}
@@ -72,6 +73,7 @@ def run_benchmark(
     threads: int | None = None,
     evaluate: Evaluate | None = None,
     progress: Callable[[str], Any] = lambda text: None,
+    fixed_size: bool = False,
 ) -> list[Row]:
     """Exports each model in each format at each size and measures all of them in turns.
 
@@ -84,6 +86,7 @@ def run_benchmark(
         threads: besides 1; all of the machine's by default.
         evaluate: a trained model's metrics; it may return {}.
         progress: is told what happens next.
+        fixed_size: files of ONNX and ExecuTorch take the size that they are measured at alone.
 
     Raises:
         ValueError, FileNotFoundError: an unknown model or format, a size that a model of ours cannot take, or a
@@ -103,7 +106,7 @@ def run_benchmark(
             for format in formats:
                 progress(f"exporting {subject.name} as {format}")
                 row = Row(subject.name, format, size, flops)
-                _export(subject, row, folder)
+                _export(subject, row, folder, fixed_size and format != TORCHSCRIPT)
                 rows.append(row)
                 if evaluate is not None and row.file is not None:
                     progress(f"evaluating {subject.name} as {format}")
@@ -121,7 +124,7 @@ def run_benchmark(
     return rows
 
 
-def _export(subject: Subject, row: Row, folder: Path) -> None:
+def _export(subject: Subject, row: Row, folder: Path, fixed_size: bool) -> None:
     """Writes the file; where the exporter cannot, the row says why."""
     module = subject.module(row.size)
     if row.format == EAGER:
@@ -133,7 +136,13 @@ def _export(subject: Subject, row: Row, folder: Path) -> None:
     logging.disable(logging.CRITICAL)  # torch prints the whole graph that it could not export
     try:
         row.described = kind.export(
-            module, path, row.size, subject.least, subject.outputs, calibration=calibration
+            module,
+            path,
+            row.size,
+            subject.least,
+            subject.outputs,
+            calibration=calibration,
+            fixed=fixed_size,
         )
     except Exception as error:  # exporters raise errors of any class for what they do not support
         text = sentence(error)

@@ -21,6 +21,8 @@ from d2go_fbnetv5.export.metadata import task_of
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks
 
+Sizes = tuple[int, int]
+
 
 class ExportedModel(nn.Module):
     """A file with the contract of its model in evaluation mode: a list of samples -> one dict a sample.
@@ -28,10 +30,12 @@ class ExportedModel(nn.Module):
     Args:
         model: that the file was exported from; it says how images are padded.
         run: the file.
+        size: (height, width) that it takes alone; None if it takes others.
     """
 
-    def __init__(self, model: SearchedModel, run: Run) -> None:
+    def __init__(self, model: SearchedModel, run: Run, size: Sizes | None = None) -> None:
         super().__init__()
+        self._size = size
         self._model = [model]  # in a list, for it is no part of this one
         self._run = run
         self._outputs = {"cls": _class_scores, "seg": _label_map, "det": _detections}[task_of(model)]
@@ -40,6 +44,11 @@ class ExportedModel(nn.Module):
         outputs = []
         for sample in batch:
             image = padded_image(self._model[0], sample["image"])
+            if self._size is not None and tuple(image.shape[-2:]) != self._size:
+                raise ValueError(
+                    f"the file takes images of {self._size[0]}x{self._size[1]} alone, found one of "
+                    f"{image.shape[-2]}x{image.shape[-1]}"
+                )
             outputs.append(self._outputs(self._run(image), image.shape[-2:], sample["image"].shape[-2:]))
         return outputs
 
@@ -60,12 +69,10 @@ def evaluate_run(
     cfg, model = load_cfg(Path(run, CONFIG_FILE)), from_run(run).model
     data = build_data(cfg, max(cfg.SEED, 0))
     kind = exporter(format)
-    exported = ExportedModel(model, kind.load(path, described))
+    size = None if described["dynamic"] else tuple(described["image_sizes"]["max"])
+    exported = ExportedModel(model, kind.load(path, described), size)
     metrics = evaluate(exported, data.eval_batches(max_images), model.evaluator(data.info))
     return {name: value for name, value in metrics.items() if "-" not in name}
-
-
-Sizes = tuple[int, int]
 
 
 def _class_scores(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict[str, Tensor]:

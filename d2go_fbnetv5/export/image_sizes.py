@@ -27,13 +27,15 @@ class ImageSizes:
     most: tuple[int, int]
 
     @classmethod
-    def of(cls, size: tuple[int, int], least: int, most: int | None = None) -> ImageSizes:
+    def of(
+        cls, size: tuple[int, int], least: int, most: int | None = None, fixed: bool = False
+    ) -> ImageSizes:
         """The sizes of a file that is mainly run at ``size``.
 
-        If both its sides are multiples of 32, a side may be from ``least`` to ``most`` long, by default twice the
-        longer side. Otherwise the size is fixed.
+        If both its sides are multiples of 32 and it is not to be ``fixed``, a side may be from ``least`` to ``most``
+        long, by default twice the longer side. Otherwise the file takes that size alone.
         """
-        if not is_whole(size):
+        if fixed or not is_whole(size):
             return cls(size, size)
         return cls((least,) * 2, (2 * max(size) if most is None else most,) * 2)
 

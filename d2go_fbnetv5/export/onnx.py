@@ -29,16 +29,18 @@ def export(
     least: int,
     outputs: tuple[str, ...],
     calibration: Iterable[Tensor] | None = None,
+    fixed: bool = False,
 ) -> dict[str, Any]:
     """Writes an inference module as one file.
 
     Args:
         module: 1 x 3 x H x W image -> its outputs.
         path: of the file, which is replaced.
-        size: (height, width) of the images. Multiples of 32 leave them dynamic.
+        size: (height, width) of the images. Multiples of 32 leave them dynamic, unless they are to be ``fixed``.
         least: pixels of the smallest side.
         outputs: their names.
         calibration: must be None, there is no int8 here.
+        fixed: whether the file takes images of ``size`` alone.
 
     Returns:
         what model.json says of the file: ``dynamic``, whether images of other sizes may be given, and
@@ -50,7 +52,7 @@ def export(
     require("onnx", *PACKAGES)
     if calibration is not None:
         raise ValueError("int8 is for the format executorch, found onnx")
-    sizes = ImageSizes.of(size, least, _MOST)
+    sizes = ImageSizes.of(size, least, _MOST, fixed)
     module = copy.deepcopy(module)
     for part in list(module.modules()):
         if isinstance(part, FlatBackbone):

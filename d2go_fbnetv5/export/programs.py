@@ -34,6 +34,7 @@ def export(
     least: int,
     outputs: tuple[str, ...],
     calibration: Iterable[Tensor] | None = None,
+    fixed: bool = False,
 ) -> dict[str, Any]:
     """As `onnx.export`. A detector's file has the methods ``proposals`` and ``boxes`` for `HostedDetector`, the others
     have ``forward``, whose result is ``outputs``.
@@ -41,6 +42,7 @@ def export(
     Args:
         calibration: 1 x 3 x H x W images in 0..255 for int8, resized to ``size`` if the file does not take theirs;
             None for fp32.
+        fixed: whether the file takes images of ``size`` alone: XNNPACK can then run the whole network in one piece.
 
     Returns:
         what model.json says of the file: ``dynamic``, whether images of other sizes may be given, and
@@ -51,7 +53,7 @@ def export(
         ValueError: a package is missing, or there are no calibration images.
     """
     executorch.require_executorch()
-    sizes = ImageSizes.of(size, least)  # memory is planned for the greatest
+    sizes = ImageSizes.of(size, least, fixed=fixed)  # memory is planned for the greatest
     if calibration is None and not sizes.dynamic:  # XNNPACK reshapes along one dynamic dimension at most
         module = copy.deepcopy(module)
         concatenate_to_enlarge(module)

@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 
 from d2go_fbnetv5.arch import Backbone, Topology
 from d2go_fbnetv5.export import CheckFailedError, api, export_model
+from d2go_fbnetv5.export.api import exporter
 from d2go_fbnetv5.export.check import check
 from d2go_fbnetv5.export.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
@@ -146,6 +147,17 @@ def test_onnx(kind, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.onnx"]
     assert exported.description["opset"] >= 18
     assert_is_the_model(model, exported.path, tmp_path)
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_of_one_size(kind, tmp_path):
+    exported = export_model(tiny(kind), "onnx", tmp_path, (96, 64), fixed_size=True)
+    assert exported.report.sizes == {(96, 64)} and not exported.description["dynamic"]
+    assert exported.description["image_sizes"] == {"min": [96, 64], "max": [96, 64]}
+    with pytest.raises(Exception, match="image"):
+        exporter("onnx").load(exported.path)(torch.zeros(1, 3, 96, 96))
 
 
 @needs_onnx

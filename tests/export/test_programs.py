@@ -106,6 +106,11 @@ def test_another_size_is_the_only_one():
     assert sizes.to_json() == {"min": [72, 96], "max": [72, 96]}
 
 
+def test_a_size_can_be_fixed():
+    sizes = ImageSizes.of((96, 128), 64, fixed=True)
+    assert not sizes.dynamic and sizes.to_json() == {"min": [96, 128], "max": [96, 128]}
+
+
 def test_padding_has_the_mean_colour():
     model = tiny(LiteRCNN)
     (image,) = images((70, 96))
@@ -137,6 +142,22 @@ def test_one_method(kind, run, tmp_path):
     for image, outputs, right in zip(shown, found, expected, strict=True):
         torch.testing.assert_close(outputs, right, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(list(ours(image)), outputs)
+
+
+@needs_executorch
+@pytest.mark.slow
+def test_a_file_of_one_size_runs_in_one_piece(run, tmp_path):
+    model = tiny(ImageClassifier)
+    module = inference_module(model)
+    fixed, flexible = tmp_path / "fixed.pte", tmp_path / "flexible.pte"
+    described = export(module, fixed, (96, 128), 64, ("scores",), fixed=True)
+    assert not described["dynamic"] and described["image_sizes"] == {"min": [96, 128], "max": [96, 128]}
+    export(module, flexible, (96, 128), 64, ("scores",))
+    upsampling = b"aten::upsample_nearest2d"  # which XNNPACK leaves to others
+    assert upsampling in flexible.read_bytes() and upsampling not in fixed.read_bytes()
+    (image,) = images((96, 128))
+    (outputs,) = run(fixed, [["forward", image[None]]])
+    torch.testing.assert_close(outputs, [module(image[None])], atol=1e-4, rtol=1e-4)
 
 
 def _outputs(found):

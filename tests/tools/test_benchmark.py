@@ -143,6 +143,8 @@ def test_a_file_has_its_models_contract(task):
             assert len(found["scores"]) == len(expected["scores"]) > 0
             assert torch.allclose(found["scores"], expected["scores"], atol=1e-5)
             assert (found["boxes"] <= torch.tensor([100.0, 72.0, 100.0, 72.0])).all()
+    with pytest.raises(ValueError, match="images of 96x96 alone, found one of"):
+        ExportedModel(model, lambda image: _tuple(inference(image)), (96, 96))(batch)
 
 
 def _tuple(outputs):

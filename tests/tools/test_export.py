@@ -44,6 +44,11 @@ def truncated(path):
         (["--format", "torchscript"], truncated, "not a checkpoint of tensors"),
         (["--format", "torchscript", "--size", "32x32"], None, "too small for Path 3"),
         (["--format", "torchscript", "--size", "large"], None, "expected HEIGHTxWIDTH"),
+        (
+            ["--format", "torchscript", "--fixed-size"],
+            None,
+            "--fixed-size is for --format executorch or onnx",
+        ),
         (["--format", "torchscript", "--int8"], None, "--int8 is for --format executorch"),
         (["--format", "executorch", "--int8"], None, "--int8 needs --calibration-data"),
         (

@@ -7,7 +7,7 @@ to a higher one: average channels, then enlarge).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,15 @@ def average_channels(x: Tensor, out_channels: int) -> Tensor:
     return total * (1.0 / group)
 
 
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[2], x.shape[3]
+
+
+def _add(total: Tensor, x: Tensor, first: Tensor) -> Tensor:
+    """Only the first sum needs memory of its own; later ones may go where it lies."""
+    return total + x if total is first else total.add_(x)
+
+
 class Fusion(nn.Module):
     """Brings a feature from one path to another path's channels and resolution (Appendix B, Figure 4).
 
@@ -97,6 +106,48 @@ class Fusion(nn.Module):
             return self._match_channels(x, target)
         x = self._match_channels(x, target)
         return F.interpolate(x, size=size, mode="nearest")
+
+    def add_all(
+        self,
+        features: Sequence[Tensor],
+        sources: Iterable[int],
+        target: int,
+        weights: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        """The target path's feature and what ``forward`` brings from each of the sources, summed.
+
+        Repeating by 8 is repeating by 2 three times. So where features enlarge by whole factors, the lowest path's
+        part is enlarged to the next one's size and added there, and so on: the large sums and copies at the target's
+        resolution are made once.
+
+        Args:
+            features: of each path, N x C_p x H_p x W_p.
+            sources: indices of other paths.
+            weights: by source, of what it brings; 1 where there is none.
+        """
+        total, size = features[target], _size(features[target])
+        low: Tensor | None = None
+        for source in sorted(sources, reverse=True):
+            x = features[source]
+            above = source < target
+            x = self.forward(x, source, target, size) if above else self._match_channels(x, target)
+            if weights is not None and source in weights:
+                x = x * weights[source]
+            if above:
+                total = _add(total, x, features[target])
+                continue
+            if low is not None:
+                whole = all(b % a == 0 for a, b in zip(_size(low), _size(x), strict=True))
+                whole = whole and all(b % a == 0 for a, b in zip(_size(x), size, strict=True))
+                low = F.interpolate(low, size=_size(x) if whole else size, mode="nearest")
+                if whole:
+                    x = x + low
+                else:
+                    total = _add(total, low, features[target])
+            low = x
+        if low is not None:
+            total = _add(total, F.interpolate(low, size=size, mode="nearest"), features[target])
+        return total
 
     def _match_channels(self, x: Tensor, target: int) -> Tensor:
         channels = self.channels[target]

@@ -54,19 +54,13 @@ class _PathNetwork(nn.Module):
     def _run(self, images: Tensor, topology: Topology) -> list[Tensor]:
         """Features of the paths that Stage 0 has, under a topology whose kept blocks all exist here."""
         features = self._run_stage0(images)
-        sizes = [(f.shape[2], f.shape[3]) for f in features]
         for stage, blocks in enumerate(self.stages.values(), start=1):
             updated = list(features)
-            for path, size in enumerate(sizes):
-                if not topology.keeps(stage, path):
-                    continue
-                total = features[path]
-                for source, feature in enumerate(features):
-                    if source != path and topology.keeps(stage - 1, source):
-                        fused = self.fusion(feature, source, path, size)
-                        # Only the first sum needs memory of its own; later ones may go where it lies.
-                        total = total + fused if total is features[path] else total.add_(fused)
-                updated[path] = blocks[PATHS[path]](total)
+            kept = [source for source in range(len(features)) if topology.keeps(stage - 1, source)]
+            for path in range(len(features)):
+                if topology.keeps(stage, path):
+                    others = (source for source in kept if source != path)
+                    updated[path] = blocks[PATHS[path]](self.fusion.add_all(features, others, path))
             features = updated
         return features
 
@@ -125,15 +119,12 @@ class Supernet(_PathNetwork):
                 f"{(self.num_stages, self.num_paths)}"
             )
         features = self._run_stage0(images)
-        sizes = [(f.shape[2], f.shape[3]) for f in features]
         for stage, blocks in enumerate(self.stages.values()):
+            weights = dict(enumerate(mask[stage - 1])) if stage > 0 else None
             updated = []
-            for path, size in enumerate(sizes):
-                total = features[path]
-                for source, feature in enumerate(features):
-                    if source != path:
-                        fused = self.fusion(feature, source, path, size)
-                        total = total + (fused if stage == 0 else fused * mask[stage - 1, source])
+            for path in range(len(features)):
+                others = (source for source in range(len(features)) if source != path)
+                total = self.fusion.add_all(features, others, path, weights)
                 weight = mask[stage, path]
                 updated.append(weight * blocks[PATHS[path]](total) + (1 - weight) * features[path])
             features = updated

@@ -85,3 +85,41 @@ def test_gradients_stay_channels_last_and_are_the_same(name):
             found[1].backward(gradient.contiguous(memory_format=torch.channels_last))
             torch.testing.assert_close(plain.grad, last.grad)
             assert last.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["A", "N"])
+@pytest.mark.parametrize("size", [(96, 128), (171, 203)])
+def test_a_sum_over_paths_is_the_sum_of_what_each_brings(name, size):
+    family = build_family(name)
+    fusion = Fusion(family.channels, family.strides, family.offsets)
+    sizes = family.feature_sizes(size)
+    features = [
+        torch.randn(2, c, *s, dtype=torch.double, requires_grad=True)
+        for c, s in zip(family.channels, sizes, strict=True)
+    ]
+    before = [x.detach().clone() for x in features]
+    weights = torch.rand(4, dtype=torch.double, requires_grad=True)
+    for target in range(4):
+        others = [path for path in range(4) if path != target]
+        for bits in range(8):
+            sources = [path for i, path in enumerate(others) if bits >> i & 1]
+            for given in (None, weights):
+                brought = {s: fusion(features[s], s, target, sizes[target]) for s in sources}
+                expected = features[target] + sum(
+                    x if given is None else x * given[s] for s, x in brought.items()
+                )
+                found = fusion.add_all(
+                    features, sources, target, given if given is None else dict(enumerate(given))
+                )
+                torch.testing.assert_close(found, expected)
+                used = [features[p] for p in (*sources, target)] + (
+                    [given] if given is not None and sources else []
+                )
+                factor = torch.randn_like(found)
+                for a, b in zip(
+                    torch.autograd.grad((found * factor).sum(), used),
+                    torch.autograd.grad((expected * factor).sum(), used),
+                    strict=True,
+                ):
+                    torch.testing.assert_close(a, b)
+    assert all(torch.equal(x, y) for x, y in zip(features, before, strict=True))

@@ -200,6 +200,15 @@ class Search(nn.Module):
             key: loss for name in self.tasks for key, loss in self._task_loss(name, features, part).items()
         }
 
+    def _sample_losses(
+        self, parts: list[Sequence[Sample]], generator: torch.Generator
+    ) -> tuple[Tensor, list[Losses]]:
+        """A topology from q for each part, N x S x P booleans on the CPU, and each task's loss of the part under it."""
+        masks = self.distribution.sample_proxy(len(parts), generator)
+        topologies = [Topology(mask) for mask in masks]
+        self.diagnostics = {"topologies": topologies}
+        return masks, [self._task_losses(*pair) for pair in zip(parts, topologies, strict=True)]
+
     def _estimate(
         self,
         losses: list[Losses],

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.search.base import REINFORCE, Losses, Sample, Search, stack_images
-from d2go_fbnetv5.search.cost import CostRegularizer
+from d2go_fbnetv5.search.base import REINFORCE, Losses, Sample, Search
 
 
 class MultitaskSearch(Search):
@@ -20,8 +18,7 @@ class MultitaskSearch(Search):
     reaches that task's probabilities alone (lines 5 to 12).
 
     Args:
-        supernet, tasks, samples_per_rank, arch_warmup_iters, init_prob, loss_window, cost, prob_min, seed,
-            preprocess, shared_images: as `Search` has them.
+        supernet, tasks, **options: as `Search` has them.
         importance_weighted: whether REINFORCE carries the importance weight. It must, since samples are of q
             and not of p_t; False is for ablation.
         self_normalize: Eq. 11 instead of Eq. 8, over all samples of all ranks.
@@ -34,39 +31,17 @@ class MultitaskSearch(Search):
         self,
         supernet: Any,
         tasks: Iterable[nn.Module],
-        samples_per_rank: int = 4,
-        arch_warmup_iters: int = 0,
-        init_prob: float = 0.5,
-        loss_window: int = 200,
-        cost: CostRegularizer | None = None,
+        *,
         importance_weighted: bool = True,
         self_normalize: bool = True,
-        prob_min: float = 0.02,
-        seed: int = 0,
-        preprocess: Callable[[Sequence[Sample]], Tensor] = stack_images,
-        shared_images: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            supernet,
-            tasks,
-            samples_per_rank,
-            arch_warmup_iters,
-            init_prob,
-            loss_window,
-            cost,
-            prob_min,
-            seed,
-            preprocess,
-            shared_images,
-        )
+        super().__init__(supernet, tasks, **options)
         self.importance_weighted = importance_weighted
         self.self_normalize = self_normalize
 
     def _step(self, parts: list[Sequence[Sample]], generator: torch.Generator) -> Losses:
-        masks = self.distribution.sample_proxy(len(parts), generator)
-        topologies = [Topology(mask) for mask in masks]
-        self.diagnostics = {"topologies": topologies}
-        losses = [self._task_losses(part, topology) for part, topology in zip(parts, topologies, strict=True)]
+        masks, losses = self._sample_losses(parts, generator)
         masks = masks.to(self.distribution.probs.device)
         log_prob = self.distribution.log_prob(masks)
         ratios = (log_prob - self.distribution.log_proxy(log_prob)).exp().detach()

@@ -16,10 +16,7 @@ class RandomSearch(Search):
     for a task is one such topology, drawn by the seed."""
 
     def _step(self, parts: list[Sequence[Sample]], generator: torch.Generator) -> Losses:
-        masks = self.distribution.sample_proxy(len(parts), generator)
-        topologies = [Topology(mask) for mask in masks]
-        self.diagnostics = {"topologies": topologies}
-        losses = [self._task_losses(part, topology) for part, topology in zip(parts, topologies, strict=True)]
+        _, losses = self._sample_losses(parts, generator)
         ratios = torch.ones(len(self.tasks), len(parts), device=self.distribution.probs.device)
         estimate = self._estimate(losses, ratios)
         return self._named(losses, estimate.weights, [self._zero()] * len(self.tasks))

@@ -230,7 +230,12 @@ def test_checkpoint_holds_everything_a_resumed_search_needs():
 
     def fresh():
         return MultitaskSearch(
-            objectives.MaskSupernet(2, 4), copy.deepcopy(tasks), 4, loss_window=5, seed=7, preprocess=len
+            objectives.MaskSupernet(2, 4),
+            copy.deepcopy(tasks),
+            samples_per_rank=4,
+            loss_window=5,
+            seed=7,
+            preprocess=len,
         )
 
     whole, first, second = fresh(), fresh(), fresh()

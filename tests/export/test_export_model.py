@@ -201,6 +201,21 @@ def test_a_failing_check_says_where_and_keeps_what_was_there(tmp_path, monkeypat
     assert (tmp_path / "model.pt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(("magnitude", "passes"), [(1.0, False), (3.0, True)])
+def test_scores_over_1_may_differ_by_a_part_of_the_greatest(magnitude, passes, monkeypatch):
+    model = tiny(LiteMaskFormer)
+    expected = torch.full((5, 96, 64), magnitude / 2)
+    expected[0] = magnitude
+    monkeypatch.setattr("d2go_fbnetv5.export.check.segment_scores", lambda *args: expected)
+    monkeypatch.setattr("d2go_fbnetv5.export.check.weighed_masks", lambda *args: expected + 2e-4)
+    run, shown = inference_module(model), images((96, 64))
+    if passes:
+        assert check(model, run, shown).worst == pytest.approx(2e-4, rel=0.01)
+    else:
+        with pytest.raises(CheckFailedError, match="class scores differ by 0.0002, allowed is 0.0001"):
+            check(model, run, shown)
+
+
 def detector_run(model, change):
     module = inference_module(model)
     return lambda image: change(*module(image))

@@ -4,12 +4,12 @@
 
 On digit scenes with family N, every search runs configs/search_digits.yaml for equally many steps; Algorithm 1 does so
 once for each task, by REINFORCE or, with --estimator, straight through. Of every distribution the mode and four samples
-are taken, of random search four topologies. Each is built as the task's ordinary model, pruned for its head, and
-trained for the same few steps on configs/{cls,det,seg}. All begin with the weights of one supernet that was trained on
-random topologies and belongs to none of the searches; --scratch begins with random weights, and needs many more
+are taken, of random search four topologies. Each is built as the task's ordinary model, which reads paths of its own,
+and trained for the same few steps on configs/{cls,det,seg}. All begin with the weights of one supernet that was trained
+on random topologies and belongs to none of the searches; --scratch begins with random weights, and needs many more
 --steps. Beside it stands what the networks reach with that supernet's weights as they are, batch norm re-estimated.
 
-Costs are seconds of processor time of the search's steps, per task. FLOPs are of the pruned backbone at 96 x 96.
+Costs are seconds of processor time of the search's steps, per task. FLOPs are of the model's backbone at 96 x 96.
 Finished searches and trainings lie in --folder and are not done again.
 """
 
@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 from common import (
+    MODELS,
     SEARCH_CONFIG,
     build_run,
     finish,
     finished,
     mean_and_spread,
-    outputs,
     parser,
     search_options,
     train_network,
@@ -76,6 +76,10 @@ def draw(probabilities: Sequence[Sequence[float]], *key: Any) -> list[Topology]:
     return [Topology(torch.rand(probs.shape, generator=generator) < probs) for _ in range(SAMPLES)]
 
 
+def _digits(topology: Topology) -> str:
+    return "".join(str(int(kept)) for row in topology.mask for kept in row)
+
+
 class Bench:
     """What a network of a task is worth, under one seed."""
 
@@ -97,17 +101,18 @@ class Bench:
 
     def __call__(self, task: str, topology: Topology) -> dict[str, float]:
         """FLOPs, metric with the random supernet's weights, and metric after training."""
-        network = topology.prune(outputs(task))
-        name = "".join(str(int(kept)) for row in network.mask for kept in row)
-        folder = self.folder / "networks" / f"{task}_{name}"
-        file = folder / "result.json"
+        paths = MODELS[task][2]
+        network = topology.prune(paths)
+        folder = self.folder / "networks" / f"{task}_{_digits(network)}"
+        # The search's head reads other paths, so that one network of the model may stand for several results.
+        file = self.folder / "networks" / f"{task}_{_digits(topology)}.json"
         if not file.is_file():
             metric = self.judge.search.tasks[task].primary_metric
             weights = None if self.args.scratch else self.folder / "random" / "model_final.pth"
             steps = self.args.steps[self.args.tasks.index(task) % len(self.args.steps)]
             result = {
-                "MFLOPs": self.costs.network(network, outputs(task)) / 1e6,
-                "supernet": self.judge.metrics(task, network)[metric],
+                "MFLOPs": self.costs.network(network, paths) / 1e6,
+                "supernet": self.judge.metrics(task, topology)[metric],
                 "trained": train_network(task, network, folder, steps, self.args.images, weights, self.seed),
             }
             (folder / "model_final.pth").unlink(missing_ok=True)

@@ -6,8 +6,8 @@ One supernet is searched by Algorithm 4 with configs/search_digits.yaml, its sta
 batch-norm statistics re-estimated for each network, every topology is judged for every task: by the loss on validation
 images plus the price of Appendix E, which is what the search minimises, and by the task's metric. Topologies from which
 the head reaches the same blocks are the same network and have the same loss, at different prices. A sample of the
-networks is trained shortly, for the rank correlation between a network's metric with the supernet's weights and after
-training. What is finished lies in --folder and is not done again.
+topologies is trained shortly as the task's ordinary model, for the rank correlation between the metric with the
+supernet's weights and after training. What is finished lies in --folder and is not done again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from common import (
     build_run,
     finish,
     finished,
-    outputs,
     parser,
     rank_correlation,
     search_options,
@@ -153,26 +152,26 @@ def main() -> None:
     rows = []
     for name in args.tasks:
         row, _ = place(run, name, networks[name], costs)
-        sample = random.Random(args.seed).sample(sorted(networks[name]), args.sample)
-        by_name = {repr(t.prune(outputs(name))): t.prune(outputs(name)) for t in all_topologies()}
+        sample = random.Random(args.seed).sample(all_topologies(), args.sample)
         weights = None if args.scratch else search_folder / "model_final.pth"
         kind = "scratch" if args.scratch else "supernet"
         trained = [
             train_network(
                 name,
-                by_name[key],
+                topology,
                 args.folder / f"{name}_{kind}_{i}",
                 args.steps,
                 args.images,
                 weights,
                 args.seed,
             )
-            for i, key in enumerate(sample)
+            for i, topology in enumerate(sample)
         ]
-        judged = [networks[name][key]["metric"] for key in sample]
+        head = run.model.tasks[name]
+        judged = [networks[name][repr(t.prune(head.in_features))]["metric"] for t in sample]
         row["rank correlation"] = rank_correlation(judged, trained)
         row["sample"] = [
-            {"network": n, "supernet": j, "trained": t}
+            {"topology": repr(n), "supernet": j, "trained": t}
             for n, j, t in zip(sample, judged, trained, strict=True)
         ]
         rows.append(row)

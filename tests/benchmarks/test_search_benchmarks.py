@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from d2go_fbnetv5 import Topology
+from d2go_fbnetv5.zoo import create_model
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 _spec = importlib.util.spec_from_file_location("benchmarks_common", BENCHMARKS / "common.py")
@@ -51,8 +54,14 @@ def test_turns_rotate():
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
 
 
-def test_heads_of_the_search_read_these_paths():
-    assert [common.outputs(task) for task in ("cls", "det", "seg")] == [("path3",), ("path2",), ("path2",)]
+def test_a_found_topology_is_trained_on_the_paths_that_its_model_reads(tmp_path, monkeypatch):
+    """The search's detector reads Path 2, Lite R-CNN Path 1: pruned for one, the other would lose its blocks."""
+    monkeypatch.setattr(common, "finished", lambda *args: {"metrics": {"AP50": 0.5}})
+    found = Topology([[0, 1, 1, 0], [0, 1, 0, 0]])
+    assert common.train_network("det", found, tmp_path, 2, 16, None, 0) == 0.5
+    model = create_model("FBNetV5-N-DET", 10, topology=tmp_path / "topology.json")
+    assert model.in_features == common.MODELS["det"][2] == ("path1",)
+    assert model.backbone.topology == found.prune(("path1",)) != found.prune(("path2",))
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def main() -> None:
     parse.add_argument("--iterations", type=int, default=1600, help="of the search")
     parse.add_argument("--batch", type=int, default=32, help="images of a search's step")
     parse.add_argument("--images", type=int, default=1024, help="of the validation set")
-    parse.add_argument("--sample", type=int, default=6, help="networks that are trained for each task")
+    parse.add_argument("--sample", type=int, default=6, help="topologies that are trained for each task")
     parse.add_argument("--steps", type=int, default=150, help="of their training")
     parse.add_argument("--tasks", nargs="+", default=["cls", "det", "seg"])
     parse.add_argument("--scratch", action="store_true", help="train from random weights, not the supernet's")

@@ -50,8 +50,8 @@ def test_segmenter(small_model, scene):
 @pytest.mark.slow
 def test_detector(small_model, scene):
     batch = [scene(i) for i in range(8)]
-    losses, outputs = overfit(small_model(LiteRCNN, builtin_topology("DET")), batch, 200, 2e-3)
-    assert losses["loss_cls"] < 0.15 and losses["loss_rpn_cls"] < 0.05 and losses["loss_rpn_loc"] < 0.01
+    losses, outputs = overfit(small_model(LiteRCNN, builtin_topology("DET")), batch, 260, 2e-3)
+    assert losses["loss_cls"] < 0.1 and losses["loss_rpn_cls"] < 0.05 and losses["loss_rpn_loc"] < 0.01
     overlaps = []
     for sample, output in zip(batch, outputs, strict=True):
         sure = output["scores"] > 0.5

@@ -63,6 +63,14 @@ def _add(total: Tensor, x: Tensor, first: Tensor) -> Tensor:
     return total + x if total is first else total.add_(x)
 
 
+def _scale(x: Tensor, weight: Tensor | None) -> Tensor:
+    return x if weight is None else x * weight
+
+
+def _divides(small: tuple[int, int], large: tuple[int, int]) -> bool:
+    return all(b % a == 0 for a, b in zip(small, large, strict=True))
+
+
 class Fusion(nn.Module):
     """Brings a feature from one path to another path's channels and resolution (Appendix B, Figure 4).
 
@@ -126,24 +134,18 @@ class Fusion(nn.Module):
             weights: by source, of what it brings; 1 where there is none.
         """
         total, size = features[target], _size(features[target])
+        order, weights = sorted(sources, reverse=True), weights or {}
+        for source in (path for path in order if path < target):
+            x = _scale(self.forward(features[source], source, target, size), weights.get(source))
+            total = _add(total, x, features[target])
         low: Tensor | None = None
-        for source in sorted(sources, reverse=True):
-            x = features[source]
-            above = source < target
-            x = self.forward(x, source, target, size) if above else self._match_channels(x, target)
-            if weights is not None and source in weights:
-                x = x * weights[source]
-            if above:
-                total = _add(total, x, features[target])
-                continue
+        for source in (path for path in order if path > target):
+            x = _scale(self._match_channels(features[source], target), weights.get(source))
             if low is not None:
-                whole = all(b % a == 0 for a, b in zip(_size(low), _size(x), strict=True))
-                whole = whole and all(b % a == 0 for a, b in zip(_size(x), size, strict=True))
-                low = F.interpolate(low, size=_size(x) if whole else size, mode="nearest")
-                if whole:
-                    x = x + low
+                if _divides(_size(low), _size(x)) and _divides(_size(x), size):
+                    x = x + F.interpolate(low, size=_size(x), mode="nearest")
                 else:
-                    total = _add(total, low, features[target])
+                    total = _add(total, F.interpolate(low, size=size, mode="nearest"), features[target])
             low = x
         if low is not None:
             total = _add(total, F.interpolate(low, size=size, mode="nearest"), features[target])

@@ -24,7 +24,7 @@ from d2go_fbnetv5.export.metadata import describe, output_names
 from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 
-# Each has SUFFIX, PACKAGES, `export` and `load`.
+# Each has SUFFIX, PACKAGES, `export` and `load`, and FIXED_SIZE: whether a file can be for one size alone.
 FORMATS: dict[str, ModuleType] = {"executorch": programs, "onnx": onnx, "torchscript": torchscript}
 INT8 = "-int8"  # ends the name of a format in 8 bits
 DESCRIPTION = "model.json"
@@ -105,7 +105,7 @@ def export_model(
     path = folder / f"model{kind.SUFFIX}"
     unchecked = path.with_suffix(f".unchecked{kind.SUFFIX}")
 
-    any_size = isinstance(model, ImageClassifier) and (format == "torchscript" or not is_whole(size))
+    any_size = isinstance(model, ImageClassifier) and (not kind.FIXED_SIZE or not is_whole(size))
     least = smallest_side(model)
     module, outputs = inference_module(model, any_size), output_names(model)
     images = list(calibration.images) if calibration is not None else None

@@ -19,8 +19,7 @@ from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.export.subjects import Subject, open_subject
 
 EAGER = "eager"
-TORCHSCRIPT = "torchscript"  # whose files take any size
-BENCHMARK_FORMATS = ("executorch", f"executorch{INT8}", "onnx", TORCHSCRIPT, EAGER)
+BENCHMARK_FORMATS = ("executorch", f"executorch{INT8}", "onnx", "torchscript", EAGER)
 _REASON = 160  # characters of an exporter's complaint
 
 # Of a trained model's file: its metrics. (model, format, path, description) -> {"top1": 0.9}
@@ -106,7 +105,7 @@ def run_benchmark(
             for format in formats:
                 progress(f"exporting {subject.name} as {format}")
                 row = Row(subject.name, format, size, flops)
-                _export(subject, row, folder, fixed_size and format != TORCHSCRIPT)
+                _export(subject, row, folder, fixed_size)
                 rows.append(row)
                 if evaluate is not None and row.file is not None:
                     progress(f"evaluating {subject.name} as {format}")
@@ -142,7 +141,7 @@ def _export(subject: Subject, row: Row, folder: Path, fixed_size: bool) -> None:
             subject.least,
             subject.outputs,
             calibration=calibration,
-            fixed=fixed_size,
+            fixed=fixed_size and kind.FIXED_SIZE,
         )
     except Exception as error:  # exporters raise errors of any class for what they do not support
         text = sentence(error)

@@ -19,6 +19,7 @@ from d2go_fbnetv5.export.pad_channels import pad_channels
 SUFFIX = ".onnx"
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FIXED_SIZE = True
 _MOST = 2048  # pixels of a side
 
 

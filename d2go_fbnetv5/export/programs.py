@@ -22,6 +22,7 @@ from d2go_fbnetv5.export.quantize import FLOAT_MODULES, quantized
 
 SUFFIX = ".pte"
 PACKAGES = executorch.PACKAGES
+FIXED_SIZE = True
 
 # Layers that give a method's result stay in floats.
 _RESULT_LAYERS = {"proposals": ("objectness", "deltas")}

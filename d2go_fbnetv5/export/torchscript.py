@@ -17,6 +17,7 @@ from d2go_fbnetv5.export.image_sizes import STEP
 
 SUFFIX = ".pt"
 PACKAGES: tuple[str, ...] = ()  # torch and torchvision are there
+FIXED_SIZE = False
 
 
 def export(

@@ -84,7 +84,8 @@ def test_what_an_exporter_cannot_is_a_dash_with_a_reason(tmp_path, capsys, monke
     def export(*args, **kwargs):
         raise NotImplementedError("no\nkernel for nms")
 
-    monkeypatch.setitem(FORMATS, "torchscript", SimpleNamespace(SUFFIX=".pt", PACKAGES=(), export=export))
+    broken = SimpleNamespace(SUFFIX=".pt", PACKAGES=(), FIXED_SIZE=False, export=export)
+    monkeypatch.setitem(FORMATS, "torchscript", broken)
     argv = ["FBNetV5-N-CLS", "--formats", "torchscript", "--sizes", "64x64", "--baselines", "--rounds", "1"]
     assert main([*argv, "--output", str(tmp_path)]) == 0
     out, _ = capsys.readouterr()

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/ablation.py --folder output/benchmarks/ablation
 
 On digit scenes with family N, every search runs configs/search_digits.yaml for equally many steps; Algorithm 1 does so
-once for each task, by REINFORCE or, with --estimator, straight through. Of every distribution the mode and four samples
+once for each task, straight through as in the paper or by REINFORCE. Of every distribution the mode and four samples
 are taken, of random search four topologies. Each is built as the task's ordinary model, which reads paths of its own,
 and trained for the same few steps on configs/{cls,det,seg}. All begin with the weights of one supernet that was trained
 on random topologies and belongs to none of the searches; --scratch begins with random weights, and needs many more
@@ -39,11 +39,17 @@ from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.engine.search_eval import SearchJudge
-from d2go_fbnetv5.search import derive_generator, search_class
-from d2go_fbnetv5.search.base import REINFORCE
+from d2go_fbnetv5.search import derive_generator
+from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH
 
 SAMPLES = 4  # as in the paper
-METHODS = {"multitask": "Algorithm 4", "unweighted": "Algorithm 4, unweighted", "single_task": "Algorithm 1"}
+MULTITASK, SINGLE_TASK = ["SEARCH.ALGORITHM", "multitask"], ["SEARCH.ALGORITHM", "single_task"]
+METHODS = {
+    "multitask": ("Algorithm 4", MULTITASK),
+    "unweighted": ("Algorithm 4, unweighted", [*MULTITASK, "SEARCH.IMPORTANCE_WEIGHTED", False]),
+    "single_task": ("Algorithm 1", [*SINGLE_TASK, "SEARCH.ESTIMATOR", STRAIGHT_THROUGH]),
+    "reinforce": ("Algorithm 1, REINFORCE", [*SINGLE_TASK, "SEARCH.ESTIMATOR", REINFORCE]),
+}
 
 
 def run_searches(
@@ -55,15 +61,11 @@ def run_searches(
         SEARCH_CONFIG, folder / "random", [*opts, "SEARCH.TASKS", args.tasks, "SEARCH.ALGORITHM", "random"]
     )
     for method in args.methods:
-        shared = method != "single_task"
-        for tasks in [args.tasks] if shared else [[task] for task in args.tasks]:
-            own = folder / ("_".join((method, *tasks)) if not shared else method)
-            more = ["SEARCH.TASKS", tasks, "SEARCH.ALGORITHM", "multitask" if shared else method]
-            more += ["SEARCH.IMPORTANCE_WEIGHTED", method != "unweighted"]
-            if not shared:
-                more += ["SEARCH.ESTIMATOR", args.estimator]
-                more += ["SEARCH.SHARED_IMAGES", args.estimator == REINFORCE]
-            cpu = finished(SEARCH_CONFIG, own, [*opts, *more])["cpu"]
+        more = METHODS[method][1]
+        apart = more[:2] == SINGLE_TASK
+        for tasks in [[task] for task in args.tasks] if apart else [args.tasks]:
+            own = folder / ("_".join((method, *tasks)) if apart else method)
+            cpu = finished(SEARCH_CONFIG, own, [*opts, *more, "SEARCH.TASKS", tasks])["cpu"]
             found.update({(method, task): (own, cpu / len(tasks)) for task in tasks})
             print(f"seed {seed}, {method} {tasks}: {cpu:.0f} s", flush=True)
     return found
@@ -132,7 +134,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
             own, cpu = searches[method, task]
             entry = load_topologies(own / "topologies.json").tasks[task]
             samples = [bench(task, t) for t in draw(entry.probabilities, seed, task, method)]
-            rows += summarise(task, METHODS[method], bench(task, entry.topology), samples, cpu)
+            rows += summarise(task, METHODS[method][0], bench(task, entry.topology), samples, cpu)
         print(f"seed {seed}, {task}: done", flush=True)
     return [{"seed": seed, **row} for row in rows]
 
@@ -155,12 +157,6 @@ def main() -> None:
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parse.add_argument("--tasks", nargs="+", default=["cls", "det", "seg"])
     parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parse.add_argument(
-        "--estimator",
-        choices=search_class("single_task").estimators,
-        default=REINFORCE,
-        help="of Algorithm 1",
-    )
     parse.add_argument("--iterations", type=int, default=1400, help="of each search")
     parse.add_argument("--batch", type=int, default=24, help="images of a search's step")
     parse.add_argument("--steps", type=int, nargs="+", default=[100, 100, 150], help="of training, per task")

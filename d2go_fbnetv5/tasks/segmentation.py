@@ -66,7 +66,20 @@ class Segmentation(Task):
         return SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)
 
     def _logits(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(self.predictor(feature).float(), size, mode="bilinear", align_corners=False)
+        return upsample_bilinear(self.predictor(feature).float(), size)
+
+
+def upsample_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """N x C x h x w -> N x C x H x W as ``F.interpolate`` has it with ``align_corners=False``, by matrix products.
+
+    The gradient of ``interpolate`` takes a CPU longer than all else that the head does.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        rows, columns = (
+            F.interpolate(torch.eye(old, device=maps.device, dtype=maps.dtype)[None], new, mode="linear")[0]
+            for old, new in zip(maps.shape[2:], size, strict=True)
+        )
+        return rows.T @ maps.contiguous() @ columns
 
 
 def padded_sem_seg(batch: Sequence[Sample], size: tuple[int, int], ignore: int) -> Tensor:

@@ -51,7 +51,7 @@ class Task(nn.Module):
 
     Attributes:
         name: set by ``register_task``.
-        in_features: names of the features that the head reads, such as ``("path2",)``.
+        in_features: names of the features that the head reads, such as ``("path2",)``; a class has the paper's.
         primary_metric: the key of ``evaluator(...).evaluate()`` that architectures are compared by.
         higher_is_better: whether a greater primary metric is the better one.
     """
@@ -139,6 +139,15 @@ def require_names(task: str, field: str, info: DatasetInfo) -> tuple[str, ...]:
             f"task {task!r} needs {field}, but the data set has none (its DatasetInfo.{field} is empty)"
         )
     return names
+
+
+def require_feature(task: str, feature: str, channels: Mapping[str, int]) -> int:
+    """The channels of the feature that option ``feature`` names, or a ValueError that says which there are."""
+    if feature not in channels:
+        raise ValueError(
+            f"option 'feature' of task {task!r} is {feature!r}; allowed: {', '.join(sorted(channels))}"
+        )
+    return channels[feature]
 
 
 def require_range(task: str, low: float = 0.0, high: float = float("inf"), **options: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Object detection: Faster R-CNN on Path 2 (Appendix F.1), of torchvision's RPN and RoI heads."""
+"""Object detection: Faster R-CNN on one path (Appendix F.1), of torchvision's RPN and RoI heads."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +16,7 @@ from d2go_fbnetv5.tasks.base import (
     Sample,
     Task,
     register_task,
+    require_feature,
     require_names,
     require_range,
 )
@@ -23,6 +24,7 @@ from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
 from d2go_fbnetv5.tasks.images import image_sizes
 from d2go_fbnetv5.tasks.roi_align import StrideRoIAlign
 
+STRIDES = {"path0": 4, "path1": 8, "path2": 16, "path3": 32}  # pixels
 _MIN_SIDE = 1e-2  # pixels; a thinner box has no finite regression target
 
 
@@ -33,8 +35,9 @@ class FasterRCNN(Task):
     Boxes marked in ``box_is_crowd`` are not trained on. The defaults are Detectron2's and torchvision's.
 
     Args:
-        channels: channels of ``path2``.
+        channels: channels of each path.
         info: needs ``box_names``.
+        feature: the path that the head reads. Lite R-CNN, which detectors are then trained with, reads ``path1``.
         anchor_sizes: square roots of the anchors' areas, in pixels.
         anchor_ratios: heights / widths.
         rpn_pre_nms_topk_train, rpn_pre_nms_topk_test: proposals of an image before non-maximum suppression.
@@ -58,12 +61,12 @@ class FasterRCNN(Task):
 
     in_features = ("path2",)
     primary_metric = "AP"
-    stride = 16  # of Path 2
 
     def __init__(
         self,
         channels: Mapping[str, int],
         info: DatasetInfo,
+        feature: str = "path2",
         anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
         anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
         rpn_pre_nms_topk_train: int = 2000,
@@ -111,11 +114,12 @@ class FasterRCNN(Task):
             nms_thresh=nms_thresh,
         )
         require_range(self.name, roi_sampling_ratio=roi_sampling_ratio)
-        (feature,) = self.in_features
-        self.norm = nn.BatchNorm2d(channels[feature]) if input_norm else nn.Identity()
+        width, stride = require_feature(self.name, feature, channels), STRIDES[feature]
+        self.in_features = (feature,)
+        self.norm = nn.BatchNorm2d(width) if input_norm else nn.Identity()
         self.rpn = RegionProposalNetwork(
-            StrideAnchorGenerator((self.stride,), (anchor_sizes,), (anchor_ratios,)),
-            RPNHead(channels[feature], len(anchor_sizes) * len(anchor_ratios)),
+            StrideAnchorGenerator((stride,), (anchor_sizes,), (anchor_ratios,)),
+            RPNHead(width, len(anchor_sizes) * len(anchor_ratios)),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=rpn_batch_size_per_image,
@@ -126,8 +130,8 @@ class FasterRCNN(Task):
         )
         self.rpn.box_similarity = anchor_similarity
         self.roi_heads = RoIHeads(
-            StrideRoIAlign(feature, roi_output_size, self.stride, roi_sampling_ratio),
-            TwoMLPHead(channels[feature] * roi_output_size**2, box_head_width),
+            StrideRoIAlign(feature, roi_output_size, stride, roi_sampling_ratio),
+            TwoMLPHead(width * roi_output_size**2, box_head_width),
             FastRCNNPredictor(box_head_width, len(names) + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a single convolution on Path 2 (Appendix F.1)."""
+"""Semantic segmentation: a single convolution on one path (Appendix F.1)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, Sample, Task, register_task, require_names
+from d2go_fbnetv5.tasks.base import (
+    DatasetInfo,
+    Evaluator,
+    Sample,
+    Task,
+    register_task,
+    require_feature,
+    require_names,
+)
 from d2go_fbnetv5.tasks.images import image_sizes, padded_size
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 
@@ -16,8 +24,10 @@ class Segmentation(Task):
     """Cross-entropy over the pixels of the samples that have a ``sem_seg``; logits are upsampled bilinearly.
 
     Args:
-        channels: channels of ``path2``.
+        channels: channels of each path.
         info: needs ``sem_seg_names``; pixels of ``sem_seg_ignore`` have no part in the loss.
+        feature: the path that the head reads. Lite MaskFormer, which segmenters are then trained with, reads ``path1``
+            and ``path3``.
         kernel_size: of the convolution, odd.
         input_norm: batch norm before the convolution, over labelled and unlabelled samples alike. Without it the
             head meets features whose scale grows with the number of blocks that a topology keeps.
@@ -29,7 +39,12 @@ class Segmentation(Task):
     primary_metric = "mIoU"
 
     def __init__(
-        self, channels: Mapping[str, int], info: DatasetInfo, kernel_size: int = 1, input_norm: bool = False
+        self,
+        channels: Mapping[str, int],
+        info: DatasetInfo,
+        feature: str = "path2",
+        kernel_size: int = 1,
+        input_norm: bool = False,
     ):
         super().__init__()
         names = require_names(self.name, "sem_seg_names", info)
@@ -38,23 +53,25 @@ class Segmentation(Task):
                 f"option 'kernel_size' of task {self.name!r} is {kernel_size}; it must be odd and positive"
             )
         self.ignore = info.sem_seg_ignore
-        self.norm = nn.BatchNorm2d(channels["path2"]) if input_norm else nn.Identity()
-        self.predictor = nn.Conv2d(channels["path2"], len(names), kernel_size, padding=kernel_size // 2)
+        width = require_feature(self.name, feature, channels)
+        self.in_features = (feature,)
+        self.norm = nn.BatchNorm2d(width) if input_norm else nn.Identity()
+        self.predictor = nn.Conv2d(width, len(names), kernel_size, padding=kernel_size // 2)
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Sequence[Sample]
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        size = padded_size(batch)
+        size, (name,) = padded_size(batch), self.in_features
         if not self.training:
-            logits = self._logits(self.norm(features["path2"]), size)
+            logits = self._logits(self.norm(features[name]), size)
             sizes = image_sizes(batch)
             return [{"sem_seg": x[:, :h, :w].argmax(0)} for x, (h, w) in zip(logits, sizes, strict=True)]
         labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
         if not labelled:
             return {}
-        feature = self.norm(features["path2"])
+        feature = self.norm(features[name])
         if len(labelled) < len(batch):
             feature = feature[labelled]
         logits = self._logits(feature, size)

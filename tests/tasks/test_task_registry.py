@@ -28,6 +28,15 @@ def test_in_features_are_those_of_appendix_f1():
     assert features == {"cls": ("path3",), "det": ("path2",), "seg": ("path2",)}
 
 
+@pytest.mark.parametrize("name", ["det", "seg"])
+def test_a_head_reads_the_path_that_it_is_told_to(name):
+    task = build_task(name, CHANNELS, INFO, feature="path1").eval()
+    assert task.in_features == ("path1",) and type(task).in_features == ("path2",)
+    batch = [{"image": torch.zeros(3, 64, 96)}]
+    (output,) = task({"path1": torch.rand(1, 6, 8, 12)}, batch)
+    assert output["sem_seg" if name == "seg" else "boxes"].shape[-1] == (96 if name == "seg" else 4)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -42,6 +51,11 @@ def test_in_features_are_those_of_appendix_f1():
         ("det", {"anchor_ratios": [1.0, -1.0]}, "both must hold positive numbers"),
         ("det", {"anchor_sizes": []}, "both must hold positive numbers"),
         ("det", {"score_thresh": 2}, "'score_thresh' of task 'det' is 2.0; it must be between"),
+        (
+            "det",
+            {"feature": "path4"},
+            "'feature' of task 'det' is 'path4'; allowed: path0, path1, path2, path3",
+        ),
         ("seg", {"kernel_size": 2}, "'kernel_size' of task 'seg' is 2; it must be odd"),
     ],
 )

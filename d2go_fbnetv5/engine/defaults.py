@@ -133,7 +133,7 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     # empty, or "reinforce". The other algorithms have one way each.
     search.ESTIMATOR = ""
     search.TASKS = ["cls", "det", "seg"]
-    # Options of a task's head by its name: {"det": {"hidden": 256}}.
+    # Options of a task's head by its name: {"det": {"feature": "path1"}}.
     search.HEADS = node(new_allowed=True)
     search.SAMPLES_PER_RANK = 4
     # Whether each sample sees the rank's whole batch and not its part of it once the probabilities learn, so that a

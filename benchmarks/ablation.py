@@ -43,12 +43,11 @@ from d2go_fbnetv5.search import derive_generator
 from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH
 
 SAMPLES = 4  # as in the paper
-MULTITASK, SINGLE_TASK = ["SEARCH.ALGORITHM", "multitask"], ["SEARCH.ALGORITHM", "single_task"]
-METHODS = {
-    "multitask": ("Algorithm 4", MULTITASK),
-    "unweighted": ("Algorithm 4, unweighted", [*MULTITASK, "SEARCH.IMPORTANCE_WEIGHTED", False]),
-    "single_task": ("Algorithm 1", [*SINGLE_TASK, "SEARCH.ESTIMATOR", STRAIGHT_THROUGH]),
-    "reinforce": ("Algorithm 1, REINFORCE", [*SINGLE_TASK, "SEARCH.ESTIMATOR", REINFORCE]),
+METHODS = {  # what the table calls it, SEARCH.ALGORITHM, further keys
+    "multitask": ("Algorithm 4", "multitask", []),
+    "unweighted": ("Algorithm 4, unweighted", "multitask", ["SEARCH.IMPORTANCE_WEIGHTED", False]),
+    "single_task": ("Algorithm 1", "single_task", ["SEARCH.ESTIMATOR", STRAIGHT_THROUGH]),
+    "reinforce": ("Algorithm 1, REINFORCE", "single_task", ["SEARCH.ESTIMATOR", REINFORCE]),
 }
 
 
@@ -61,11 +60,12 @@ def run_searches(
         SEARCH_CONFIG, folder / "random", [*opts, "SEARCH.TASKS", args.tasks, "SEARCH.ALGORITHM", "random"]
     )
     for method in args.methods:
-        more = METHODS[method][1]
-        apart = more[:2] == SINGLE_TASK
+        _, algorithm, more = METHODS[method]
+        apart = algorithm == "single_task"
         for tasks in [[task] for task in args.tasks] if apart else [args.tasks]:
             own = folder / ("_".join((method, *tasks)) if apart else method)
-            cpu = finished(SEARCH_CONFIG, own, [*opts, *more, "SEARCH.TASKS", tasks])["cpu"]
+            keys = [*opts, *more, "SEARCH.TASKS", tasks, "SEARCH.ALGORITHM", algorithm]
+            cpu = finished(SEARCH_CONFIG, own, keys)["cpu"]
             found.update({(method, task): (own, cpu / len(tasks)) for task in tasks})
             print(f"seed {seed}, {method} {tasks}: {cpu:.0f} s", flush=True)
     return found

@@ -96,7 +96,7 @@ class Bench:
         ]
         run = build_run(SEARCH_CONFIG, folder / "random", opts)
         self.costs = block_costs("N", run.recipe.size)
-        batches = list(run.data.eval_batches(args.images))
+        batches = list(run.data.eval_batches(min(args.images)))
         self.judge = SearchJudge(
             run.model, self.costs, run.data.info, run.data.statistics_batches(8), batches
         )
@@ -111,11 +111,13 @@ class Bench:
         if not file.is_file():
             metric = self.judge.search.tasks[task].primary_metric
             weights = None if self.args.scratch else self.folder / "random" / "model_final.pth"
-            steps = self.args.steps[self.args.tasks.index(task) % len(self.args.steps)]
+            index = self.args.tasks.index(task)
+            steps = self.args.steps[index % len(self.args.steps)]
+            images = self.args.images[index % len(self.args.images)]
             result = {
                 "MFLOPs": self.costs.network(network, paths) / 1e6,
                 "supernet": self.judge.metrics(task, topology)[metric],
-                "trained": train_network(task, network, folder, steps, self.args.images, weights, self.seed),
+                "trained": train_network(task, network, folder, steps, images, weights, self.seed),
             }
             (folder / "model_final.pth").unlink(missing_ok=True)
             write_atomically(file, json.dumps(result))
@@ -160,13 +162,15 @@ def main() -> None:
     parse.add_argument("--iterations", type=int, default=1400, help="of each search")
     parse.add_argument("--batch", type=int, default=24, help="images of a search's step")
     parse.add_argument("--steps", type=int, nargs="+", default=[400, 100, 150], help="of training, per task")
-    parse.add_argument("--images", type=int, default=512, help="of the validation set")
+    parse.add_argument(
+        "--images", type=int, nargs="+", default=[2048, 512, 512], help="of the validation set, per task"
+    )
     parse.add_argument("--scratch", action="store_true", help="train from random weights, not a supernet's")
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     if args.quick:
         args.seeds, args.tasks, args.methods = [0], ["cls"], ["multitask", "single_task"]
-        args.iterations, args.batch, args.steps, args.images = 12, 8, [2], 16
+        args.iterations, args.batch, args.steps, args.images = 12, 8, [2], [16]
 
     rows = [row for seed in args.seeds for row in run_seed(args, seed)]
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}

@@ -94,9 +94,6 @@ def _parser() -> argparse.ArgumentParser:
 def _export(args: argparse.Namespace) -> Exported:
     if args.format not in FORMATS:
         raise ValueError(f"--format {args.format}: allowed are {', '.join(FORMATS)}")
-    if args.fixed_size and not FORMATS[args.format].FIXED_SIZE:
-        allowed = " or ".join(name for name, kind in FORMATS.items() if kind.FIXED_SIZE)
-        raise ValueError(f"--fixed-size is for --format {allowed}, found {args.format}")
     size = parse_size(args.size) if args.size else None
     check_model_arguments(args)
     predictor = open_model(args)

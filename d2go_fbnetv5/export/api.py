@@ -84,13 +84,16 @@ def export_model(
             what accelerators ask for.
 
     Raises:
-        ValueError: an unknown format, a size that the model cannot take, a package that is missing, a folder that
-            holds a training's model.json.
+        ValueError: an unknown format, a fixed size for one that has none, a size that the model cannot take, a
+            package that is missing, a folder that holds a training's model.json.
         CheckFailedError: the file does not compute what the model does. It stays, under its first name.
     """
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; allowed are {', '.join(FORMATS)}")
     kind, folder = FORMATS[format], Path(folder)
+    if fixed_size and not kind.FIXED_SIZE:
+        allowed = " and ".join(name for name, other in FORMATS.items() if other.FIXED_SIZE)
+        raise ValueError(f"a fixed size is for the formats {allowed}, found {format}")
     model = model.eval()
     size = check_size(model, size or usual_size(model, transform))
     names = list(names) or [str(label) for label in range(model.num_classes)]

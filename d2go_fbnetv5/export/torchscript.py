@@ -29,9 +29,7 @@ def export(
     calibration: Iterable[Tensor] | None = None,
     fixed: bool = False,
 ) -> dict[str, Any]:
-    """As `onnx.export`; every size is dynamic, and cannot be ``fixed``."""
-    if fixed:
-        raise ValueError("a fixed size is for the formats executorch and onnx, found torchscript")
+    """As `onnx.export`; every size is dynamic, whatever ``fixed`` is (FIXED_SIZE)."""
     if calibration is not None:
         raise ValueError("int8 is for the format executorch, found torchscript")
     with warnings.catch_warnings():

@@ -114,7 +114,8 @@ class FasterRCNN(Task):
             nms_thresh=nms_thresh,
         )
         require_range(self.name, roi_sampling_ratio=roi_sampling_ratio)
-        width, stride = require_feature(self.name, feature, channels), STRIDES[feature]
+        strided = {name: width for name, width in channels.items() if name in STRIDES}
+        width, stride = require_feature(self.name, feature, strided), STRIDES[feature]
         self.in_features = (feature,)
         self.norm = nn.BatchNorm2d(width) if input_norm else nn.Identity()
         self.rpn = RegionProposalNetwork(

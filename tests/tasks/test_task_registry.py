@@ -79,6 +79,11 @@ def test_a_missing_feature_is_named():
         build_task("cls", {"path2": 8}, INFO)
 
 
+def test_a_feature_of_unknown_stride_is_refused():
+    with pytest.raises(ValueError, match="'feature' of task 'det' is 'top'; allowed: path2"):
+        build_task("det", {"path2": 8, "top": 4}, INFO, feature="top")
+
+
 def test_lists_and_integers_of_a_config_are_taken_for_tuples_and_floats():
     task = build_task("det", CHANNELS, INFO, anchor_sizes=[16, 32], anchor_ratios=[1], score_thresh=0)
     assert task.rpn.anchor_generator.sizes == ((16.0, 32.0),)

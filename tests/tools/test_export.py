@@ -47,7 +47,7 @@ def truncated(path):
         (
             ["--format", "torchscript", "--fixed-size"],
             None,
-            "--fixed-size is for --format executorch or onnx",
+            "a fixed size is for the formats executorch and onnx, found torchscript",
         ),
         (["--format", "torchscript", "--int8"], None, "--int8 is for --format executorch"),
         (["--format", "executorch", "--int8"], None, "--int8 needs --calibration-data"),

@@ -1,4 +1,4 @@
-"""What the search algorithms share: tasks, distributions, the parts of a batch, statistics over ranks and reports."""
+"""What the search algorithms share: tasks, distributions, the parts of a batch, statistics over ranks."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.cost import CostRegularizer
+from d2go_fbnetv5.search.diagnostics import diagnose
 from d2go_fbnetv5.search.distribution import ArchDistribution, relax
-from d2go_fbnetv5.search.estimators import LossWindow, compare, effective_sample_size, importance_weights
+from d2go_fbnetv5.search.estimators import LossWindow, compare, importance_weights
 from d2go_fbnetv5.search.groups import param_groups
+from d2go_fbnetv5.search.parts import Sample, split, stack_images
 from d2go_fbnetv5.search.ranks import gather, rank_and_world_size
 from d2go_fbnetv5.search.seeding import derive_generator
 
-Sample = Mapping[str, Any]
 Losses = dict[str, Tensor]
 
 STRAIGHT_THROUGH, REINFORCE = "straight_through", "reinforce"
-
-
-def stack_images(batch: Sequence[Sample]) -> Tensor:
-    """N samples' ``image`` of one size, C x H x W -> N x C x H x W floats."""
-    return torch.stack([sample["image"] for sample in batch]).float()
 
 
 @dataclass(frozen=True)
@@ -155,15 +151,9 @@ class Search(nn.Module):
         return output
 
     def _parts(self, batch: Sequence[Sample]) -> list[Sequence[Sample]]:
-        num_parts = self.samples_per_rank
         if self.shared_images and self.arch_is_on:
-            return [batch] * num_parts
-        if len(batch) < num_parts:
-            raise ValueError(
-                f"a batch of {len(batch)} samples cannot be split into samples_per_rank = {num_parts} parts"
-            )
-        bounds = [len(batch) * i // num_parts for i in range(num_parts + 1)]
-        return [batch[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+            return [batch] * self.samples_per_rank
+        return split(batch, self.samples_per_rank)
 
     def _step(self, parts: list[Sequence[Sample]], generator: torch.Generator) -> Losses:
         """The losses of one iteration.
@@ -246,7 +236,9 @@ class Search(nn.Module):
             )
             scores = torch.where(seen, arch_weights * normalized, 0.0) * world_size
             mine = slice(rank * len(losses), (rank + 1) * len(losses))
-            self._diagnose(weights, detached, seen)
+            self.diagnostics |= diagnose(
+                list(self.tasks), self.distribution, self.cost, weights, detached, seen
+            )
         return Estimate(weights[:, mine] * world_size, scores[:, mine], self.window.deviation)
 
     def _named(self, losses: list[Losses], weights: Tensor, surrogates: Sequence[Tensor] | Tensor) -> Losses:
@@ -298,19 +290,6 @@ class Search(nn.Module):
     def _zero(self) -> Tensor:
         """Zero gradients where there is nothing to learn, so that backward always has something to run on."""
         return self.distribution.probs.sum() * 0.0
-
-    def _diagnose(self, weights: Tensor, losses: Tensor, seen: Tensor) -> None:
-        entropy = self.distribution.entropy()
-        ess = effective_sample_size(weights)
-        mean_loss = torch.where(seen, losses, 0.0).sum(dim=1) / seen.sum(dim=1).clamp_min(1)
-        for t, name in enumerate(self.tasks):
-            self.diagnostics[f"task_loss/{name}"] = mean_loss[t]
-            self.diagnostics[f"entropy/{name}"] = entropy[t]
-            self.diagnostics[f"ess/{name}"] = ess[t]
-        if self.cost is not None:
-            expected = self.cost.relative(self.distribution.probs.detach())
-            for t, name in enumerate(self.tasks):
-                self.diagnostics[f"expected_cost/{name}"] = expected[t]
 
     def _predict(self, batch: Sequence[Sample]) -> list[dict[str, Any]]:
         outputs: list[dict[str, Any]] = [{} for _ in batch]

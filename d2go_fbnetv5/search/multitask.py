@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2go_fbnetv5.search.base import REINFORCE, Losses, Sample, Search
+from d2go_fbnetv5.search.base import REINFORCE, Losses, Search
+from d2go_fbnetv5.search.parts import Sample
 
 
 class MultitaskSearch(Search):

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH, Losses, Sample, Search
+from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH, Losses, Search
 from d2go_fbnetv5.search.distribution import relax
+from d2go_fbnetv5.search.parts import Sample
 
 
 class PerTaskSearch(Search):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.search.base import Losses, Sample, Search
+from d2go_fbnetv5.search.base import Losses, Search
+from d2go_fbnetv5.search.parts import Sample
 from d2go_fbnetv5.search.seeding import derive_generator
 
 

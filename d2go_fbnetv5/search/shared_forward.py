@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.search.base import STRAIGHT_THROUGH, Losses, Sample, Search
+from d2go_fbnetv5.search.base import STRAIGHT_THROUGH, Losses, Search
 from d2go_fbnetv5.search.distribution import relax
+from d2go_fbnetv5.search.parts import Sample
 
 
 class SharedForwardSearch(Search):

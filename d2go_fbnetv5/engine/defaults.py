@@ -141,6 +141,8 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     search.SHARED_IMAGES = False
     search.ARCH_WARMUP_ITERS = 0
     search.ARCH_LR_FACTOR = 0.01
+    # Whether the rate of the probabilities also falls linearly, from ARCH_WARMUP_ITERS on, to zero at SOLVER.MAX_ITER.
+    search.ARCH_LR_DECAY = False
     search.INIT_PROB = 0.5
     # Probabilities are kept in [PROB_MIN, 1 - PROB_MIN].
     search.PROB_MIN = 0.02

@@ -240,6 +240,7 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
     if search.COST.WEIGHT > 0:
         costs = cost_per_block(cfg).matrix(supernet.num_stages)
         cost = CostRegularizer(costs, search.COST.TARGET, search.COST.WEIGHT)
+    learning = max(0, cfg.SOLVER.MAX_ITER - search.ARCH_WARMUP_ITERS)
     algorithm = search_class(search.ALGORITHM)
     options = {
         "importance_weighted": search.IMPORTANCE_WEIGHTED,
@@ -252,6 +253,7 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
         "samples_per_rank": search.SAMPLES_PER_RANK,
         "shared_images": search.SHARED_IMAGES,
         "arch_warmup_iters": search.ARCH_WARMUP_ITERS,
+        "arch_decay_iters": learning if search.ARCH_LR_DECAY else 0,
         "init_prob": search.INIT_PROB,
         "loss_window": search.LOSS_WINDOW,
         "cost": cost,

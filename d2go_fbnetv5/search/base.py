@@ -56,6 +56,9 @@ class Search(nn.Module):
         samples_per_rank: each batch is split into so many parts, each with a topology of its own. A part is a
             batch of its own for batch norm: give it 4 images or more, better 8.
         arch_warmup_iters: steps in which the probabilities rest.
+        arch_decay_iters: of the steps after those, over so many the gradients of the probabilities fall linearly to
+            zero, as a rate that decays would have it; 0 leaves them as they are. Where a step's few samples say
+            little, the last ones would otherwise decide what is found.
         init_prob: start of all probabilities.
         loss_window: steps over which losses are normalised for the probabilities; 0 takes them as they are.
         cost: adds to each loss the price of the sampled topology; seen by the probabilities only.
@@ -87,6 +90,7 @@ class Search(nn.Module):
         tasks: Iterable[nn.Module],
         samples_per_rank: int = 4,
         arch_warmup_iters: int = 0,
+        arch_decay_iters: int = 0,
         init_prob: float = 0.5,
         loss_window: int = 200,
         cost: CostRegularizer | None = None,
@@ -116,6 +120,7 @@ class Search(nn.Module):
         self.tasks = nn.ModuleDict(dict(zip(names, tasks, strict=True)))
         self.samples_per_rank = samples_per_rank
         self.arch_warmup_iters = arch_warmup_iters
+        self.arch_decay_iters = arch_decay_iters
         self.seed = seed
         self.shared_images = shared_images
         self.preprocess = preprocess
@@ -168,6 +173,13 @@ class Search(nn.Module):
     def arch_is_on(self) -> bool:
         """Whether the probabilities learn in the present iteration."""
         return self.iteration >= self.arch_warmup_iters
+
+    @property
+    def arch_rate(self) -> float:
+        """The factor of the probabilities' gradients in the present iteration, in [0, 1]."""
+        if not self.arch_decay_iters:
+            return 1.0
+        return max(0.0, 1 - (self.iteration - self.arch_warmup_iters) / self.arch_decay_iters)
 
     def _features(self, samples: Sequence[Sample], topology: Topology) -> dict[str, Tensor]:
         run = self.supernet if callable(self.supernet) else self.supernet.forward
@@ -264,7 +276,7 @@ class Search(nn.Module):
             surrogates = (
                 surrogates + self.cost.expectation(self.distribution.probs, generator) / estimate.scale
             )
-        return self._named(losses, estimate.weights, surrogates)
+        return self._named(losses, estimate.weights, self.arch_rate * surrogates)
 
     def _straight_through(
         self, losses: list[Losses], hard: Tensor, masks: Tensor, estimate: Estimate
@@ -280,7 +292,7 @@ class Search(nn.Module):
         """
         surrogates: Sequence[Tensor] | Tensor = [self._zero()] * len(self.tasks)
         if masks.requires_grad:
-            factors = (1 / estimate.scale)[:, None]
+            factors = (self.arch_rate / estimate.scale)[:, None]
             masks.register_hook(lambda gradient: gradient * factors[..., None, None])
             if self.cost is not None:
                 prices = self.cost(relax(hard, self.distribution.probs[:, None]))

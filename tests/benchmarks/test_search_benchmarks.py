@@ -89,6 +89,22 @@ def test_exhaustive_judges_every_network(tmp_path):
 
 
 @pytest.mark.slow
+def test_replays_are_judged_by_what_was_measured(tmp_path):
+    content, _ = run("replay.py", tmp_path / "out.json", "--folder", tmp_path / "runs")
+    rows = content["2 searches on measured losses"]
+    assert [row["search"] for row in rows][:2] == ["the recipe", "its rate constant"]
+    assert all(0 < place <= 100 for row in rows for found in row["places"].values() for place in found)
+    losses = json.loads((tmp_path / "runs" / "losses.json").read_text())
+    assert {name: (len(table), len(table[0])) for name, table in losses.items()} == {
+        "cls": (3, 18),
+        "det": (3, 18),
+        "seg": (3, 18),
+    }
+    again, _ = run("replay.py", tmp_path / "out.json", "--folder", tmp_path / "runs")
+    assert again["2 searches on measured losses"] == rows
+
+
+@pytest.mark.slow
 def test_ablation_goes_on_where_it_was_and_repeats_nothing(tmp_path):
     arguments = ("ablation.py", tmp_path / "out.json", "--folder", tmp_path / "runs")
     first, _ = run(*arguments)

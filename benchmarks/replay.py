@@ -148,7 +148,7 @@ def main() -> None:
         args.iterations, args.batch, args.rows, args.replays, args.steps = 4, 4, 3, 2, 5
 
     opts = search_options(args.seed, args.iterations, args.batch, 64)
-    opts += ["MODEL.FBNETV5.NUM_STAGES", STAGES, "SEARCH.ALGORITHM", "random"]
+    opts += ["MODEL.FBNETV5.NUM_STAGES", STAGES, "SEARCH.ALGORITHM", "random", "SEARCH.SHARED_IMAGES", False]
     finished(SEARCH_CONFIG, args.folder / "random", opts)
     run = build_run(SEARCH_CONFIG, args.folder / "random", opts)
     measured = measure(run, args.rows, args.folder / "losses.json")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from common import (
     search_options,
     train_network,
 )
+from fvcore.common.config import CfgNode
 from torch import nn
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
@@ -46,6 +48,16 @@ def all_topologies() -> list[Topology]:
         Topology([[bits >> (4 * s + p) & 1 for p in range(4)] for s in range(STAGES)])
         for bits in range(2**count)
     ]
+
+
+def distinct_networks(in_features: Sequence[str]) -> list[Topology]:
+    """The topologies that differ in what a head that reads ``in_features`` uses, pruned for it."""
+    return list({t.prune(in_features): None for t in all_topologies()})
+
+
+def price(cfg: CfgNode, costs: BlockCosts, topology: Topology) -> float:
+    """Of SEARCH.COST, as Appendix E adds it to a loss."""
+    return cfg.WEIGHT * max(0.0, costs.relative(topology) - cfg.TARGET)
 
 
 def judge(
@@ -79,7 +91,7 @@ def judge_all(run: Run, folder: Path, images: int) -> dict[str, dict[str, dict[s
     statistics, batches = run.data.statistics_batches(8), list(run.data.eval_batches(images))
     for name, task in run.model.tasks.items():
         networks = found.setdefault(name, {})
-        for topology in {t.prune(task.in_features): None for t in all_topologies()}:
+        for topology in distinct_networks(task.in_features):
             if repr(topology) not in networks:
                 networks[repr(topology)] = judge(run, name, topology, statistics, batches)
                 write_atomically(file, json.dumps(found))
@@ -95,8 +107,7 @@ def place(
     everything, found = all_topologies(), run.model.most_likely()[name]
 
     def objective(topology: Topology) -> float:
-        price = cfg.WEIGHT * max(0.0, costs.relative(topology) - cfg.TARGET)
-        return networks[repr(topology.prune(task.in_features))]["loss"] + price
+        return networks[repr(topology.prune(task.in_features))]["loss"] + price(cfg, costs, topology)
 
     def metric(topology: Topology) -> float:
         value = networks[repr(topology.prune(task.in_features))]["metric"]

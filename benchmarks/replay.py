@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 from common import SEARCH_CONFIG, build_run, finish, finished, parser, search_options
-from exhaustive import STAGES, all_topologies
+from exhaustive import STAGES, all_topologies, distinct_networks, price
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Topology, block_costs
@@ -74,22 +75,24 @@ class TableTask(nn.Module):
 def measure(run: Run, rows: int, file: Path) -> dict[str, dict[Topology, Tensor]]:
     """Each network's loss on each of ``rows`` training batches, by task and network; kept in ``file``."""
     tasks = run.model.tasks
-    networks = {
-        name: list({t.prune(task.in_features): None for t in all_topologies()})
-        for name, task in tasks.items()
-    }
+    networks = {name: distinct_networks(task.in_features) for name, task in tasks.items()}
     if not file.is_file():
         run.model.train()
+        alike: dict[tuple[str, ...], list[str]] = {}  # tasks whose heads read the same have the same networks
+        for name, task in tasks.items():
+            alike.setdefault(tuple(task.in_features), []).append(name)
         found: dict[str, list[list[float]]] = {name: [] for name in tasks}
-        for _, batch in zip(range(rows), run.data.train_batches(run.start_iteration), strict=False):
-            for name, task in tasks.items():
-                row = []
-                for topology in networks[name]:
-                    features = run.model.supernet(run.model.preprocess(batch), topology)
-                    losses = task({key: features[key] for key in task.in_features}, batch)
-                    row.append(float(sum(losses.values())))
-                found[name].append(row)
-            print(f"\rbatch {len(found[name])} of {rows}", end="", flush=True)
+        for i, batch in zip(range(rows), run.data.train_batches(run.start_iteration), strict=False):
+            images = run.model.preprocess(batch)
+            for in_features, names in alike.items():
+                for name in names:
+                    found[name].append([])
+                for topology in networks[names[0]]:
+                    features = run.model.supernet(images, topology)
+                    for name in names:
+                        losses = tasks[name]({key: features[key] for key in in_features}, batch)
+                        found[name][i].append(float(sum(losses.values())))
+            print(f"\rbatch {i + 1} of {rows}", end="", flush=True)
         print()
         write_atomically(file, json.dumps(found))
     table = json.loads(file.read_text())
@@ -100,26 +103,29 @@ def measure(run: Run, rows: int, file: Path) -> dict[str, dict[Topology, Tensor]
 
 
 def replay(
-    tasks: Sequence[TableTask], run: Run, args: argparse.Namespace, seed: int, **changed: Any
+    tasks: Sequence[TableTask],
+    cost: CostRegularizer,
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    seed: int,
+    **changed: Any,
 ) -> dict[str, Topology]:
     """What one search finds for each task."""
-    cfg = run.cfg.SEARCH
-    cost = CostRegularizer(block_costs("N", run.recipe.size).matrix(STAGES), cfg.COST.TARGET, cfg.COST.WEIGHT)
     factor = changed.pop("lr", 1.0)
     options = {"arch_decay_iters": args.steps, "shared_images": True, **changed}
     search = MultitaskSearch(
         TableSupernet(),
         tasks,
         samples_per_rank=args.samples,
-        loss_window=cfg.LOSS_WINDOW,
-        prob_min=cfg.PROB_MIN,
+        loss_window=cfg.SEARCH.LOSS_WINDOW,
+        prob_min=cfg.SEARCH.PROB_MIN,
         cost=cost,
         seed=seed,
         preprocess=lambda batch: None,
         **options,
     )
     # The weights' rate has come down by the time that the probabilities learn.
-    lr = factor * run.cfg.SOLVER.BASE_LR * run.cfg.SOLVER.GAMMA * cfg.ARCH_LR_FACTOR
+    lr = factor * cfg.SOLVER.BASE_LR * cfg.SOLVER.GAMMA * cfg.SEARCH.ARCH_LR_FACTOR
     optimizer = torch.optim.SGD([search.distribution.probs], lr=lr)
     generator = derive_generator("replay", seed)
     for _ in range(args.steps):
@@ -155,11 +161,9 @@ def main() -> None:
     tasks = [TableTask(name, losses, run.model.tasks[name].in_features) for name, losses in measured.items()]
 
     cfg, costs = run.cfg.SEARCH.COST, block_costs("N", run.recipe.size)
+    cost = CostRegularizer(costs.matrix(STAGES), cfg.TARGET, cfg.WEIGHT)
     objectives = {
-        task.name: {
-            t: float(losses.mean()) + cfg.WEIGHT * max(0.0, costs.relative(t) - cfg.TARGET)
-            for t, losses in task.losses.items()
-        }
+        task.name: {t: float(losses.mean()) + price(cfg, costs, t) for t, losses in task.losses.items()}
         for task in tasks
     }
     everything = len(all_topologies())
@@ -167,7 +171,7 @@ def main() -> None:
     for variant, changed in VARIANTS.items():
         places: dict[str, list[float]] = {task.name: [] for task in tasks}
         for seed in range(args.replays):
-            for name, topology in replay(tasks, run, args, seed, **changed).items():
+            for name, topology in replay(tasks, cost, run.cfg, args, seed, **changed).items():
                 values = objectives[name]
                 better = sum(value < values[topology] for value in values.values())
                 places[name].append(100 * (better + 1) / everything)

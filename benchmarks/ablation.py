@@ -1,6 +1,6 @@
 """Table 5 in small: random search, Algorithm 1 and Algorithm 4, with and without REINFORCE's importance weight.
 
-    OMP_NUM_THREADS=1 python benchmarks/ablation.py --folder output/benchmarks/ablation
+    OMP_NUM_THREADS=1 python benchmarks/ablation.py
 
 On digit scenes with family N, every search runs configs/search_digits.yaml for equally many steps; Algorithm 1 does so
 once for each task, straight through as in the paper or by REINFORCE. Of every distribution the mode and four samples
@@ -31,6 +31,7 @@ from common import (
     finished,
     mean_and_spread,
     parser,
+    run_folder,
     search_options,
     train_network,
 )
@@ -155,7 +156,7 @@ def summarise(
 
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/ablation.json")
-    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/ablation"))
+    parse.add_argument("--folder", type=Path, help="of finished runs")
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parse.add_argument("--tasks", nargs="+", default=["cls", "det", "seg"])
     parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
@@ -171,6 +172,7 @@ def main() -> None:
     if args.quick:
         args.seeds, args.tasks, args.methods = [0], ["cls"], ["multitask", "single_task"]
         args.iterations, args.batch, args.steps, args.images = 12, 8, [2], [16]
+    args.folder = run_folder(args, "ablation", ["tasks", "iterations", "batch", "steps", "images", "scratch"])
 
     rows = [row for seed in args.seeds for row in run_seed(args, seed)]
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}

@@ -126,6 +126,30 @@ def build_run(config: str, folder: Path, opts: Sequence[Any]) -> Run:
     return Run(prepare(cfg, 1, resume=True), resume=True)
 
 
+def run_folder(args: argparse.Namespace, name: str, options: Sequence[str]) -> Path:
+    """Where a benchmark keeps finished runs: --folder, by default output/benchmarks/NAME or, if --quick, NAME-quick.
+
+    Args:
+        options: those that what lies there depends on.
+
+    Raises:
+        ValueError: it was made with others.
+    """
+    folder = args.folder or Path("output/benchmarks") / (f"{name}-quick" if args.quick else name)
+    file, asked = folder / "options.json", {option: str(getattr(args, option)) for option in options}
+    if file.is_file():
+        for option, value in json.loads(file.read_text()).items():
+            if asked.get(option) != value:
+                raise ValueError(
+                    f"{folder} holds results of --{option} {value}, asked is {asked.get(option)}: choose another "
+                    "--folder"
+                )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(asked))
+    return folder
+
+
 def finished(config: str, folder: Path, opts: Sequence[Any]) -> dict[str, Any]:
     """Do a run unless it has been done, and say what came of it.
 

@@ -1,6 +1,6 @@
 """What a search found against all 2^8 topologies of two stages, on digit scenes with family N.
 
-    OMP_NUM_THREADS=1 python benchmarks/exhaustive.py --folder output/benchmarks/exhaustive
+    OMP_NUM_THREADS=1 python benchmarks/exhaustive.py
 
 One supernet is searched by Algorithm 4 with configs/search_digits.yaml, its stages set to two. With its weights and
 batch-norm statistics re-estimated for each network, every topology is judged for every task: by the loss on validation
@@ -26,6 +26,7 @@ from common import (
     finished,
     parser,
     rank_correlation,
+    run_folder,
     search_options,
     train_network,
 )
@@ -99,9 +100,7 @@ def judge_all(run: Run, folder: Path, images: int) -> dict[str, dict[str, dict[s
     return found
 
 
-def place(
-    run: Run, name: str, networks: dict[str, dict[str, float]], costs: BlockCosts
-) -> tuple[dict[str, Any], list[float]]:
+def place(run: Run, name: str, networks: dict[str, dict[str, float]], costs: BlockCosts) -> dict[str, Any]:
     """Where the searched topology stands among all, by the objective and by the metric."""
     task, cfg = run.model.tasks[name], run.cfg.SEARCH.COST
     everything, found = all_topologies(), run.model.most_likely()[name]
@@ -119,7 +118,7 @@ def place(
     distinct = {
         repr(t.prune(task.in_features)): objective(t) for t in sorted(everything, key=objective, reverse=True)
     }
-    row = {
+    return {
         "task": name,
         "found": repr(found)[9:-1],
         "used by the head": repr(found.prune(task.in_features))[9:-1],
@@ -132,12 +131,11 @@ def place(
         "metric": networks[repr(found.prune(task.in_features))]["metric"],
         "best % by metric": 100 * (better_by_metric + 1) / len(everything),
     }
-    return row, objectives
 
 
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/exhaustive.json")
-    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/exhaustive"))
+    parse.add_argument("--folder", type=Path, help="of finished runs")
     parse.add_argument("--seed", type=int, default=0)
     parse.add_argument("--iterations", type=int, default=1600, help="of the search")
     parse.add_argument("--batch", type=int, default=32, help="images of a search's step")
@@ -152,6 +150,9 @@ def main() -> None:
     if args.quick:
         args.iterations, args.batch, args.tasks = 20, 8, ["cls"]
         args.images, args.sample, args.steps = 16, 2, 2
+    args.folder = run_folder(
+        args, "exhaustive", ["seed", "tasks", "iterations", "batch", "images", "steps", "opts"]
+    )
 
     opts = search_options(args.seed, args.iterations, args.batch, args.images)
     opts += ["MODEL.FBNETV5.NUM_STAGES", STAGES, "SEARCH.TASKS", args.tasks, *args.opts]
@@ -162,7 +163,7 @@ def main() -> None:
     costs = block_costs("N", run.recipe.size)
     rows = []
     for name in args.tasks:
-        row, _ = place(run, name, networks[name], costs)
+        row = place(run, name, networks[name], costs)
         sample = random.Random(args.seed).sample(all_topologies(), args.sample)
         weights = None if args.scratch else search_folder / "model_final.pth"
         kind = "scratch" if args.scratch else "supernet"

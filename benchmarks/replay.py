@@ -1,6 +1,6 @@
 """Many searches replayed on measured losses: how often, of all 256 topologies of two stages, one of the best is found.
 
-    OMP_NUM_THREADS=1 python benchmarks/replay.py --folder output/benchmarks/replay
+    OMP_NUM_THREADS=1 python benchmarks/replay.py
 
 One supernet of family N is trained on random topologies of digit scenes. Then the loss of each of its networks is
 measured for each task on each of --rows batches of training images, as a search meets it: in training mode, batch norm
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SEARCH_CONFIG, build_run, finish, finished, parser, search_options
+from common import SEARCH_CONFIG, build_run, finish, finished, parser, run_folder, search_options
 from exhaustive import STAGES, all_topologies, distinct_networks, price
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ def replay(
 
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/replay.json")
-    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/replay"))
+    parse.add_argument("--folder", type=Path, help="of finished runs")
     parse.add_argument("--seed", type=int, default=0, help="of the supernet")
     parse.add_argument("--iterations", type=int, default=1000, help="of the supernet's training")
     parse.add_argument("--batch", type=int, default=32, help="images of a step and of a row")
@@ -152,6 +152,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.quick:
         args.iterations, args.batch, args.rows, args.replays, args.steps = 4, 4, 3, 2, 5
+    args.folder = run_folder(args, "replay", ["seed", "iterations", "batch", "rows"])
 
     opts = search_options(args.seed, args.iterations, args.batch, 64)
     opts += ["MODEL.FBNETV5.NUM_STAGES", STAGES, "SEARCH.ALGORITHM", "random", "SEARCH.SHARED_IMAGES", False]

@@ -41,26 +41,32 @@ def average_channels(x: Tensor, out_channels: int) -> Tensor:
     Channels are padded with zeros to a multiple of ``out_channels`` first, and the zeros count in the average,
     as Appendix B has it.
     """
+    return _divide(*_sum_groups(x, out_channels))
+
+
+def _sum_groups(x: Tensor, out_channels: int) -> tuple[Tensor, int]:
+    """What ``average_channels`` gives, not yet divided, and the channels of a group, to divide by."""
     group = -(-x.shape[1] // out_channels)
-    if group == 1:
-        missing = out_channels - x.shape[1]
-        return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
     missing = group * out_channels - x.shape[1]
     if missing:
         x = F.pad(x, (0, 0, 0, 0, 0, missing))
     total = _take(x, slice(0, None, group))
     for i in range(1, group):
         total = total + _take(x, slice(i, None, group))
-    return total * (1.0 / group)
+    return total, group
+
+
+def _divide(total: Tensor, group: int) -> Tensor:
+    return total if group == 1 else total * (1.0 / group)
 
 
 def _size(x: Tensor) -> tuple[int, int]:
     return x.shape[2], x.shape[3]
 
 
-def _add(total: Tensor, x: Tensor, first: Tensor) -> Tensor:
-    """Only the first sum needs memory of its own; later ones may go where it lies."""
-    return total + x if total is first else total.add_(x)
+def _add(total: Tensor, x: Tensor, first: Tensor, factor: float = 1.0) -> Tensor:
+    """total + factor * x. Only the first sum needs memory of its own; later ones may go where it lies."""
+    return torch.add(total, x, alpha=factor) if total is first else total.add_(x, alpha=factor)
 
 
 def _scale(x: Tensor, weight: Tensor | None) -> Tensor:
@@ -111,8 +117,8 @@ class Fusion(nn.Module):
             x = _take(x, rows=rows, columns=columns)
             if x.shape[2] < size[0] or x.shape[3] < size[1]:
                 x = F.interpolate(x, size=size, mode="nearest")
-            return self._match_channels(x, target)
-        x = self._match_channels(x, target)
+            return _divide(*self._match_channels(x, target))
+        x = _divide(*self._match_channels(x, target))
         return F.interpolate(x, size=size, mode="nearest")
 
     def add_all(
@@ -138,19 +144,24 @@ class Fusion(nn.Module):
         for source in (path for path in order if path < target):
             x = _scale(self.forward(features[source], source, target, size), weights.get(source))
             total = _add(total, x, features[target])
-        low: Tensor | None = None
+        low: Tensor | None = None  # the lower paths' parts, still to be multiplied: a sum does it for nothing
+        factor = 1.0
         for source in (path for path in order if path > target):
-            x = _scale(self._match_channels(features[source], target), weights.get(source))
+            x, group = self._match_channels(features[source], target)
+            x = _scale(x, weights.get(source))
             if low is not None:
                 if _divides(_size(low), _size(x)) and _divides(_size(x), size):
-                    x = x + F.interpolate(low, size=_size(x), mode="nearest")
+                    low = F.interpolate(low, size=_size(x), mode="nearest")
+                    x = torch.add(x, low, alpha=factor * group)
                 else:
-                    total = _add(total, F.interpolate(low, size=size, mode="nearest"), features[target])
-            low = x
+                    low = F.interpolate(low, size=size, mode="nearest")
+                    total = _add(total, low, features[target], factor)
+            low, factor = x, 1.0 / group
         if low is not None:
-            total = _add(total, F.interpolate(low, size=size, mode="nearest"), features[target])
+            total = _add(total, F.interpolate(low, size=size, mode="nearest"), features[target], factor)
         return total
 
-    def _match_channels(self, x: Tensor, target: int) -> Tensor:
+    def _match_channels(self, x: Tensor, target: int) -> tuple[Tensor, int]:
+        """The target's channels from those of ``x``, and what they are still to be divided by."""
         channels = self.channels[target]
-        return repeat_channels(x, channels) if channels >= x.shape[1] else average_channels(x, channels)
+        return (repeat_channels(x, channels), 1) if channels >= x.shape[1] else _sum_groups(x, channels)

@@ -1,5 +1,6 @@
 """The benchmarks of the search: their helpers, and that each runs from command to table."""
 
+import argparse
 import importlib.util
 import json
 import math
@@ -62,6 +63,16 @@ def test_a_found_topology_is_trained_on_the_paths_that_its_model_reads(tmp_path,
     model = create_model("FBNetV5-N-DET", 10, topology=tmp_path / "topology.json")
     assert model.in_features == common.MODELS["det"][2] == ("path1",)
     assert model.backbone.topology == found.prune(("path1",)) != found.prune(("path2",))
+
+
+def test_results_of_other_options_are_not_taken_for_these(tmp_path):
+    def ask(steps):
+        args = argparse.Namespace(folder=tmp_path, quick=False, steps=steps)
+        return common.run_folder(args, "ablation", ["steps"])
+
+    assert ask(4) == ask(4) == tmp_path
+    with pytest.raises(ValueError, match=f"{tmp_path} holds results of --steps 4, asked is 5"):
+        ask(5)
 
 
 @pytest.mark.slow

@@ -47,13 +47,17 @@ def average_channels(x: Tensor, out_channels: int) -> Tensor:
 def _sum_groups(x: Tensor, out_channels: int) -> tuple[Tensor, int]:
     """What ``average_channels`` gives, not yet divided, and the channels of a group, to divide by."""
     group = -(-x.shape[1] // out_channels)
-    missing = group * out_channels - x.shape[1]
-    if missing:
-        x = F.pad(x, (0, 0, 0, 0, 0, missing))
+    if x.shape[1] % group:
+        x = _append_zeros(x, group * out_channels)
     total = _take(x, slice(0, None, group))
     for i in range(1, group):
         total = total + _take(x, slice(i, None, group))
-    return total, group
+    return _append_zeros(total, out_channels), group  # groups of zeros alone need not be summed
+
+
+def _append_zeros(x: Tensor, channels: int) -> Tensor:
+    missing = channels - x.shape[1]
+    return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
 
 
 def _divide(total: Tensor, group: int) -> Tensor:

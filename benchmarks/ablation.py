@@ -162,9 +162,9 @@ def main() -> None:
     parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parse.add_argument("--iterations", type=int, default=1400, help="of each search")
     parse.add_argument("--batch", type=int, default=24, help="images of a search's step")
-    parse.add_argument("--steps", type=int, nargs="+", default=[400, 100, 150], help="of training, per task")
+    parse.add_argument("--steps", type=int, nargs="+", default=[1600, 100, 150], help="of training, per task")
     parse.add_argument(
-        "--images", type=int, nargs="+", default=[2048, 512, 512], help="of the validation set, per task"
+        "--images", type=int, nargs="+", default=[8192, 512, 512], help="of the validation set, per task"
     )
     parse.add_argument("--scratch", action="store_true", help="train from random weights, not a supernet's")
     args = parse.parse_args()

@@ -55,13 +55,15 @@ class _PathNetwork(nn.Module):
         """Features of the paths that Stage 0 has, under a topology whose kept blocks all exist here."""
         features = self._run_stage0(images)
         for stage, blocks in enumerate(self.stages.values(), start=1):
-            updated = list(features)
             kept = [source for source in range(len(features)) if topology.keeps(stage - 1, source)]
-            for path in range(len(features)):
-                if topology.keeps(stage, path):
-                    others = (source for source in kept if source != path)
-                    updated[path] = blocks[PATHS[path]](self.fusion.add_all(features, others, path))
-            features = updated
+            # All sums first, while the features that they share are in the processor's cache.
+            sums = {
+                path: self.fusion.add_all(features, [source for source in kept if source != path], path)
+                for path in range(len(features))
+                if topology.keeps(stage, path)
+            }
+            for path, x in sums.items():
+                features[path] = blocks[PATHS[path]](x)
         return features
 
 

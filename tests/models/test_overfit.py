@@ -42,9 +42,11 @@ def test_segmenter(small_model, scene):
     # classification loss alive.
     model = small_model(LiteMaskFormer, builtin_topology("SEG"), num_queries=4)
     losses, outputs = overfit(model, batch, 500, 1e-3)
-    assert losses["loss_dice"] < 0.04 and losses["loss_mask"] < 0.05 and losses["loss_class"] < 0.12
+    assert losses["loss_dice"] < 0.04 and losses["loss_mask"] < 0.05
+    # Two queries may still claim a segment: 0.08 to 0.13 for other seeds and roundings, after 700 steps, too.
+    assert losses["loss_class"] < 0.2
     for sample, output in zip(batch, outputs, strict=True):
-        assert (output["sem_seg"] == sample["sem_seg"]).float().mean() > 0.95
+        assert (output["sem_seg"] == sample["sem_seg"]).float().mean() > 0.98
 
 
 @pytest.mark.slow

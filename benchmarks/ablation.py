@@ -156,7 +156,7 @@ def summarise(
 
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/ablation.json")
-    parse.add_argument("--folder", type=Path, help="of finished runs")
+    parse.add_argument("--folder", type=Path, help="of finished runs (default output/benchmarks/ablation)")
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parse.add_argument("--tasks", nargs="+", default=["cls", "det", "seg"])
     parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))

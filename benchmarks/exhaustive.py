@@ -135,7 +135,7 @@ def place(run: Run, name: str, networks: dict[str, dict[str, float]], costs: Blo
 
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/exhaustive.json")
-    parse.add_argument("--folder", type=Path, help="of finished runs")
+    parse.add_argument("--folder", type=Path, help="of finished runs (default output/benchmarks/exhaustive)")
     parse.add_argument("--seed", type=int, default=0)
     parse.add_argument("--iterations", type=int, default=1600, help="of the search")
     parse.add_argument("--batch", type=int, default=32, help="images of a search's step")

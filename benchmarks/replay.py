@@ -140,7 +140,7 @@ def replay(
 
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/replay.json")
-    parse.add_argument("--folder", type=Path, help="of finished runs")
+    parse.add_argument("--folder", type=Path, help="of finished runs (default output/benchmarks/replay)")
     parse.add_argument("--seed", type=int, default=0, help="of the supernet")
     parse.add_argument("--iterations", type=int, default=1000, help="of the supernet's training")
     parse.add_argument("--batch", type=int, default=32, help="images of a step and of a row")

@@ -139,9 +139,8 @@ def model_rows(threads: list[int], rounds: int) -> tuple[list[dict[str, Any]], d
 def fusion_share(family: str, stages: int, batch: int, side: int, keep: float, rounds: int) -> float:
     """The part of a supernet's forward pass that is not in any of its blocks.
 
-    Measured where the blocks run: apart from the network they find their memory in the cache and are faster.
-
-    Without hooks, whose own time, a tenth of fusion's, would pass for fusion.
+    Measured where the blocks run: apart from the network they find their memory in the cache and are faster. Without
+    hooks, whose own time, a tenth of fusion's, would pass for fusion.
 
     Args:
         keep: the probability of each block in a random topology; 1 for all of them.

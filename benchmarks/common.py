@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.topology import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.train import Run, prepare
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
+from d2go_fbnetv5.utils.files import write_atomically
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

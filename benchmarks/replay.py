@@ -27,9 +27,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Topology, block_costs
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.engine.train import Run
 from d2go_fbnetv5.search import CostRegularizer, MultitaskSearch, derive_generator
+from d2go_fbnetv5.utils.files import write_atomically
 
 # What is changed of the recipe: options of the search, and the rate of the probabilities.
 VARIANTS: dict[str, dict[str, Any]] = {

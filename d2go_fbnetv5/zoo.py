@@ -20,6 +20,7 @@ from d2go_fbnetv5.arch import Backbone, Topology, list_families
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.weights import load_weights
+from d2go_fbnetv5.utils.errors import InputError
 
 FAMILIES = ("A_C", "A_R", "A", "C", "F")
 _NAME = re.compile(r"FBNetV5-(?P<family>.+)-(?P<task>[A-Z]+)")
@@ -54,7 +55,7 @@ def list_models() -> list[str]:
 def builtin_topology(task: str) -> Topology:
     """The reconstructed topology of "CLS", "SEG" or "DET"; not the paper's own (see the module's text)."""
     if task not in _TASKS:
-        raise ValueError(f"unknown task {task!r}; allowed are {', '.join(_TASKS)}")
+        raise InputError(f"unknown task {task!r}; allowed are {', '.join(_TASKS)}")
     return _TASKS[task].topology
 
 
@@ -81,12 +82,12 @@ def create_model(
     """
     match = _NAME.fullmatch(name)
     if match is None or match["task"] not in _TASKS or match["family"] not in list_families():
-        raise ValueError(f"unknown model {name!r}; available: {', '.join(list_models())}")
+        raise InputError(f"unknown model {name!r}; available: {', '.join(list_models())}")
     entry = _TASKS[match["task"]]
     if num_classes is None:
         num_classes = entry.num_classes
     if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; allowed is 1 or more")
+        raise InputError(f"num_classes is {num_classes}; allowed is 1 or more")
     if topology is None:
         topology = entry.topology
     elif not isinstance(topology, Topology):
@@ -95,7 +96,7 @@ def create_model(
     try:
         model = entry.model(backbone, num_classes, **options)
     except TypeError as error:
-        raise ValueError(f"model {name!r}: {error}") from error
+        raise InputError(f"model {name!r}: {error}") from error
     if weights is not None:
         load_weights(model, weights)
     return model

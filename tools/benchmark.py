@@ -18,26 +18,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from d2go_fbnetv5.arch.atomic import write_atomically
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.formatting import parse_size
 from d2go_fbnetv5.export.api import exporter
 from d2go_fbnetv5.export.benchmark import BENCHMARK_FORMATS, EAGER, Evaluate, markdown, run_benchmark
 from d2go_fbnetv5.export.evaluation import evaluate_run
 from d2go_fbnetv5.export.runtimes import machine, versions
 from d2go_fbnetv5.export.subjects import BASELINES
+from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.files import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
     args = _parser().parse_args(argv)
-    try:
-        text = _run(args)
-    except USER_ERRORS as error:
-        print(f"benchmark: {sentence(error)}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    return run_tool("benchmark", lambda: print(_run(args)))
 
 
 def cli() -> None:
@@ -90,7 +84,7 @@ def _run(args: argparse.Namespace) -> str:
     sizes = [parse_size(text, "--sizes") for text in args.sizes]
     for flag, value, least in (("--rounds", args.rounds, 1), ("--max-images", args.max_images, 0)):
         if value < least:
-            raise ValueError(f"{flag} {value}: allowed is {least} or more")
+            raise InputError(f"{flag} {value}: allowed is {least} or more")
     folder = Path(args.output)
     evaluate: Evaluate | None = None
     if args.max_images:

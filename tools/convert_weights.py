@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from d2go_fbnetv5.arch import list_families
-from d2go_fbnetv5.arch.atomic import replacing
 from d2go_fbnetv5.arch.mobile_cv import load_mobile_cv_checkpoint
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
+from d2go_fbnetv5.utils.errors import run_tool
+from d2go_fbnetv5.utils.files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,14 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", help="the file to write")
     parser.add_argument("--family", required=True, help=f"one of {', '.join(list_families())}")
     args = parser.parse_args(argv)
-    try:
-        converted = load_mobile_cv_checkpoint(args.input, args.family)
-        _write(Path(args.output), converted)
-    except USER_ERRORS as error:
-        print(f"convert_weights: {sentence(error)}", file=sys.stderr)
-        return 2
+    return run_tool("convert_weights", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    converted = load_mobile_cv_checkpoint(args.input, args.family)
+    _write(Path(args.output), converted)
     print(f"{args.output}: {len(converted)} weights of family {args.family}")
-    return 0
 
 
 def _write(path: Path, converted: dict[str, torch.Tensor]) -> None:

@@ -19,12 +19,12 @@ from pathlib import Path
 from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_arguments, open_model
 
 from d2go_fbnetv5.engine.config import load_cfg
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.formatting import parse_size
 from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.export import FORMATS, Calibration, CheckFailedError, Exported, export_model
 from d2go_fbnetv5.export.api import INT8
 from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, calibration_images
+from d2go_fbnetv5.utils.errors import InputError, run_tool, sentence
 
 _CHECK_IMAGES = 8
 
@@ -32,14 +32,15 @@ _CHECK_IMAGES = 8
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status."""
     args = _parser().parse_args(argv)
+    return run_tool("export", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         exported = _export(args)
     except CheckFailedError as error:
         print(f"export: the check failed: {sentence(error)}", file=sys.stderr)
         return 1
-    except USER_ERRORS as error:
-        print(f"export: {sentence(error)}", file=sys.stderr)
-        return 2
     print(_summary(exported))
     return 0
 
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export(args: argparse.Namespace) -> Exported:
     if args.format not in FORMATS:
-        raise ValueError(f"--format {args.format}: allowed are {', '.join(FORMATS)}")
+        raise InputError(f"--format {args.format}: allowed are {', '.join(FORMATS)}")
     size = parse_size(args.size) if args.size else None
     check_model_arguments(args)
     predictor = open_model(args)
@@ -104,9 +105,9 @@ def _export(args: argparse.Namespace) -> Exported:
     calibration: Calibration | None = None
     if args.int8:
         if args.format != "executorch":
-            raise ValueError(f"--int8 is for --format executorch, found {args.format}")
+            raise InputError(f"--int8 is for --format executorch, found {args.format}")
         if not trained_on:
-            raise ValueError("--int8 needs --calibration-data, images like those that the model will see")
+            raise InputError("--int8 needs --calibration-data, images like those that the model will see")
         images = list(calibration_images(trained_on, predictor, args.calibration_images, cfg))
         data = f"{', '.join(trained_on)}, resized as for evaluation, not augmented"
         calibration = Calibration(images, data)

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from d2go_fbnetv5.arch import PATHS, BlockCosts, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.topology_file import TopologyEntry, load_topologies
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.formatting import format_count, format_share, parse_size
+from d2go_fbnetv5.utils.errors import InputError, run_tool
 
 METRICS = ("flops", "params")
 
@@ -33,16 +33,15 @@ METRICS = ("flops", "params")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
     args = _parser().parse_args(argv)
-    try:
-        costs = _model_costs(args) if args.model else _costs(args)
-    except USER_ERRORS as error:
-        print(f"flops: {sentence(error)}", file=sys.stderr)
-        return 2
+    return run_tool("flops", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    costs = _model_costs(args) if args.model else _costs(args)
     if args.json:
         print(json.dumps(costs, indent=2))
     else:
         Console().print(model_table(costs) if args.model else _table(costs))
-    return 0
 
 
 def cli() -> None:
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 def _model_costs(args: argparse.Namespace) -> dict[str, Any]:
     for flag, value in (("--family", args.family), ("--task", args.task)):
         if value:
-            raise ValueError(f"{flag} {value}: the name of --model says it already")
+            raise InputError(f"{flag} {value}: the name of --model says it already")
     size = parse_size(args.size) if args.size else None
     resize = parse_size(args.coco_resize, "--coco-resize")
     return model_costs(args.model, size, args.topology, args.coco_sizes, resize)
@@ -91,10 +90,10 @@ def _model_costs(args: argparse.Namespace) -> dict[str, Any]:
 
 def _costs(args: argparse.Namespace) -> dict[str, Any]:
     if args.coco_sizes:
-        raise ValueError(f"--coco-sizes {args.coco_sizes} needs --model NAME")
+        raise InputError(f"--coco-sizes {args.coco_sizes} needs --model NAME")
     file = load_topologies(args.topology) if args.topology else None
     if file is None and args.task:
-        raise ValueError(f"--task {args.task} needs --topology FILE")
+        raise InputError(f"--task {args.task} needs --topology FILE")
     family = build_family(args.family or (file.family if file else "A"))
     size = (
         parse_size(args.size) if args.size else file.size if file else (family.input_size, family.input_size)
@@ -109,7 +108,7 @@ def _costs(args: argparse.Namespace) -> dict[str, Any]:
     }
     if file is not None:
         if args.task is None and len(file.tasks) > 1:
-            raise ValueError(f"--task is missing; {file.path} has {', '.join(file.tasks)}")
+            raise InputError(f"--task is missing; {file.path} has {', '.join(file.tasks)}")
         task = args.task or next(iter(file.tasks))
         answer["network"] = {"task": task, **_network(file.task(task), costs)}
     return answer

@@ -22,21 +22,16 @@ from d2go_fbnetv5.arch import block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import check_size
 from d2go_fbnetv5.arch.families import Family
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0, write_latency_table
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.formatting import format_count, parse_size
 from d2go_fbnetv5.export.latency import FamilyLatency, measure_family
 from d2go_fbnetv5.export.runtimes import RUNTIMES, machine, versions
+from d2go_fbnetv5.utils.errors import InputError, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
     args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except USER_ERRORS as error:
-        print(f"latency_table: {sentence(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool("latency_table", lambda: _run(args))
 
 
 def cli() -> None:
@@ -78,7 +73,7 @@ def _run(args: argparse.Namespace) -> None:
         ("--stages", args.stages, 1),
     ):
         if value < least:
-            raise ValueError(f"{flag} {value}: allowed is {least} or more")
+            raise InputError(f"{flag} {value}: allowed is {least} or more")
     folder = Path(args.output).parent
     if not folder.is_dir():  # known before minutes of measuring, not after
         raise FileNotFoundError(f"{args.output}: there is no folder {folder}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
+from d2go_fbnetv5.utils.errors import InputError
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, model: str, weights: str) -> None:
@@ -25,7 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str, weights: st
 def check_model_arguments(args: argparse.Namespace) -> None:
     """ValueError unless exactly one of --run and --model is there."""
     if (args.run is None) == (args.model is None):
-        raise ValueError("one of --run DIR and --model NAME is needed")
+        raise InputError("one of --run DIR and --model NAME is needed")
 
 
 def open_model(args: argparse.Namespace) -> Predictor:
@@ -43,7 +44,7 @@ def open_model(args: argparse.Namespace) -> Predictor:
         ("--names", args.names),
     ):
         if value is not None:
-            raise ValueError(f"{flag} {value}: --run brings its own")
+            raise InputError(f"{flag} {value}: --run brings its own")
     return from_run(args.run, args.weights)
 
 

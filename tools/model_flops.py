@@ -11,6 +11,7 @@ from rich.table import Table
 
 from d2go_fbnetv5.engine.formatting import format_count
 from d2go_fbnetv5.models.flops import average_flops, model_flops
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.zoo import create_model
 
 PARTS = {
@@ -75,11 +76,11 @@ def read_sizes(path: str) -> list[tuple[int, int]]:
             for i in images
         ]
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise ValueError(
+        raise InputError(
             f"--coco-sizes {path}: expected COCO annotations with 'images', or a JSON list of [height, width]"
         ) from error
     if not sizes or min(min(size) for size in sizes) < 1:
-        raise ValueError(f"--coco-sizes {path}: expected one image or more, each of 1 pixel or more")
+        raise InputError(f"--coco-sizes {path}: expected one image or more, each of 1 pixel or more")
     return sizes
 
 

@@ -20,26 +20,25 @@ import torch
 from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_arguments, open_model
 from d2go_fbnetv5.tools.predictions import draw, label_map_at, to_json
 
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.images import encode_png, read_image
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.predictor import Predictor
+from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.files import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
     args = _parser().parse_args(argv)
-    try:
-        predictor = _predictor(args)
-        found = [_predict(Path(image), predictor, Path(args.output)) for image in _different(args.images)]
-        path = Path(args.output, "predictions.json")
-        write_atomically(path, json.dumps(found, indent=1) + "\n")
-    except USER_ERRORS as error:
-        print(f"predict: {sentence(error)}", file=sys.stderr)
-        return 2
+    return run_tool("predict", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    predictor = _predictor(args)
+    found = [_predict(Path(image), predictor, Path(args.output)) for image in _different(args.images)]
+    path = Path(args.output, "predictions.json")
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
     print(f"{path}: {len(found)} image{'' if len(found) == 1 else 's'}")
-    return 0
 
 
 def cli() -> None:
@@ -72,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
 def _predictor(args: argparse.Namespace) -> Predictor:
     check_model_arguments(args)
     if not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold {args.threshold}: allowed is 0 to 1")
+        raise InputError(f"--threshold {args.threshold}: allowed is 0 to 1")
     transform = EvalTransform(*_parse_size(args.size)) if args.size else None
     if args.model is not None and not args.weights:
-        raise ValueError(f"--model {args.model} needs --weights FILE: without them it is not trained")
+        raise InputError(f"--model {args.model} needs --weights FILE: without them it is not trained")
     predictor = open_model(args)
     predictor.threshold = args.threshold
     predictor.transform = transform or predictor.transform
@@ -85,7 +84,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
 def _parse_size(text: str) -> tuple[int, None, int | None]:
     sides = text.lower().split("x")
     if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"--size {text}: expected SHORT or SHORTxLONG in pixels, such as 224x320")
+        raise InputError(f"--size {text}: expected SHORT or SHORTxLONG in pixels, such as 224x320")
     return int(sides[0]), None, int(sides[1]) if len(sides) == 2 else None
 
 
@@ -93,7 +92,7 @@ def _different(images: Sequence[str]) -> Sequence[str]:
     stems = [Path(image).stem for image in images]
     again = next((stem for stem in stems if stems.count(stem) > 1), None)
     if again is not None:
-        raise ValueError(f"two images are named {again!r}, and their pictures would be, too")
+        raise InputError(f"two images are named {again!r}, and their pictures would be, too")
     return images
 
 

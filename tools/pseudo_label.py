@@ -13,11 +13,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from fvcore.common.config import CfgNode
 from rich.console import Console
 
 from d2go_fbnetv5.data import MultitaskDataset
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.launch import launch, under_torchrun
 from d2go_fbnetv5.engine.log import setup_logging
 from d2go_fbnetv5.pseudo_labels.job import label_chunks, prepare
@@ -25,6 +23,7 @@ from d2go_fbnetv5.pseudo_labels.output import Output, merge
 from d2go_fbnetv5.pseudo_labels.preview import write_preview
 from d2go_fbnetv5.pseudo_labels.settings import load_settings
 from d2go_fbnetv5.pseudo_labels.summary import summarize, summary_tables, write_summary
+from d2go_fbnetv5.utils.errors import InputError, run_tool
 
 logger = logging.getLogger("d2go_fbnetv5")
 
@@ -58,30 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after one sentence about what the user can mend, or 130 if interrupted."""
     args = build_parser().parse_intermixed_args(argv)
     setup_logging(is_main=True)
-    try:
-        opts = [*args.opts, *(("OUTPUT_DIR", args.output_dir) if args.output_dir else ())]
-        _run(args, load_settings(args.config_file, opts))
-    except USER_ERRORS as error:
-        logger.debug("the labelling ended here", exc_info=True)
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return run_tool("pseudo_label", lambda: _run(args), "interrupted; the same command goes on")
 
 
-def _run(args: argparse.Namespace, settings: CfgNode) -> None:
+def _run(args: argparse.Namespace) -> None:
+    opts = [*args.opts, *(("OUTPUT_DIR", args.output_dir) if args.output_dir else ())]
+    settings = load_settings(args.config_file, opts)
     if args.num_shards < 1 or not 0 <= args.shard_index < args.num_shards:
-        raise ValueError(
+        raise InputError(
             f"--shard-index is {args.shard_index} and --num-shards {args.num_shards}, allowed: 0 to --num-shards - 1"
         )
     if under_torchrun():
-        raise ValueError("torchrun is not needed: --num-processes starts the processes of this machine")
+        raise InputError("torchrun is not needed: --num-processes starts the processes of this machine")
     if args.preview < 0:
-        raise ValueError(f"--preview is {args.preview}, allowed: 0 or more")
+        raise InputError(f"--preview is {args.preview}, allowed: 0 or more")
     if args.preview and args.num_shards > 1 and not args.merge:
-        raise ValueError("--preview needs all shards, allowed with --num-shards: only together with --merge")
+        raise InputError("--preview needs all shards, allowed with --num-shards: only together with --merge")
     output, count = Output(settings.OUTPUT_DIR), prepare(settings)
     if not args.merge:
         missing = [chunk for chunk in output.missing(count) if chunk % args.num_shards == args.shard_index]

@@ -1,17 +1,14 @@
 """Train, resume or evaluate what a configuration describes: `train_net.py --config-file search_digits.yaml`."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
 from d2go_fbnetv5.engine.config import load_cfg
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.launch import launch, total_processes
 from d2go_fbnetv5.engine.log import setup_logging
 from d2go_fbnetv5.engine.train import prepare, train
-
-logger = logging.getLogger("d2go_fbnetv5")
+from d2go_fbnetv5.utils.errors import run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,29 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Flags may stand before, between and after KEY VALUE pairs.
     args = build_parser().parse_intermixed_args(argv)
     setup_logging(is_main=True)
-    try:
-        cfg = load_cfg(args.config_file, args.opts)
-        if args.output_dir:
-            cfg.OUTPUT_DIR = args.output_dir
-        world_size = total_processes(args.num_processes, args.num_machines)
-        cfg = prepare(cfg, world_size, resume=args.resume, eval_only=args.eval_only)
-        launch(
-            _train,
-            (cfg, args.resume, args.eval_only),
-            num_processes=args.num_processes,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            device=cfg.MODEL.DEVICE.split(":")[0],
-        )
-    except USER_ERRORS as error:
-        logger.debug("the run ended here", exc_info=True)
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
-        return 130
-    return 0
+    return run_tool("train_net", lambda: _run(args), "interrupted; go on with --resume")
+
+
+def _run(args: argparse.Namespace) -> None:
+    cfg = load_cfg(args.config_file, args.opts)
+    if args.output_dir:
+        cfg.OUTPUT_DIR = args.output_dir
+    world_size = total_processes(args.num_processes, args.num_machines)
+    cfg = prepare(cfg, world_size, resume=args.resume, eval_only=args.eval_only)
+    launch(
+        _train,
+        (cfg, args.resume, args.eval_only),
+        num_processes=args.num_processes,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        device=cfg.MODEL.DEVICE.split(":")[0],
+    )
 
 
 def _train(cfg, resume: bool, eval_only: bool) -> None:

@@ -21,17 +21,17 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.drawing import Panel, draw_figure, save_figure
 from d2go_fbnetv5.arch.text_drawing import draw_text
 from d2go_fbnetv5.arch.topology_file import load_topologies
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.formatting import format_count
 from d2go_fbnetv5.engine.history import METRICS_FILE, read_history
 from d2go_fbnetv5.engine.plots import probabilities_figure
 from d2go_fbnetv5.engine.run_agreement import read_agreement
 from d2go_fbnetv5.engine.run_agreement_report import agreement_figure, agreement_page, agreement_table
 from d2go_fbnetv5.engine.series import series, thin
+from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.files import write_atomically
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -39,21 +39,20 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
     args = _parser().parse_args(argv)
+    return run_tool("visualize", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
     ascii_only = args.ascii or not _shows(_LEVELS + "█░─┄╲╱╳↓▶·")
-    try:
-        if len(args.sources) > 1:
-            text = _agreement(args)
-        else:
-            args.source = args.sources[0] if args.sources else None
-            draw = _probabilities if args.probabilities else _topologies
-            figure, text = draw(args, ascii_only)
-            if args.output:
-                save_figure(figure, args.output)
-    except USER_ERRORS as error:
-        print(f"visualize: {sentence(error)}", file=sys.stderr)
-        return 2
+    if len(args.sources) > 1:
+        text = _agreement(args)
+    else:
+        args.source = args.sources[0] if args.sources else None
+        draw = _probabilities if args.probabilities else _topologies
+        figure, text = draw(args, ascii_only)
+        if args.output:
+            save_figure(figure, args.output)
     print(f"Wrote {args.output}" if args.output else text)
-    return 0
 
 
 def cli() -> None:
@@ -93,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 def _agreement(args: argparse.Namespace) -> str:
     """Of several runs: writes the output, if there is one, or returns the table."""
     if args.named or args.probabilities:
-        raise ValueError("--named and --probabilities are for one at a time; several RUN_DIR are compared")
+        raise InputError("--named and --probabilities are for one at a time; several RUN_DIR are compared")
     agreements = read_agreement(args.sources, args.task)
     if args.output and Path(args.output).suffix == ".html":
         write_atomically(Path(args.output), agreement_page(agreements))
@@ -108,7 +107,7 @@ def _agreement(args: argparse.Namespace) -> str:
 
 def _topologies(args: argparse.Namespace, ascii_only: bool) -> tuple[Figure | None, str]:
     if (args.source is None) == (args.named is None):
-        raise ValueError("give either RUN_DIR (or a topologies.json) or --named NAME")
+        raise InputError("give either RUN_DIR (or a topologies.json) or --named NAME")
     panels = _named_panels(args) if args.named else _file_panels(args)
     blocks = []
     for index, panel in enumerate(panels):
@@ -130,7 +129,7 @@ def _file_panels(args: argparse.Namespace) -> list[Panel]:
     path = source / "topologies.json" if source.is_dir() else source
     if not path.is_file():
         hint = "; --probabilities shows a search under way" if source.is_dir() else ""
-        raise ValueError(f"{path}: no such file{hint}")
+        raise InputError(f"{path}: no such file{hint}")
     file = load_topologies(path)
     panels = []
     for name in args.task or file.tasks:
@@ -146,15 +145,15 @@ def _file_panels(args: argparse.Namespace) -> list[Panel]:
 
 def _probabilities(args: argparse.Namespace, ascii_only: bool) -> tuple[Figure | None, str]:
     if args.source is None or args.named:
-        raise ValueError("--probabilities needs RUN_DIR, a search's output folder")
+        raise InputError("--probabilities needs RUN_DIR, a search's output folder")
     folder = Path(args.source) if Path(args.source).is_dir() else Path(args.source).parent
     history = read_history(folder)
     found = list(dict.fromkeys(key[6:] for line in history for key in line if key.startswith("probs/")))
     if not found:
-        raise ValueError(f"{folder / METRICS_FILE}: no probabilities of a search")
+        raise InputError(f"{folder / METRICS_FILE}: no probabilities of a search")
     unknown = [task for task in args.task or () if task not in found]
     if unknown:
-        raise ValueError(f"{folder / METRICS_FILE}: no task {unknown[0]!r}; available: {', '.join(found)}")
+        raise InputError(f"{folder / METRICS_FILE}: no task {unknown[0]!r}; available: {', '.join(found)}")
     tasks = args.task or found
     figure = probabilities_figure(history, tasks) if args.output else None
     return figure, "\n\n".join(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from d2go_fbnetv5.utils.errors import InputError
+
 _CONV_OR_IR = re.compile(r"(?P<kind>conv|ir)_k(?P<kernel>[1357])(?P<se>_se|_sehsig)?(?P<hs>_hs)?")
 _POOL = re.compile(r"ir_pool(?P<hs>_hs)?")
 
@@ -34,7 +36,7 @@ def parse_op(op: str) -> OpSpec:
     """
     match = _CONV_OR_IR.fullmatch(op)
     if match is None or (match["kind"] == "conv" and match["se"]):
-        raise ValueError(
+        raise InputError(
             f"unknown operator {op!r}: allowed are conv_k{{1,3,5,7}}[_hs] and ir_k{{1,3,5,7}}[_se|_sehsig][_hs]"
         )
     se = {None: None, "_se": "sigmoid", "_sehsig": "hard_sigmoid"}[match["se"]]
@@ -45,7 +47,7 @@ def parse_pool_op(op: str) -> str:
     """Returns the activation ("hs" or "relu") of a pooling operator, ``ir_pool`` or ``ir_pool_hs``."""
     match = _POOL.fullmatch(op)
     if match is None:
-        raise ValueError(f"unknown pooling operator {op!r}: allowed are ir_pool and ir_pool_hs")
+        raise InputError(f"unknown pooling operator {op!r}: allowed are ir_pool and ir_pool_hs")
     return "hs" if match["hs"] else "relu"
 
 
@@ -66,7 +68,7 @@ def build_activation(act: str | None) -> nn.Module:
         return nn.Hardswish()
     if act == "relu":
         return nn.ReLU()
-    raise ValueError(f"unknown activation {act!r}: allowed are 'hs', 'relu' and None")
+    raise InputError(f"unknown activation {act!r}: allowed are 'hs', 'relu' and None")
 
 
 class ConvBNAct(nn.Sequential):
@@ -106,7 +108,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         gates = {"sigmoid": nn.Sigmoid, "hard_sigmoid": nn.Hardsigmoid}
         if gate not in gates:
-            raise ValueError(f"unknown gate {gate!r}: allowed are {sorted(gates)}")
+            raise InputError(f"unknown gate {gate!r}: allowed are {sorted(gates)}")
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.reduce = nn.Conv2d(channels, squeezed, 1)
         self.act = build_activation(act)

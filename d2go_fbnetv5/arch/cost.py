@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from d2go_fbnetv5.arch.families import PATHS, Family, build_family
 from d2go_fbnetv5.arch.topology import Topology
+from d2go_fbnetv5.utils.errors import InputError
 
 METRICS = ("flops", "params")
 Part = tuple[nn.Module, Tensor]
@@ -79,7 +80,7 @@ def check_size(size: Sequence[int], family: Family) -> tuple[int, int]:
     """
     least = family.min_input_size
     if len(size) != 2 or any(int(side) != side or side < least for side in size):
-        raise ValueError(
+        raise InputError(
             f"size {tuple(size)}: allowed are height and width of {least} pixels or more (family {family.name})"
         )
     return int(size[0]), int(size[1])
@@ -107,7 +108,7 @@ def block_costs(family: str | Family, size: Sequence[int], metric: str = "flops"
     """
     family = build_family(family)
     if metric not in METRICS:
-        raise ValueError(f"cost metric {metric!r}: allowed are {', '.join(METRICS)}")
+        raise InputError(f"cost metric {metric!r}: allowed are {', '.join(METRICS)}")
     size = check_size(size, family)
     count = count_flops if metric == "flops" else (lambda module, _: count_params(module))
     with torch.device("meta"):

@@ -18,9 +18,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from d2go_fbnetv5.arch.atomic import replacing
 from d2go_fbnetv5.arch.text_drawing import fusion_edges, last_kept, live_blocks
 from d2go_fbnetv5.arch.topology import Node, Topology
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import replacing
 
 PATH_COLORS = ("#4aa8d8", "#3d7dca", "#5559c1", "#7a3f9d")
 DEAD_COLOR, DEAD_EDGE_COLOR, SKIPPED_COLOR = "#d4d7dc", "#aab0b8", "#d4d7dc"
@@ -48,7 +49,7 @@ def draw_figure(panels: Sequence[Panel]) -> Figure:
         ValueError: there is no panel.
     """
     if not panels:
-        raise ValueError("no topology to draw")
+        raise InputError("no topology to draw")
     stages = max(3, *(panel.topology.num_stages for panel in panels))  # 3: room for the legend
     rows = _legend_rows(stages)
     heights = [(panel.topology.num_paths + 0.95) * _INCH_PER_PATH for panel in panels]
@@ -81,7 +82,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         ".pdf": {"CreationDate": None},
     }
     if target.suffix not in metadata:
-        raise ValueError(f"{target}: cannot draw {target.suffix!r}; allowed are {', '.join(metadata)}")
+        raise InputError(f"{target}: cannot draw {target.suffix!r}; allowed are {', '.join(metadata)}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such folder")
     settings = {"svg.hashsalt": "d2go_fbnetv5", "svg.fonttype": "path"}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from d2go_fbnetv5.arch.blocks import MBPool, build_block, parse_op, parse_pool_op
+from d2go_fbnetv5.utils.errors import InputError
 
 NUM_PATHS = 4
 PATHS = tuple(f"path{p}" for p in range(NUM_PATHS))
@@ -71,14 +72,14 @@ class Family:
 
     def __post_init__(self) -> None:
         if len(self.partitions) != NUM_PATHS:
-            raise ValueError(
+            raise InputError(
                 f"family {self.name}: {len(self.partitions)} partitions found, {NUM_PATHS} allowed"
             )
         if self.strides != tuple(4 * 2**p for p in range(NUM_PATHS)):
-            raise ValueError(f"family {self.name}: strides {self.strides} found, (4, 8, 16, 32) allowed")
+            raise InputError(f"family {self.name}: strides {self.strides} found, (4, 8, 16, 32) allowed")
         for path in range(NUM_PATHS):
             if len(self.partition_layers(path)) < 2:
-                raise ValueError(f"family {self.name}: partition {path} has fewer than 2 layers")
+                raise InputError(f"family {self.name}: partition {path} has fewer than 2 layers")
 
     @property
     def num_paths(self) -> int:
@@ -172,7 +173,7 @@ def register_family(family: Family) -> Family:
         ValueError: the name is taken.
     """
     if family.name in _FAMILIES:
-        raise ValueError(f"family {family.name!r} is registered already")
+        raise InputError(f"family {family.name!r} is registered already")
     _FAMILIES[family.name] = family
     return family
 
@@ -186,7 +187,7 @@ def build_family(name: str | Family) -> Family:
     if isinstance(name, Family):
         return name
     if name not in _FAMILIES:
-        raise ValueError(f"unknown family {name!r}: allowed are {', '.join(list_families())}")
+        raise InputError(f"unknown family {name!r}: allowed are {', '.join(list_families())}")
     return _FAMILIES[name]
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2go_fbnetv5.utils.errors import InputError
+
 
 def _take(
     x: Tensor, channels: slice = slice(None), rows: slice = slice(None), columns: slice = slice(None)
@@ -101,7 +103,7 @@ class Fusion(nn.Module):
         self.strides = tuple(strides)
         self.offsets = tuple(offsets) if offsets is not None else (0,) * len(self.channels)
         if not len(self.channels) == len(self.strides) == len(self.offsets):
-            raise ValueError(
+            raise InputError(
                 f"channels, strides and offsets must be equally long, found {channels}, {strides}, {offsets}"
             )
 

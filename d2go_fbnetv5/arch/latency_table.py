@@ -20,9 +20,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.cost import BlockCosts
 from d2go_fbnetv5.arch.families import PATHS, Family
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import write_atomically
 
 COLUMNS = ("name", "milliseconds")
 STAGE0 = tuple(f"stage0.{path}" for path in PATHS)
@@ -65,7 +66,7 @@ def read_latency_table(path: str | os.PathLike[str], family: Family, size: Seque
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
+        raise InputError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
     milliseconds: dict[str, float] = {}
     found_at: dict[str, int] = {}
     header = False
@@ -79,20 +80,20 @@ def read_latency_table(path: str | os.PathLike[str], family: Family, size: Seque
             continue
         if not header:
             if tuple(row) != COLUMNS:
-                raise ValueError(
+                raise InputError(
                     f"{where}: {line.strip()!r} found, the header {','.join(COLUMNS)!r} expected"
                 )
             header = True
             continue
         name, value = _parse_row(row, where)
         if name in milliseconds:
-            raise ValueError(f"{where}: {name!r} stands in line {found_at[name]} already, allowed is once")
+            raise InputError(f"{where}: {name!r} stands in line {found_at[name]} already, allowed is once")
         milliseconds[name], found_at[name] = value, number
     missing = [name for name in (*STAGE0, *BLOCKS) if name not in milliseconds]
     if missing:
-        raise ValueError(f"{path}: {', '.join(missing)} missing; needed are {', '.join((*STAGE0, *BLOCKS))}")
+        raise InputError(f"{path}: {', '.join(missing)} missing; needed are {', '.join((*STAGE0, *BLOCKS))}")
     if not any(milliseconds[name] for name in BLOCKS):
-        raise ValueError(
+        raise InputError(
             f"{path}: all blocks take 0 milliseconds, allowed is more for one of them or several"
         )
     return BlockCosts(
@@ -106,21 +107,21 @@ def _check_comment(line: str, where: str, family: Family, size: Sequence[int]) -
     key, colon, value = (part.strip() for part in line.lstrip("# \t").partition(":"))
     expected = {"family": family.name, "size": f"{size[0]}x{size[1]}"}
     if colon and key in expected and value != expected[key]:
-        raise ValueError(f"{where}: the table is of {key} {value}, needed is {expected[key]}")
+        raise InputError(f"{where}: the table is of {key} {value}, needed is {expected[key]}")
 
 
 def _parse_row(row: Sequence[str], where: str) -> tuple[str, float]:
     if len(row) != len(COLUMNS):
-        raise ValueError(
+        raise InputError(
             f"{where}: {len(row)} columns found, the {len(COLUMNS)} of {','.join(COLUMNS)!r} expected"
         )
     name, text = row
     if name not in (*STAGE0, *BLOCKS):
-        raise ValueError(f"{where}: unknown name {name!r}; allowed are {', '.join((*STAGE0, *BLOCKS))}")
+        raise InputError(f"{where}: unknown name {name!r}; allowed are {', '.join((*STAGE0, *BLOCKS))}")
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise ValueError(f"{where}: {name} takes {text!r}, allowed are milliseconds of 0 or more")
+        raise InputError(f"{where}: {name} takes {text!r}, allowed are milliseconds of 0 or more")
     return name, value

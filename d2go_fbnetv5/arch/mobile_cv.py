@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.arch.families import PATHS, Family, build_family
+from d2go_fbnetv5.utils.errors import InputError
 
 _BLOCK = re.compile(r"(?:.*\.)?xif(?P<stage>\d+)_(?P<block>\d+)\.(?P<rest>.+)")
 _SQUEEZE = {"se.se.0.conv": "se.reduce", "se.se.1": "se.expand"}
@@ -45,7 +46,7 @@ def convert_mobile_cv(state_dict: Mapping[str, Tensor], family: str | Family) ->
         for i, layer in enumerate(family.build_partition(path))
     ] + [("pool", family.build_pool())]
     if len(blocks) not in (len(targets), len(targets) - 1):
-        raise ValueError(
+        raise InputError(
             f"the checkpoint has {len(blocks)} blocks named xif<stage>_<block>, family {family.name} has "
             f"{len(targets) - 1} and a pooling block"
         )
@@ -57,10 +58,10 @@ def convert_mobile_cv(state_dict: Mapping[str, Tensor], family: str | Family) ->
         for rest in sorted(set(weights) ^ set(expected)):
             if not rest.endswith("num_batches_tracked"):
                 where = "the family" if rest in weights else "the checkpoint"
-                raise ValueError(f"xif{key[0]}_{key[1]}: {rest!r} is missing in {where} ({family.name})")
+                raise InputError(f"xif{key[0]}_{key[1]}: {rest!r} is missing in {where} ({family.name})")
         for rest, value in weights.items():
             if rest in expected and value.shape != expected[rest].shape:
-                raise ValueError(
+                raise InputError(
                     f"xif{key[0]}_{key[1]}: {rest!r} is {tuple(value.shape)}, in family {family.name} it is "
                     f"{tuple(expected[rest].shape)}"
                 )
@@ -81,13 +82,13 @@ def load_mobile_cv_checkpoint(path: str | Path, family: str | Family) -> dict[st
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint of tensors: {error}") from error
+        raise InputError(f"{path} is not a checkpoint of tensors: {error}") from error
     for key in ("model_ema", "state_dict"):
         if isinstance(data, Mapping) and data.get(key):
             data = data[key]
             break
     if not isinstance(data, Mapping):
-        raise ValueError(f"{path}: a dictionary of weights is needed, found {type(data).__name__}")
+        raise InputError(f"{path}: a dictionary of weights is needed, found {type(data).__name__}")
     return convert_mobile_cv(data, family)
 
 

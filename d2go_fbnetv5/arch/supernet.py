@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch.families import PATHS, Family, build_family
 from d2go_fbnetv5.arch.fusion import Fusion
 from d2go_fbnetv5.arch.topology import Node, Topology
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class _PathNetwork(nn.Module):
@@ -41,7 +42,7 @@ class _PathNetwork(nn.Module):
 
     def _run_stage0(self, images: Tensor) -> list[Tensor]:
         if min(images.shape[-2:]) < self._min_size:
-            raise ValueError(
+            raise InputError(
                 f"images of {images.shape[-2]} x {images.shape[-1]} pixels: family {self.family.name} needs "
                 f"{self._min_size} x {self._min_size} or more"
             )
@@ -80,7 +81,7 @@ class Supernet(_PathNetwork):
 
     def __init__(self, family: str | Family, num_stages: int = 7) -> None:
         if num_stages < 1:
-            raise ValueError(f"num_stages is {num_stages}, allowed is 1 or more")
+            raise InputError(f"num_stages is {num_stages}, allowed is 1 or more")
         num_paths = build_family(family).num_paths
         super().__init__(
             family, num_stages, {(s, p) for s in range(num_stages + 1) for p in range(num_paths)}
@@ -98,7 +99,7 @@ class Supernet(_PathNetwork):
             "path0" to "path3": N x C_p x about H/4 x W/4 to H/32 x W/32.
         """
         if (topology.num_stages, topology.num_paths) != (self.num_stages, self.num_paths):
-            raise ValueError(
+            raise InputError(
                 f"a topology of {topology.num_stages} x {topology.num_paths} stages x paths: "
                 f"this supernet has {self.num_stages} x {self.num_paths}"
             )
@@ -116,7 +117,7 @@ class Supernet(_PathNetwork):
             mask: S x P, in [0, 1].
         """
         if tuple(mask.shape) != (self.num_stages, self.num_paths):
-            raise ValueError(
+            raise InputError(
                 f"a mask of {tuple(mask.shape)} stages x paths: this supernet has "
                 f"{(self.num_stages, self.num_paths)}"
             )
@@ -152,7 +153,7 @@ class Backbone(_PathNetwork):
     def __init__(self, family: str | Family, topology: Topology, outputs: Collection[str] = PATHS) -> None:
         num_paths = build_family(family).num_paths
         if topology.num_paths != num_paths:
-            raise ValueError(f"a topology of {topology.num_paths} paths: families have {num_paths}")
+            raise InputError(f"a topology of {topology.num_paths} paths: families have {num_paths}")
         super().__init__(family, topology.num_stages, topology.live_nodes(outputs))
         self.topology = topology.prune(outputs)
         self.outputs = tuple(name for name in PATHS if name in outputs)
@@ -178,9 +179,9 @@ class Backbone(_PathNetwork):
         ours = self.state_dict()
         for name, value in ours.items():
             if name not in theirs:
-                raise ValueError(f"the supernet has no {name!r}: is it of family {self.family.name}?")
+                raise InputError(f"the supernet has no {name!r}: is it of family {self.family.name}?")
             if theirs[name].shape != value.shape:
-                raise ValueError(
+                raise InputError(
                     f"{name!r} is {tuple(theirs[name].shape)} in the supernet, {tuple(value.shape)} in family "
                     f"{self.family.name}"
                 )

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from d2go_fbnetv5.utils.errors import InputError
+
 Node = tuple[int, int]
 """(stage, path); stage 0 is the always-on Stage 0."""
 
@@ -33,18 +35,18 @@ class Topology:
     def __init__(self, mask: Any) -> None:
         rows = mask.tolist() if hasattr(mask, "tolist") else mask
         if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes)):
-            raise ValueError(f"a topology's mask is S x P of 0 and 1, found {rows!r}")
+            raise InputError(f"a topology's mask is S x P of 0 and 1, found {rows!r}")
         rows = [list(row) if isinstance(row, Iterable) and not isinstance(row, str) else row for row in rows]
         if (
             not rows
             or not all(isinstance(row, list) and row for row in rows)
             or len({len(r) for r in rows}) != 1
         ):
-            raise ValueError(f"a topology's mask is S x P of 0 and 1 with equally long rows, found {rows!r}")
+            raise InputError(f"a topology's mask is S x P of 0 and 1 with equally long rows, found {rows!r}")
         values = [value for row in rows for value in row]
         wrong = [value for value in values if isinstance(value, str) or value not in (0, 1)]
         if wrong:
-            raise ValueError(f"a topology's mask holds 0 and 1 only, found {wrong[0]!r}")
+            raise InputError(f"a topology's mask holds 0 and 1 only, found {wrong[0]!r}")
         object.__setattr__(self, "mask", tuple(tuple(bool(value) for value in row) for row in rows))
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -142,7 +144,7 @@ class Topology:
         names = {f"path{p}": p for p in range(self.num_paths)}
         unknown = sorted(set(outputs) - set(names))
         if unknown or not outputs or isinstance(outputs, str):
-            raise ValueError(f"outputs {outputs!r}: allowed is a set of some of {', '.join(names)}")
+            raise InputError(f"outputs {outputs!r}: allowed is a set of some of {', '.join(names)}")
         return [names[name] for name in outputs]
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,11 +163,11 @@ class Topology:
             ValueError: a key is missing, or the mask is not of the shape that the other keys name.
         """
         if not isinstance(data, dict) or "mask" not in data:
-            raise ValueError(f"a topology is a mapping with the key 'mask', found {data!r}")
+            raise InputError(f"a topology is a mapping with the key 'mask', found {data!r}")
         topology = cls(data["mask"])
         for key, found in (("num_stages", topology.num_stages), ("num_paths", topology.num_paths)):
             if data.get(key, found) != found:
-                raise ValueError(f"topology: {key} is {data[key]!r}, but the mask has {found}")
+                raise InputError(f"topology: {key} is {data[key]!r}, but the mask has {found}")
         return topology
 
     @classmethod
@@ -179,7 +181,7 @@ class Topology:
     ) -> Topology:
         """Each block kept independently with probability ``prob`` in [0, 1]."""
         if not 0 <= prob <= 1:
-            raise ValueError(f"prob is {prob}, allowed is 0 to 1")
+            raise InputError(f"prob is {prob}, allowed is 0 to 1")
         return cls(torch.rand(stages, paths, generator=generator) < prob)
 
     @classmethod
@@ -203,10 +205,10 @@ class Topology:
             "bifpn": [*climb, *descend],
         }
         if name not in schedules:
-            raise ValueError(f"unknown topology {name!r}: allowed are {', '.join(schedules)}")
+            raise InputError(f"unknown topology {name!r}: allowed are {', '.join(schedules)}")
         schedule: Sequence[int] = schedules[name]
         if stages < max(1, len(schedule)):
-            raise ValueError(
+            raise InputError(
                 f"topology {name!r} needs {max(1, len(schedule))} stages or more, found {stages}"
             )
         mask = [[False] * _NUM_PATHS for _ in range(stages)]

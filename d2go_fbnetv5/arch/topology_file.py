@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.topology import Topology
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import write_atomically
 
 FORMAT = 1
 NUMBERS = (
@@ -61,7 +62,7 @@ class TopologyFile:
     def task(self, name: str) -> TopologyEntry:
         """The entry of a task; a task that the file lacks is a ValueError naming those it has."""
         if name not in self.tasks:
-            raise ValueError(f"{self.path}: no task {name!r}; available: {', '.join(self.tasks)}")
+            raise InputError(f"{self.path}: no task {name!r}; available: {', '.join(self.tasks)}")
         return self.tasks[name]
 
 
@@ -100,13 +101,13 @@ def load_topologies(path: str | os.PathLike[str]) -> TopologyFile:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
+        raise InputError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
     except IsADirectoryError as error:
-        raise ValueError(f"{path}: is a folder; expected a topologies.json") from error
+        raise InputError(f"{path}: is a folder; expected a topologies.json") from error
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON, line {error.lineno}: {error.msg}") from error
+        raise InputError(f"{path}: not JSON, line {error.lineno}: {error.msg}") from error
     return _parse(content, os.fspath(path))
 
 
@@ -145,7 +146,7 @@ def _parse_entry(entry: Any, stages: int, path: str, key: str) -> TopologyEntry:
     try:
         topology = Topology.from_dict(entry["topology"])
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: '{key}.topology' is not a topology: {error}") from error
+        raise InputError(f"{path}: '{key}.topology' is not a topology: {error}") from error
     found = f"{topology.num_stages} x {topology.num_paths}"
     _require(
         topology.num_stages == stages,
@@ -198,7 +199,7 @@ def _parse_probabilities(
 
 def _require(condition: Any, path: str, key: str, found: Any, allowed: Any) -> None:
     if not condition:
-        raise ValueError(
+        raise InputError(
             f"{path}: {key} is {found if isinstance(found, str) else repr(found)}; expected {allowed}"
         )
 

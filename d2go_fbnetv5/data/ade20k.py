@@ -4,6 +4,7 @@ from pathlib import Path
 
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.data.sem_seg_folder import SemSegFolder
+from d2go_fbnetv5.utils.errors import InputError
 
 SPLITS = ("training", "validation")
 
@@ -36,6 +37,6 @@ def ade20k(root: str | Path, split: str = "training") -> SemSegFolder:
     Raises what ``SemSegFolder`` raises, and ValueError for another split.
     """
     if split not in SPLITS:
-        raise ValueError(f"ade20k: split is {split!r}, allowed are {', '.join(SPLITS)}")
+        raise InputError(f"ade20k: split is {split!r}, allowed are {', '.join(SPLITS)}")
     folders = (Path(root) / kind / split for kind in ("images", "annotations"))
     return SemSegFolder(*folders, ADE20K_NAMES, values=range(1, 151), ignore_values=(0,))

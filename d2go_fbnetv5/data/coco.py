@@ -9,6 +9,7 @@ from d2go_fbnetv5.data.coco_index import image_arrays, load_json, read_boxes, re
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @register_dataset("coco")
@@ -42,7 +43,7 @@ class CocoDetection(torch.utils.data.Dataset):
         if not keep_empty:
             self._places = np.array([place for place in self._places if self._boxes.num_objects(place)])
         if not len(self._places):
-            raise ValueError(f"{path}: no image has a box, so keep_empty=False leaves none")
+            raise InputError(f"{path}: no image has a box, so keep_empty=False leaves none")
         self.info = DatasetInfo(box_names=box_names)
 
     def __len__(self) -> int:

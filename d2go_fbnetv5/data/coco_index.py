@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from d2go_fbnetv5.data.index_arrays import BoxArrays, Strings
+from d2go_fbnetv5.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def read_boxes(path: Path, index: dict, strict: bool = True) -> tuple[tuple[str,
     annotations = entries(path, index, "annotations", ("id", "image_id", "category_id", "bbox"))
     categories = entries(path, index, "categories", ("id", "name"))
     if not categories:
-        raise ValueError(f"{path}: 'categories' is empty, but the index has 'annotations'")
+        raise InputError(f"{path}: 'categories' is empty, but the index has 'annotations'")
     check_unique(path, "annotations", annotations)
     check_unique(path, "categories", categories)
     categories = sorted(categories, key=lambda category: category["id"])
@@ -46,7 +47,7 @@ def read_boxes(path: Path, index: dict, strict: bool = True) -> tuple[tuple[str,
     bad = np.flatnonzero(fault)
     if len(bad) and strict:
         annotation, (width, height) = annotations[bad[0]], limits[bad[0], :2]
-        raise ValueError(
+        raise InputError(
             f"{path}: annotation {annotation['id']} of image {annotation['image_id']}: bbox "
             f"{annotation['bbox']} (x, y, width, height) {_FAULTS[fault[bad[0]]]}, "
             f"the image is {width:.0f}x{height:.0f}"
@@ -80,7 +81,7 @@ def _corners(path: Path, annotations: list[dict], limits: np.ndarray) -> tuple[n
         for annotation in annotations:
             box = annotation["bbox"]
             if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-                raise ValueError(
+                raise InputError(
                     f"{path}: annotation {annotation['id']} of image {annotation['image_id']} has bbox {box!r}, "
                     "it must be four numbers: x, y, width, height"
                 )
@@ -97,11 +98,11 @@ def _check_references(path: Path, annotations: list[dict], places: dict, labels:
     for annotation in annotations:
         image, category = annotation["image_id"], annotation["category_id"]
         if not is_int(image) or image not in places:
-            raise ValueError(
+            raise InputError(
                 f"{path}: annotation {annotation['id']} has image_id {image!r}, but 'images' has no such id"
             )
         if not is_int(category) or category not in labels:
-            raise ValueError(
+            raise InputError(
                 f"{path}: annotation {annotation['id']} of image {image} has category_id {category!r}, "
                 f"allowed are {_shorten(labels)}"
             )
@@ -114,9 +115,9 @@ def load_json(path: Path) -> dict:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"index {path} is not valid JSON: {error}") from None
+        raise InputError(f"index {path} is not valid JSON: {error}") from None
     if not isinstance(index, dict):
-        raise ValueError(f"index {path} holds a {type(index).__name__}, it must be an object with 'images'")
+        raise InputError(f"index {path} holds a {type(index).__name__}, it must be an object with 'images'")
     return index
 
 
@@ -124,15 +125,15 @@ def read_images(path: Path, index: dict) -> list[dict]:
     """The index's images, at least one, each with a unique id, a file name and a size of integers."""
     images = entries(path, index, "images", ("id", "file_name", "height", "width"))
     if not images:
-        raise ValueError(f"{path}: 'images' is empty, at least one image is needed")
+        raise InputError(f"{path}: 'images' is empty, at least one image is needed")
     check_unique(path, "images", images)
     for image in images:
         where = f"{path}: image {image['id']} ({image['file_name']})"
         for key in ("height", "width"):
             if not is_int(image[key]) or image[key] < 1:
-                raise ValueError(f"{where}: {key} is {image[key]!r}, it must be an integer of at least 1")
+                raise InputError(f"{where}: {key} is {image[key]!r}, it must be an integer of at least 1")
         if not isinstance(image["file_name"], str):
-            raise ValueError(f"{where}: file_name is {image['file_name']!r}, it must be a string")
+            raise InputError(f"{where}: file_name is {image['file_name']!r}, it must be a string")
     return images
 
 
@@ -149,7 +150,7 @@ def names_of(path: Path, index: dict, key: str) -> tuple[str, ...]:
     """The list of strings ``index[key]``, empty if it is missing; else a ValueError."""
     names = index.get(key, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: {key!r} must be a list of strings")
+        raise InputError(f"{path}: {key!r} must be a list of strings")
     return tuple(names)
 
 
@@ -157,14 +158,14 @@ def entries(path: Path, index: dict, key: str, required: tuple[str, ...]) -> lis
     """The list of objects ``index[key]``, each with the required fields; else a ValueError."""
     found = index.get(key)
     if not isinstance(found, list):
-        raise ValueError(f"{path}: {key!r} is {'missing' if found is None else 'no list'}, a list is needed")
+        raise InputError(f"{path}: {key!r} is {'missing' if found is None else 'no list'}, a list is needed")
     for number, entry in enumerate(found):
         if not isinstance(entry, dict):
-            raise ValueError(f"{path}: entry {number} of {key!r} is {entry!r}, it must be an object")
+            raise InputError(f"{path}: entry {number} of {key!r} is {entry!r}, it must be an object")
         for field in required:
             if field not in entry:
                 name = f" (id {entry['id']})" if "id" in entry else ""
-                raise ValueError(f"{path}: entry {number}{name} of {key!r} lacks {field!r}")
+                raise InputError(f"{path}: entry {number}{name} of {key!r} lacks {field!r}")
     return found
 
 
@@ -174,9 +175,9 @@ def check_unique(path: Path, key: str, found: list[dict]) -> None:
     for entry in found:
         identity = entry["id"]
         if not is_int(identity):
-            raise ValueError(f"{path}: {key!r} has the id {identity!r}, it must be an integer")
+            raise InputError(f"{path}: {key!r} has the id {identity!r}, it must be an integer")
         if identity in seen:
-            raise ValueError(f"{path}: {key!r} has the id {identity} more than once")
+            raise InputError(f"{path}: {key!r} has the id {identity} more than once")
         seen.add(identity)
 
 

@@ -9,6 +9,7 @@ import torch
 from sklearn.datasets import load_digits, load_sample_images
 
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 SPLITS = ("train", "val")
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
@@ -103,7 +104,7 @@ class DigitScenes(torch.utils.data.Dataset):
         max_digits: int = 5,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"DigitScenes: split is {split!r}, allowed are {', '.join(SPLITS)}")
+            raise InputError(f"DigitScenes: split is {split!r}, allowed are {', '.join(SPLITS)}")
         height, width = (size, size) if isinstance(size, int) else (int(side) for side in size)
         for name, value, least in (
             ("size", min(height, width), 32),
@@ -112,7 +113,7 @@ class DigitScenes(torch.utils.data.Dataset):
             ("max_digits", max_digits, 1),
         ):
             if value < least:
-                raise ValueError(f"DigitScenes: {name} is {value}, it must be at least {least}")
+                raise InputError(f"DigitScenes: {name} is {value}, it must be at least {least}")
         self.split, self.size, self.num_images = split, (height, width), num_images
         self.seed, self.max_digits = seed, max_digits
         self.info = DatasetInfo(

@@ -12,6 +12,7 @@ from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.data.index_arrays import Strings
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @register_dataset("image_folders")
@@ -32,7 +33,7 @@ class ImageFolders(torch.utils.data.Dataset):
     def __init__(self, folders: str | Path | Sequence[str | Path]) -> None:
         self.folders = [Path(path) for path in ([folders] if isinstance(folders, str | Path) else folders)]
         if not self.folders:
-            raise ValueError("image_folders: folders is empty, at least one is needed")
+            raise InputError("image_folders: folders is empty, at least one is needed")
         found: list[str] = []
         counts = []
         for folder in self.folders:

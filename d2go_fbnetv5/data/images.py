@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from d2go_fbnetv5.utils.errors import InputError
+
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.Tensor:
     """The image as 3 x H x W uint8 RGB; grey becomes three equal channels, transparency is dropped.
@@ -31,7 +33,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.T
     finally:
         cv2.utils.logging.setLogLevel(level)
     if image is None:
-        raise ValueError(f"image {path} is broken, cut short or in a format that OpenCV cannot read")
+        raise InputError(f"image {path} is broken, cut short or in a format that OpenCV cannot read")
     _check_size(path, "image", image, size)
     return torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB).transpose(2, 0, 1).copy())
 
@@ -52,9 +54,9 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
         with Image.open(path) as image:
             mode, labels = image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError):
-        raise ValueError(f"label map {path} is broken, cut short or not an image") from None
+        raise InputError(f"label map {path} is broken, cut short or not an image") from None
     if mode not in ("L", "P", "I", "I;16", "I;16B"):
-        raise ValueError(
+        raise InputError(
             f"label map {path} has mode {mode}, expected one channel of 8 or 16 bits, or a palette"
         )
     _check_size(path, "label map", labels, size)
@@ -72,14 +74,14 @@ def encode_png(pixels: np.ndarray) -> bytes:
     try:
         return cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()
     except cv2.error as error:
-        raise ValueError(f"an array of {pixels.dtype} {pixels.shape} is no image ({error})") from error
+        raise InputError(f"an array of {pixels.dtype} {pixels.shape} is no image ({error})") from error
 
 
 def check_labels(path: str | Path, labels: np.ndarray, num_classes: int, ignore: int) -> None:
     """ValueError if an H x W label map holds anything but 0 .. num_classes - 1 and ``ignore``."""
     wrong = labels[(labels >= num_classes) & (labels != ignore) | (labels < 0)]
     if wrong.size:
-        raise ValueError(
+        raise InputError(
             f"label map {path} has the value {wrong[0]}, allowed are 0 to {num_classes - 1}, and {ignore} (don't care)"
         )
 
@@ -97,4 +99,4 @@ def _check_exists(path: str | Path, kind: str) -> None:
 def _check_size(path: str | Path, kind: str, array: np.ndarray, size: tuple[int, int] | None) -> None:
     if size is not None and array.shape[:2] != tuple(size):
         height, width = array.shape[:2]
-        raise ValueError(f"{kind} {path} is {width}x{height} (width x height), expected {size[1]}x{size[0]}")
+        raise InputError(f"{kind} {path} is {width}x{height} (width x height), expected {size[1]}x{size[0]}")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 # The value of class_labels for "not labelled".
 NO_LABEL = np.iinfo(np.int32).min
@@ -128,18 +129,18 @@ class MultitaskIndex:
         num_classes, num_maps = len(self.info.class_names), len(self.info.sem_seg_names)
         ignore = self.info.sem_seg_ignore
         if num_maps > ignore:
-            raise ValueError(
+            raise InputError(
                 f"{path}: 'sem_seg_names' has {num_maps} names, allowed are at most {ignore}, "
                 f"because {ignore} means don't care"
             )
         for place in _first((self.sizes < 1).any(1)):
             height, width = self.sizes[place]
-            raise ValueError(
+            raise InputError(
                 f"{self.where(path, place)}: height is {height} and width {width}, they must be at least 1"
             )
         if self.map_names is not None and not num_maps:
             for place in _first(self.map_names.lengths() > 0):
-                raise ValueError(
+                raise InputError(
                     f"{self.where(path, place)}: has sem_seg_file_name, but the index has no 'sem_seg_names'"
                 )
         if self.class_labels is not None:
@@ -147,8 +148,8 @@ class MultitaskIndex:
             for place in _first((labels != NO_LABEL) & ((labels < 0) | (labels >= num_classes))):
                 where = self.where(path, place)
                 if not num_classes:
-                    raise ValueError(f"{where}: has class_label, but the index has no 'class_names'")
-                raise ValueError(
+                    raise InputError(f"{where}: has class_label, but the index has no 'class_names'")
+                raise InputError(
                     f"{where}: class_label is {labels[place]}, allowed are 0 to {num_classes - 1}"
                 )
 
@@ -165,20 +166,20 @@ class MultitaskIndex:
             inside = (left >= 0) & (top >= 0) & (right <= limits[:, 0]) & (bottom <= limits[:, 1])
             inside &= (right > left) & (bottom > top)
             for row in _first(~inside):
-                raise ValueError(
+                raise InputError(
                     f"{self.where(path, owners[row])}: box {corners[row].tolist()} (XYXY) does not have an area inside "
                     f"of the image, which is {limits[row, 0]}x{limits[row, 1]}"
                 )
             labels = boxes.labels[rows]
             for row in _first((labels < 0) | (labels >= num_classes)):
-                raise ValueError(
+                raise InputError(
                     f"{self.where(path, owners[row])}: a box has the label {labels[row]}, "
                     f"allowed are 0 to {num_classes - 1}"
                 )
             if boxes.scores is not None:
                 scores = boxes.scores[rows]
                 for row in _first(~((scores >= 0) & (scores <= 1))):
-                    raise ValueError(
+                    raise InputError(
                         f"{self.where(path, owners[row])}: a box has the score {scores[row]}, allowed are 0 to 1"
                     )
 

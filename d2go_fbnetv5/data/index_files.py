@@ -31,10 +31,11 @@ from pathlib import Path
 
 import numpy as np
 
-from d2go_fbnetv5.arch.atomic import replacing_folder
 from d2go_fbnetv5.data.coco_index import load_json, names_of
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, BoxArrays, MultitaskIndex, Strings
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import replacing_folder
 
 HEADER = "index.json"
 _VERSION = 1
@@ -70,7 +71,7 @@ def write_index(index: MultitaskIndex, folder: Path) -> None:
     """Writes the files of an index into an empty folder. The same index gives the same bytes."""
     count, info, boxes = len(index), index.info, index.boxes
     if len(info.box_names) > np.iinfo(_TYPES["box_labels"]).max:
-        raise ValueError(
+        raise InputError(
             f"an index of arrays may have {np.iinfo(_TYPES['box_labels']).max} classes of boxes at most"
         )
     arrays = {
@@ -119,7 +120,7 @@ def open_index(folder: str | Path) -> MultitaskIndex:
     if not (ids[1:] > ids[:-1]).all():
         ids = np.sort(ids)
     if (ids[1:] == ids[:-1]).any():
-        raise ValueError(f"{folder}: the same id occurs more than once in ids.npy")
+        raise InputError(f"{folder}: the same id occurs more than once in ids.npy")
     index.check(folder)
     index.check_boxes(folder)
     # Mapped anew, so that what the checks have read of the files does not count as this process' memory.
@@ -130,14 +131,14 @@ def map_index(folder: Path) -> MultitaskIndex:
     """An index as its files have it: of arrays that fit together, with values that are not checked."""
     header = load_json(folder / HEADER)
     if header.get("version") != _VERSION:
-        raise ValueError(
+        raise InputError(
             f"{folder / HEADER}: version is {header.get('version')!r}, this release reads {_VERSION}"
         )
     info = DatasetInfo(**{key: names_of(folder / HEADER, header, key) for key in _NAMES})
     count, num_boxes = (header.get(key) for key in ("num_images", "num_boxes"))
     for key, value in (("num_images", count), ("num_boxes", num_boxes)):
         if type(value) is not int or value < 0:
-            raise ValueError(f"{folder / HEADER}: {key} is {value!r}, it must be an integer of at least 0")
+            raise InputError(f"{folder / HEADER}: {key} is {value!r}, it must be an integer of at least 0")
 
     def array(name: str, *shape: int) -> np.ndarray:
         return _map(folder / f"{name}.npy", _TYPES[name], shape)
@@ -148,7 +149,7 @@ def map_index(folder: Path) -> MultitaskIndex:
     def strings(data: str, ends: str) -> Strings:
         places = array(ends, count)
         if (places[1:] < places[:-1]).any():
-            raise ValueError(f"{folder / ends}.npy: its values must not decrease")
+            raise InputError(f"{folder / ends}.npy: its values must not decrease")
         return Strings(array(data, int(places[-1]) if count else 0), places)
 
     index = MultitaskIndex(
@@ -165,7 +166,7 @@ def map_index(folder: Path) -> MultitaskIndex:
         index.has_boxes = array("has_boxes", count)
         starts = array("box_starts", count + 1)
         if starts[0] != 0 or starts[-1] != num_boxes or (starts[1:] < starts[:-1]).any():
-            raise ValueError(
+            raise InputError(
                 f"{folder / 'box_starts.npy'}: must go from 0 to the number of boxes, {num_boxes}, and not decrease"
             )
         index.boxes = BoxArrays(
@@ -185,9 +186,9 @@ def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
         # Nothing can be mapped of an empty array.
         found = np.load(path, mmap_mode="r" if np.prod(shape) else None, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is broken or cut short ({error})") from None
+        raise InputError(f"{path} is broken or cut short ({error})") from None
     if found.dtype != dtype and (found.dtype, dtype) != (np.int64, np.uint32) or found.shape != shape:
-        raise ValueError(
+        raise InputError(
             f"{path} is an array of {found.dtype} and shape {found.shape}, "
             f"expected {np.dtype(dtype)} and {tuple(shape)}"
         )

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from d2go_fbnetv5.data.order import TrainOrder, upright_images
+from d2go_fbnetv5.utils.errors import InputError
 
 Transform = Callable[[dict, int], dict]
 
@@ -57,9 +58,9 @@ def build_eval_loader(
     Over all ranks every image comes exactly once. Can be iterated any number of times and has a length.
     """
     if batch_size < 1:
-        raise ValueError(f"evaluation loader: batch_size is {batch_size}, it must be at least 1")
+        raise InputError(f"evaluation loader: batch_size is {batch_size}, it must be at least 1")
     if not 0 <= rank < world_size:
-        raise ValueError(f"evaluation loader: rank is {rank}, it must be 0 to {world_size - 1}")
+        raise InputError(f"evaluation loader: rank is {rank}, it must be 0 to {world_size - 1}")
     batches = _IndexBatches(range(rank, len(dataset), world_size), batch_size)
     return _make_loader(_Reader(dataset, transform, seed=0), _Pairs(batches), num_workers)
 
@@ -151,7 +152,7 @@ class _Loader:
 
 def _make_loader(reader: _Reader, batches: Any, num_workers: int) -> _Loader:
     if num_workers < 0:
-        raise ValueError(f"num_workers is {num_workers}, it must be at least 0")
+        raise InputError(f"num_workers is {num_workers}, it must be at least 0")
     return _Loader(
         DataLoader(
             reader,

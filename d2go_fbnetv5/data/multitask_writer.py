@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from d2go_fbnetv5.arch.atomic import replacing_folder
 from d2go_fbnetv5.data.images import encode_png
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import replacing_folder
 
 
 def write_multitask(dataset: Any, folder: str | Path) -> Path:
@@ -27,7 +28,7 @@ def write_multitask(dataset: Any, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists already and is not an empty folder")
+        raise InputError(f"{folder} exists already and is not an empty folder")
     with replacing_folder(folder) as partial:
         _write(dataset, partial)
     return folder / "index.json"
@@ -56,7 +57,7 @@ def _write(dataset: Any, folder: Path) -> None:
             entry["has_boxes"] = False
         images.append(entry)
     if len({image["id"] for image in images}) < len(images):
-        raise ValueError("the data set has the same image_id more than once, so it cannot be written")
+        raise InputError("the data set has the same image_id more than once, so it cannot be written")
 
     index: dict[str, Any] = {"images": images}
     if info.box_names:

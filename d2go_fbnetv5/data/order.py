@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
+from d2go_fbnetv5.utils.errors import InputError
+
 
 class _Stream:
     """Endless passes over some indices, each pass in a new order. Position p is in pass p // len."""
@@ -57,14 +59,14 @@ class TrainOrder:
             ("start_iteration", start_iteration, 0),
         ):
             if value < least:
-                raise ValueError(f"training order: {name} is {value}, it must be at least {least}")
+                raise InputError(f"training order: {name} is {value}, it must be at least {least}")
         if not 0 <= rank < world_size:
-            raise ValueError(f"training order: rank is {rank}, it must be 0 to {world_size - 1}")
+            raise InputError(f"training order: rank is {rank}, it must be 0 to {world_size - 1}")
         self.length, self.batch_size, self.start_iteration = length, batch_size, start_iteration
         self.rank, self.world_size = rank, world_size
         flags = np.zeros(length, dtype=bool) if groups is None else np.asarray(groups, dtype=bool)
         if flags.shape != (length,):
-            raise ValueError(f"training order: groups has shape {flags.shape}, expected ({length},)")
+            raise InputError(f"training order: groups has shape {flags.shape}, expected ({length},)")
         kind = (
             np.int32 if length <= np.iinfo(np.int32).max else np.int64
         )  # half the memory, for millions of samples
@@ -102,7 +104,7 @@ def upright_images(dataset: Any) -> np.ndarray:
     if isinstance(dataset, Subset):
         return upright_images(dataset.dataset)[list(dataset.indices)]
     if not hasattr(dataset, "sizes"):
-        raise ValueError(
+        raise InputError(
             f"a {type(dataset).__name__} does not know its images' sizes, so batches can't be grouped by orientation"
         )
     return dataset.sizes[:, 0] > dataset.sizes[:, 1]

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from d2go_fbnetv5.utils.errors import InputError
+
 Factory = Callable[..., Any]
 
 
@@ -23,7 +25,7 @@ class Registry:
 
         def add(factory: Factory) -> Factory:
             if name in self._factories:
-                raise ValueError(f"a {self.kind} named {name!r} is registered already")
+                raise InputError(f"a {self.kind} named {name!r} is registered already")
             self._factories[name] = factory
             return factory
 
@@ -34,7 +36,7 @@ class Registry:
 
     def __getitem__(self, name: str) -> Factory:
         if name not in self._factories:
-            raise ValueError(
+            raise InputError(
                 f"there is no {self.kind} named {name!r}, registered are {', '.join(self.names())}"
             )
         return self._factories[name]
@@ -51,7 +53,7 @@ def call_with_options(what: str, factory: Factory, options: Mapping[str, Any]) -
         signature.bind(**options)
     except TypeError as error:
         allowed = ", ".join(str(parameter) for parameter in signature.parameters.values())
-        raise ValueError(f"{what}: {error}; its options are ({allowed})") from None
+        raise InputError(f"{what}: {error}; its options are ({allowed})") from None
     return factory(**options)
 
 

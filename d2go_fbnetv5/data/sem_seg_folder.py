@@ -10,6 +10,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from d2go_fbnetv5.data.images import read_image, read_label_map
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @register_dataset("sem_seg_folder")
@@ -70,7 +71,7 @@ class SemSegFolder(torch.utils.data.Dataset):
         sem_seg = self._table[np.clip(found, 0, len(self._table) - 1)]
         if (sem_seg < 0).any():
             wrong = found[sem_seg < 0][0]
-            raise ValueError(
+            raise InputError(
                 f"label map {self._maps[index]} has the value {wrong}, allowed are {self._allowed}"
             )
         return {
@@ -86,14 +87,14 @@ def _lookup_table(values: list[int], num_names: int, ignore_values: list[int]) -
     """For every value of a map its label, the ignored one, or -1; the last entry, for all greater values, is -1."""
     ignore = DatasetInfo.sem_seg_ignore
     if not 1 <= num_names <= ignore:
-        raise ValueError(f"label maps: there are {num_names} names, allowed are 1 to {ignore}")
+        raise InputError(f"label maps: there are {num_names} names, allowed are 1 to {ignore}")
     if len(values) != num_names or len(set(values)) != num_names or min(values) < 0:
-        raise ValueError(
+        raise InputError(
             f"label maps: values is {values}, it must hold one number of at least 0 for each of {num_names} names"
         )
     both = set(values) & set(ignore_values)
     if both:
-        raise ValueError(f"label maps: the value {min(both)} is a class and in ignore_values")
+        raise InputError(f"label maps: the value {min(both)} is a class and in ignore_values")
     table = np.full(max(*values, *ignore_values, 0) + 2, -1, dtype=np.int64)
     table[values] = np.arange(num_names)
     table[ignore_values] = ignore

@@ -8,6 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 # ImageNet's mean colour, which is zero after the usual normalisation.
 FILL_COLOUR = (124, 116, 104)
@@ -49,7 +50,7 @@ class TrainTransform:
         _check_sizes("TrainTransform", sides, crop, max_size)
         for name, value in (("flip", flip), ("color", color), ("min_visible", min_visible)):
             if not 0 <= value <= 1:
-                raise ValueError(f"TrainTransform: {name} is {value}, it must be 0 to 1")
+                raise InputError(f"TrainTransform: {name} is {value}, it must be 0 to 1")
         self._resize = v2.RandomShortestSize(sides, max_size=max_size)
         steps: list[torch.nn.Module] = []
         if crop is not None:
@@ -168,11 +169,11 @@ class EvalTransform:
         if crop is not None:
             largest = crop if isinstance(crop, int) else max(crop)
             if short_side is None or largest > short_side:
-                raise ValueError(
+                raise InputError(
                     f"EvalTransform: crop is {crop}, it must be at most short_side, {short_side}"
                 )
             if max_size is not None:
-                raise ValueError("EvalTransform: crop and max_size exclude each other")
+                raise InputError("EvalTransform: crop and max_size exclude each other")
         self.short_side, self.crop, self.max_size = short_side, crop, max_size
         self._resize = v2.Identity() if short_side is None else v2.Resize([short_side], max_size=max_size)
         self._change = v2.Identity() if crop is None else v2.CenterCrop(crop)
@@ -185,11 +186,11 @@ class EvalTransform:
 def _check_sizes(owner: str, sides: Sequence[int], crop: Size | None, max_size: int | None) -> None:
     crops = [] if crop is None else [crop] if isinstance(crop, int) else list(crop)
     if any(side < 1 for side in sides) or (owner == "TrainTransform" and not sides):
-        raise ValueError(f"{owner}: short_side is {list(sides)}, sizes must be at least 1")
+        raise InputError(f"{owner}: short_side is {list(sides)}, sizes must be at least 1")
     if any(side < 1 for side in crops):
-        raise ValueError(f"{owner}: crop is {crop}, it must be at least 1")
+        raise InputError(f"{owner}: crop is {crop}, it must be at least 1")
     if max_size is not None and sides and max_size <= max(sides):
-        raise ValueError(f"{owner}: max_size is {max_size}, it must be greater than short_side, {max(sides)}")
+        raise InputError(f"{owner}: max_size is {max_size}, it must be greater than short_side, {max(sides)}")
 
 
 def _apply(sample: dict, resize: Callable, change: Callable, min_visible: float) -> dict:

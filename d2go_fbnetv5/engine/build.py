@@ -24,6 +24,7 @@ from d2go_fbnetv5.engine.distributed import rank, world_size
 from d2go_fbnetv5.engine.precision import Precision
 from d2go_fbnetv5.engine.schedule import build_schedule
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 Batch = list[dict[str, Any]]
 
@@ -96,9 +97,9 @@ def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] 
     info = train_sets[0].info
     for name, dataset in zip((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), (*train_sets, test_set), strict=True):
         if len(dataset) == 0:
-            raise ValueError(f"the data set {name} is empty")
+            raise InputError(f"the data set {name} is empty")
         if dataset.info != info:
-            raise ValueError(
+            raise InputError(
                 f"the data sets {cfg.DATASETS.TRAIN[0]} and {name} do not have the same class names"
             )
     train_transform, eval_transform = build_transforms(cfg)
@@ -157,13 +158,13 @@ def open_dataset(cfg: CfgNode, name: str) -> Any:
     """
     options = cfg.FBNETV5_DATA.DATASETS.get(name, {})
     if not isinstance(options, CfgNode) and options:
-        raise ValueError(f"FBNETV5_DATA.DATASETS.{name} is {options!r}, allowed: a group of options")
+        raise InputError(f"FBNETV5_DATA.DATASETS.{name} is {options!r}, allowed: a group of options")
     options = as_dict(options) if options else {}
     reader = options.pop("READER", name)
     try:
         return build_dataset(reader, **options)
-    except ValueError as error:
-        raise ValueError(f"DATASETS, {name}: {error}") from error
+    except InputError as error:
+        raise InputError(f"DATASETS, {name}: {error}") from error
 
 
 def build_param_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
@@ -245,8 +246,8 @@ def compile_model(cfg: CfgNode, model: nn.Module) -> None:
     if cfg.MODEL.FBNETV5.COMPILE:
         try:
             compile_blocks(model)
-        except ValueError as error:
-            raise ValueError(f"MODEL.FBNETV5.COMPILE is True: {error}") from error
+        except InputError as error:
+            raise InputError(f"MODEL.FBNETV5.COMPILE is True: {error}") from error
 
 
 def build_clipping(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], None] | None:

@@ -11,9 +11,10 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from d2go_fbnetv5.arch.atomic import replacing, write_atomically
 from d2go_fbnetv5.engine.distributed import is_main
-from d2go_fbnetv5.engine.nonfinite import NonFiniteError, first_nonfinite
+from d2go_fbnetv5.engine.nonfinite import first_nonfinite
+from d2go_fbnetv5.utils.errors import InputError, NonFiniteError
+from d2go_fbnetv5.utils.files import replacing, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class RunCheckpointer(Checkpointer):
             logger.info("resumed from %s, after iteration %d", path, iteration)
             return iteration
         if candidates:
-            raise ValueError(f"{self.save_dir}: none of its {len(candidates)} checkpoints can be read")
+            raise InputError(f"{self.save_dir}: none of its {len(candidates)} checkpoints can be read")
         return None
 
     def candidates(self) -> list[Path]:
@@ -118,12 +119,12 @@ class RunCheckpointer(Checkpointer):
             state = self._load_file(self.path_manager.get_local_path(path))
             weights = {k: v for k, v in state.get("model", state).items() if k.startswith(prefixes)}
         except Exception as error:
-            raise ValueError(f"{key}: {path} is not a checkpoint ({_first_line(error)})") from error
+            raise InputError(f"{key}: {path} is not a checkpoint ({_first_line(error)})") from error
         ours = self.model.state_dict()
         if not any(
             isinstance(v, torch.Tensor) and k in ours and ours[k].shape == v.shape for k, v in weights.items()
         ):
-            raise ValueError(f"{key}: no weight of {path} fits this model")
+            raise InputError(f"{key}: no weight of {path} fits this model")
         self._log_incompatible_keys(self._load_model({"model": weights}))
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
@@ -131,18 +132,18 @@ class RunCheckpointer(Checkpointer):
             self.model.load_state_dict(state["model"])
             for key, thing in self.checkpointables.items():
                 if key not in state:
-                    raise ValueError(f"it has no {key!r}")
+                    raise InputError(f"it has no {key!r}")
                 thing.load_state_dict(state[key])
         except (RuntimeError, ValueError, KeyError) as error:
             message = " ".join(str(error).split())
-            raise ValueError(
+            raise InputError(
                 f"{path} was written with another configuration ({message[:300]}); resume with the same one"
             ) from error
 
     def _load_file(self, f: str) -> dict[str, Any]:
         state = torch.load(f, map_location="cpu", weights_only=True)
         if not isinstance(state, Mapping):
-            raise ValueError(f"holds a {type(state).__name__}, not a checkpoint")
+            raise InputError(f"holds a {type(state).__name__}, not a checkpoint")
         return state
 
     def _numbered(self) -> list[Path]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from d2go_fbnetv5.arch import Backbone, Supernet
+from d2go_fbnetv5.utils.errors import InputError
 
 Backend = str | Callable[..., Any]
 
@@ -34,7 +35,7 @@ def compile_blocks(model: nn.Module, backend: Backend = "inductor") -> int:
     """
     networks = [module for module in model.modules() if isinstance(module, (Supernet, Backbone))]
     if not networks:
-        raise ValueError("there are no blocks of the search space in this model to be compiled")
+        raise InputError("there are no blocks of the search space in this model to be compiled")
     _try(backend, next(networks[0].parameters()).device)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)
     parts = [
@@ -54,7 +55,7 @@ def _try(backend: Backend, device: torch.device) -> None:
     except Exception as error:  # a missing compiler, missing headers, an old GPU: each its own exception
         root = getattr(error, "inner_exception", error)  # what Dynamo wraps
         cause = next((line for line in str(root).splitlines() if line.strip()), type(root).__name__)
-        raise ValueError(
+        raise InputError(
             f"torch.compile does not work on this machine with {device.type}, which needs a C++ compiler and Python's "
             f"headers, and Triton on a GPU: {cause.strip()[:200]}"
         ) from error

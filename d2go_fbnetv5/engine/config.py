@@ -11,6 +11,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.engine.defaults import add_fbnetv5_config, detectron2_config
+from d2go_fbnetv5.utils.errors import InputError
 
 
 def get_cfg() -> CfgNode:
@@ -39,8 +40,8 @@ def load_cfg(
         file = find_config(path)
         try:
             merge(cfg, _read_yaml(file))
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
     merge(cfg, _nested(opts))
     return cfg
 
@@ -77,17 +78,17 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file}: _BASE_ names {error.filename}, which does not exist") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"not plain YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"not plain YAML: {' '.join(str(error).split())}") from error
     except (AssertionError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a mapping of keys to values ({error})") from error
+        raise InputError(f"not a mapping of keys to values ({error})") from error
     if not isinstance(values, Mapping):
-        raise ValueError(f"expected a mapping of keys to values, found {type(values).__name__}")
+        raise InputError(f"expected a mapping of keys to values, found {type(values).__name__}")
     return values
 
 
 def _nested(opts: Sequence[str]) -> dict[str, Any]:
     if len(opts) % 2:
-        raise ValueError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} has no value")
+        raise InputError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} has no value")
     values: dict[str, Any] = {}
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         node = values
@@ -95,7 +96,7 @@ def _nested(opts: Sequence[str]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ValueError(f"{key}: {parent} is given a value and keys below it at once")
+                raise InputError(f"{key}: {parent} is given a value and keys below it at once")
         node[last] = _literal(value)
     return values
 
@@ -114,11 +115,11 @@ def _merge(node: CfgNode, values: Mapping[str, Any], root: CfgNode, prefix: str)
         name = f"{prefix}{key}"
         if key not in node:
             if not node.is_new_allowed():
-                raise ValueError(f"unknown key {name}{_suggestion(name, root)}")
+                raise InputError(f"unknown key {name}{_suggestion(name, root)}")
             node[key] = _new_value(value, type(node))
         elif isinstance(node[key], CfgNode):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{name} is a group of keys, found the value {value!r}")
+                raise InputError(f"{name} is a group of keys, found the value {value!r}")
             _merge(node[key], value, root, f"{name}.")
         else:
             node[key] = _coerce(name, value, node[key])
@@ -148,7 +149,7 @@ def _coerce(name: str, value: Any, default: Any) -> Any:
             return tuple(value) if isinstance(value, list) else (value,)
         if isinstance(default, list) and isinstance(value, tuple):
             return list(value)
-    raise ValueError(
+    raise InputError(
         f"{name} must be of type {type(default).__name__} (such as {default!r}), found {value!r}"
     )
 

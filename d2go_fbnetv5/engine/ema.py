@@ -8,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from d2go_fbnetv5.engine.distributed import unwrap
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class EMA(AveragedModel):
@@ -21,7 +22,7 @@ class EMA(AveragedModel):
 
     def __init__(self, model: nn.Module, decay: float = 0.999, include_buffers: bool = True) -> None:
         if not 0.0 <= decay < 1.0:
-            raise ValueError(f"MODEL_EMA.DECAY is {decay}, allowed: 0 <= decay < 1")
+            raise InputError(f"MODEL_EMA.DECAY is {decay}, allowed: 0 <= decay < 1")
 
         @torch.no_grad()
         def average(averages: Sequence[Tensor], values: Sequence[Tensor], _: Tensor | int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from d2go_fbnetv5.utils.errors import InputError
+
 MISSING = "–"
 
 
@@ -47,5 +49,5 @@ def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
     """ "224x320" -> (224, 320), height and width in pixels; else a ValueError that names the flag."""
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"{flag} {text}: expected HEIGHTxWIDTH in pixels, such as 224x320")
+        raise InputError(f"{flag} {text}: expected HEIGHTxWIDTH in pixels, such as 224x320")
     return int(sides[0]), int(sides[1])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2go_fbnetv5.arch.atomic import write_atomically
+from d2go_fbnetv5.utils.files import write_atomically
 
 METRICS_FILE = "metrics.json"
 

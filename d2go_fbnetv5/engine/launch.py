@@ -17,8 +17,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from d2go_fbnetv5.engine.errors import USER_ERRORS, sentence
 from d2go_fbnetv5.engine.log import setup_logging
+from d2go_fbnetv5.utils.errors import USER_ERRORS, InputError, sentence
 
 # Process 0 may evaluate or write for long while the others wait.
 _TIMEOUT = datetime.timedelta(hours=2)
@@ -35,7 +35,7 @@ def total_processes(num_processes: int = 1, num_machines: int = 1) -> int:
     """How many processes a run with these options has in all; a number below 1 is a ValueError."""
     for name, value in (("--num-processes", num_processes), ("--num-machines", num_machines)):
         if value < 1:
-            raise ValueError(f"{name} is {value}, allowed: 1 or more")
+            raise InputError(f"{name} is {value}, allowed: 1 or more")
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else num_processes * num_machines
 
 
@@ -63,7 +63,7 @@ def launch(
     """
     if under_torchrun():
         if num_processes * num_machines > 1:
-            raise ValueError(
+            raise InputError(
                 "--num-processes and --num-machines are torchrun's to set where it starts the processes"
             )
         _in_group(function, args, device)
@@ -92,7 +92,7 @@ def launch(
         except ChildFailedError:
             # When one process ends, the others fail for want of it; what counts is the error that was the user's.
             for report in sorted(Path(reports).iterdir()):
-                raise ValueError(report.read_text(encoding="utf-8")) from None
+                raise InputError(report.read_text(encoding="utf-8")) from None
             raise
         except SignalException as error:
             raise KeyboardInterrupt from error
@@ -100,18 +100,18 @@ def launch(
 
 def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: str, device: str) -> None:
     if not 0 <= machine_rank < num_machines:
-        raise ValueError(f"--machine-rank is {machine_rank}, allowed: 0 to {num_machines - 1}")
+        raise InputError(f"--machine-rank is {machine_rank}, allowed: 0 to {num_machines - 1}")
     if dist_url == "auto":
         if num_machines > 1:
-            raise ValueError(
+            raise InputError(
                 "--dist-url is 'auto', allowed for several machines: tcp://host:port of machine 0"
             )
     else:
         url = urllib.parse.urlsplit(dist_url)
         if url.scheme != "tcp" or not url.hostname or not _port(url):
-            raise ValueError(f"--dist-url is {dist_url!r}, allowed: auto, tcp://host:port")
+            raise InputError(f"--dist-url is {dist_url!r}, allowed: auto, tcp://host:port")
     if device == "cuda" and num_processes > torch.cuda.device_count():
-        raise ValueError(
+        raise InputError(
             f"--num-processes is {num_processes}, allowed: 1 to {torch.cuda.device_count()}, the GPUs here"
         )
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from torch import nn
 
 from d2go_fbnetv5.arch import Backbone, Topology, build_family, list_families
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import as_dict
@@ -24,6 +23,8 @@ from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, Searc
 from d2go_fbnetv5.models.distillation import timm_teacher
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.zoo import builtin_topology
 
 MODEL_FILE = "model.json"  # in OUTPUT_DIR: what the trained model predicts, for `predict`
@@ -48,7 +49,7 @@ class ModelRecipe(Recipe):
     def validate(cls, cfg: CfgNode, world_size: int) -> None:
         check_choice(cfg, "MODEL.FBNETV5.FAMILY", list_families())
         if cfg.MODEL.FBNETV5.TOPOLOGY_TASK and not cfg.MODEL.FBNETV5.TOPOLOGY:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.FBNETV5.TOPOLOGY_TASK is {cfg.MODEL.FBNETV5.TOPOLOGY_TASK!r}, allowed without "
                 "MODEL.FBNETV5.TOPOLOGY: nothing"
             )
@@ -56,14 +57,14 @@ class ModelRecipe(Recipe):
         allowed = head_options(cls.kind)
         for name in cfg.MODEL.FBNETV5.HEAD:
             if name not in allowed:
-                raise ValueError(
+                raise InputError(
                     f"MODEL.FBNETV5.HEAD has {name!r}, allowed for {cls.__name__}: {', '.join(allowed)}"
                 )
         cls._validate_input(cfg)
         distillation = cfg.MODEL.FBNETV5.DISTILLATION
         check_range(cfg, "MODEL.FBNETV5.DISTILLATION.WEIGHT", 0, 1)
         if distillation.TEACHER and cls.kind is not ImageClassifier:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.FBNETV5.DISTILLATION.TEACHER is {distillation.TEACHER!r}, allowed for "
                 f"{cfg.MODEL.META_ARCHITECTURE}: nothing, as only classifiers have teachers"
             )
@@ -75,7 +76,7 @@ class ModelRecipe(Recipe):
     @classmethod
     def _validate_input(cls, cfg: CfgNode) -> None:
         if cfg.FBNETV5_DATA.CROP_AREA and cls.kind is not ImageClassifier:
-            raise ValueError(
+            raise InputError(
                 f"FBNETV5_DATA.CROP_AREA is {cfg.FBNETV5_DATA.CROP_AREA}, allowed for "
                 f"{cfg.MODEL.META_ARCHITECTURE}: [], as it is for classifiers"
             )
@@ -85,7 +86,7 @@ class ModelRecipe(Recipe):
             cfg.INPUT.CROP.ENABLED
             and -(-min(cfg.INPUT.CROP.SIZE) // divisor) * divisor < family.min_input_size
         ):
-            raise ValueError(
+            raise InputError(
                 f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}, allowed for family {family.name}: "
                 f"{family.min_input_size} pixels or more"
             )
@@ -101,7 +102,7 @@ class ModelRecipe(Recipe):
     def load_weights(self, checkpointer: RunCheckpointer, path: str) -> None:
         try:
             load_weights(self.model, path)
-        except (ValueError, FileNotFoundError) as error:
+        except (InputError, FileNotFoundError) as error:
             raise type(error)(f"MODEL.WEIGHTS: {error}") from error
 
     def conclude(
@@ -160,7 +161,7 @@ def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
     names_of = get_recipe(kind).names_of
     names = getattr(info, names_of)
     if not names:
-        raise ValueError(
+        raise InputError(
             f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no {names_of}, which {kind} learns"
         )
     return names
@@ -187,8 +188,8 @@ def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
         )
     try:
         return load_topologies(path).task(options.TOPOLOGY_TASK or task).topology
-    except ValueError as error:
-        raise ValueError(f"MODEL.FBNETV5.TOPOLOGY: {error}") from error
+    except InputError as error:
+        raise InputError(f"MODEL.FBNETV5.TOPOLOGY: {error}") from error
 
 
 def build_searched_model(
@@ -203,7 +204,7 @@ def build_searched_model(
     try:
         return kind(**arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"MODEL.FBNETV5.HEAD: {error}") from error
+        raise InputError(f"MODEL.FBNETV5.HEAD: {error}") from error
 
 
 def model_arguments(

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
-class NonFiniteError(RuntimeError):
-    """A loss or a weight became NaN or infinite."""
+from d2go_fbnetv5.utils.errors import NonFiniteError
 
 
 class FiniteGuard:

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from d2go_fbnetv5.arch.drawing import LINE_COLOR, PATH_COLORS, TEXT_COLOR
 from d2go_fbnetv5.engine.results import SearchResults, TaskResult
 from d2go_fbnetv5.engine.series import running_mean, series, thin
+from d2go_fbnetv5.utils.errors import InputError
 
 TASK_COLORS = ("#3d7dca", "#d1603d", "#2f9e83", "#7a3f9d", "#b58900", "#59616d")
 RANDOM_COLOR = "#9aa1ab"
@@ -32,7 +33,7 @@ def probabilities_figure(history: Sequence[dict[str, Any]], tasks: Sequence[str]
     curves = {task: series(history, f"probs/{task}") for task in tasks}
     missing = [task for task, (iterations, _) in curves.items() if not iterations]
     if missing or not curves:
-        raise ValueError(f"no probabilities over time of {', '.join(missing) or 'any task'} in the history")
+        raise InputError(f"no probabilities over time of {', '.join(missing) or 'any task'} in the history")
     paths = max(len(probs[-1][0]) for _, probs in curves.values())
     stages = max(len(probs[-1]) for _, probs in curves.values())
     figure = blank_figure(2.3 * paths + 0.6, 1.75 * len(tasks) + 0.75)

@@ -21,6 +21,7 @@ from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.zoo import create_model
 
 
@@ -86,7 +87,7 @@ def from_run(folder: str, weights: str | None = None) -> Predictor:
     cfg = load_cfg(config)
     recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
     if not issubclass(recipe, ModelRecipe):
-        raise ValueError(f"run {folder}: {cfg.MODEL.META_ARCHITECTURE} is no model that predicts")
+        raise InputError(f"run {folder}: {cfg.MODEL.META_ARCHITECTURE} is no model that predicts")
     names = tuple(json.loads(described.read_text(encoding="utf-8"))["names"])
     cfg.MODEL.FBNETV5.DISTILLATION.TEACHER = ""  # it has taught
     if recipe.task != "cls":
@@ -117,10 +118,10 @@ def from_zoo(
     """
     model = create_model(name, num_classes or (len(names) if names else None), topology)
     if weights is not None and load_weights(model, weights) == "supernet":
-        raise ValueError(f"weights {weights}: a supernet's, whose head is not this model's; train it first")
+        raise InputError(f"weights {weights}: a supernet's, whose head is not this model's; train it first")
     count = model.num_classes
     if names is not None and len(names) != count:
-        raise ValueError(f"{len(names)} names of classes are given, the model has {count} classes")
+        raise InputError(f"{len(names)} names of classes are given, the model has {count} classes")
     task = name.rsplit("-", 1)[1].lower()
     default = ADE20K_NAMES if task == "seg" and count == len(ADE20K_NAMES) else tuple(map(str, range(count)))
     family = model.backbone.family

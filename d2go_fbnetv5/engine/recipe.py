@@ -16,6 +16,7 @@ from torch import nn
 from d2go_fbnetv5.engine.build import Data, build_param_groups
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.evaluation import evaluate, precise_batch_norm
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class Recipe:
@@ -102,7 +103,7 @@ def register_recipe(name: str) -> Callable[[RecipeClass], RecipeClass]:
 
     def register(cls: RecipeClass) -> RecipeClass:
         if name in _RECIPES:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.META_ARCHITECTURE {name!r} is registered already, as {_RECIPES[name].__name__}"
             )
         _RECIPES[name] = cls
@@ -114,5 +115,5 @@ def register_recipe(name: str) -> Callable[[RecipeClass], RecipeClass]:
 def get_recipe(name: str) -> type[Recipe]:
     """The recipe of a MODEL.META_ARCHITECTURE; an unknown name is a ValueError that lists those known."""
     if name not in _RECIPES:
-        raise ValueError(f"MODEL.META_ARCHITECTURE is {name!r}, allowed: {', '.join(sorted(_RECIPES))}")
+        raise InputError(f"MODEL.META_ARCHITECTURE is {name!r}, allowed: {', '.join(sorted(_RECIPES))}")
     return _RECIPES[name]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from d2go_fbnetv5.arch.topology import Topology
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TaskResult:
     def __post_init__(self) -> None:
         lengths = (len(self.random_topologies), len(self.random_metrics), len(self.random_flops))
         if len(set(lengths)) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{self.task}: {lengths} random topologies, metrics and FLOPs; need as many of each"
             )
 

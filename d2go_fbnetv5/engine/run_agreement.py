@@ -15,6 +15,7 @@ from torch import Tensor
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.engine.history import METRICS_FILE, read_history
 from d2go_fbnetv5.engine.series import series
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,22 @@ def read_agreement(
             different numbers of stages and paths.
     """
     if len(folders) < 2:
-        raise ValueError(f"agreement is between two or more runs, found {len(folders)}")
+        raise InputError(f"agreement is between two or more runs, found {len(folders)}")
     runs = run_names(folders)
     found = [_probabilities(Path(folder)) for folder in folders]
     common = [task for task in found[0] if all(task in probs for probs in found)]
     for folder, probs in zip(folders, found, strict=True):
         missing = [task for task in tasks or () if task not in probs]
         if missing:
-            raise ValueError(f"{folder}: no task {missing[0]!r}; available: {', '.join(probs)}")
+            raise InputError(f"{folder}: no task {missing[0]!r}; available: {', '.join(probs)}")
     chosen = list(tasks or common)
     if not chosen:
-        raise ValueError(f"{', '.join(map(str, folders))}: no task in common")
+        raise InputError(f"{', '.join(map(str, folders))}: no task in common")
     agreements = []
     for task in chosen:
         sizes = {tuple(probs[task].shape) for probs in found}
         if len(sizes) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{task}: runs of one search space are needed, found stages x paths of {sorted(sizes)}"
             )
         agreements.append(TaskAgreement(task, runs, torch.stack([probs[task] for probs in found])))
@@ -127,7 +128,7 @@ def _probabilities(folder: Path) -> dict[str, Tensor]:
         keys = dict.fromkeys(key for line in history for key in line if key.startswith("probs/"))
         found = {key[6:]: series(history, key)[1][-1] for key in keys}
     if not found:
-        raise ValueError(
+        raise InputError(
             f"{folder}: no probabilities of a search, neither topologies.json nor {METRICS_FILE}"
         )
     return {task: torch.tensor(probs, dtype=torch.float64) for task, probs in found.items()}

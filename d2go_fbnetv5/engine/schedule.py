@@ -14,6 +14,8 @@ from fvcore.common.param_scheduler import (
     StepWithFixedGammaParamScheduler,
 )
 
+from d2go_fbnetv5.utils.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR")
@@ -68,7 +70,7 @@ def build_schedule(
     elif name == "WarmupPolyLR":
         schedule = _Floor(PolynomialDecayParamScheduler(1.0, power), constant_ending)
     else:
-        raise ValueError(f"SOLVER.LR_SCHEDULER_NAME is {name!r}, allowed: {', '.join(SCHEDULES)}")
+        raise InputError(f"SOLVER.LR_SCHEDULER_NAME is {name!r}, allowed: {', '.join(SCHEDULES)}")
     if warmup_iters <= 0:
         return schedule
     length = min(warmup_iters / max_iter, 1.0)
@@ -81,7 +83,7 @@ def build_schedule(
     elif warmup_method == "constant":
         warmup = ConstantParamScheduler(start)
     else:
-        raise ValueError(f"SOLVER.WARMUP_METHOD is {warmup_method!r}, allowed: linear, constant")
+        raise InputError(f"SOLVER.WARMUP_METHOD is {warmup_method!r}, allowed: linear, constant")
     if length == 1.0:
         return warmup
     return CompositeParamScheduler([warmup, schedule], [length, 1 - length], ["rescaled", "fixed"])

@@ -14,6 +14,7 @@ from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
 from d2go_fbnetv5.engine.results import TaskResult
 from d2go_fbnetv5.search import Search, derive_generator
 from d2go_fbnetv5.tasks.base import DatasetInfo, Task
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class TaskNetwork(nn.Module):
@@ -117,7 +118,7 @@ def random_topology(
     num_paths = len(costs.blocks)
     full = costs.network(Topology.full(num_stages), outputs)
     if full < least:
-        raise ValueError(f"no topology costs {least:g} or more: the full supernet's is {full:g}")
+        raise InputError(f"no topology costs {least:g} or more: the full supernet's is {full:g}")
     mask = torch.rand(num_stages * num_paths, generator=generator) < 0.5
     for block in torch.randperm(len(mask), generator=generator).tolist():
         topology = Topology(mask.view(num_stages, num_paths))

@@ -27,6 +27,7 @@ from d2go_fbnetv5.engine.search_eval import SearchJudge
 from d2go_fbnetv5.engine.validate import check_choice, check_range
 from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, search_class
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @register_recipe("MultitaskSearch")
@@ -42,19 +43,19 @@ class SearchRecipe(Recipe):
         tasks = cfg.SEARCH.TASKS
         unknown = [name for name in tasks if name not in list_tasks()]
         if not tasks or unknown or len(set(tasks)) != len(tasks):
-            raise ValueError(
+            raise InputError(
                 f"SEARCH.TASKS is {tasks}, allowed: one or more of {', '.join(list_tasks())}, each once"
             )
         cls._validate_algorithm(cfg)
         # Options of a task that is left out may stay: a run leaves tasks out by SEARCH.TASKS alone.
         strangers = [name for name in cfg.SEARCH.HEADS if name not in list_tasks()]
         if strangers:
-            raise ValueError(
+            raise InputError(
                 f"SEARCH.HEADS has options for {strangers[0]!r}, allowed as in SEARCH.TASKS: {', '.join(list_tasks())}"
             )
         for name, options in cfg.SEARCH.HEADS.items():
             if not isinstance(options, CfgNode):
-                raise ValueError(f"SEARCH.HEADS.{name} is {options!r}, allowed: a group of options")
+                raise InputError(f"SEARCH.HEADS.{name} is {options!r}, allowed: a group of options")
         check_range(cfg, "SEARCH.PROB_MIN", 0, 0.49, open_low=True)
         check_range(cfg, "SEARCH.INIT_PROB", cfg.SEARCH.PROB_MIN, 1 - cfg.SEARCH.PROB_MIN)
         for key in ("ARCH_WARMUP_ITERS", "ARCH_LR_FACTOR", "LOSS_WINDOW", "COST.WEIGHT"):
@@ -68,12 +69,12 @@ class SearchRecipe(Recipe):
         per_rank = cfg.SOLVER.IMS_PER_BATCH // world_size
         check_range(cfg, "SEARCH.SAMPLES_PER_RANK", 1, per_rank)
         if cfg.SEARCH.SHARED_IMAGES and cfg.SEARCH.SAMPLES_PER_RANK < 2:
-            raise ValueError(
+            raise InputError(
                 f"SEARCH.SAMPLES_PER_RANK is {cfg.SEARCH.SAMPLES_PER_RANK}, allowed with SEARCH.SHARED_IMAGES: 2 or "
                 "more, which are compared with each other"
             )
         if world_size > 1 and not cfg.MODEL.DDP_FIND_UNUSED_PARAMETERS:
-            raise ValueError(
+            raise InputError(
                 "MODEL.DDP_FIND_UNUSED_PARAMETERS is False, allowed with several processes: True, "
                 "because each of them samples topologies of its own"
             )
@@ -84,12 +85,12 @@ class SearchRecipe(Recipe):
         algorithm, estimator = cfg.SEARCH.ALGORITHM, cfg.SEARCH.ESTIMATOR
         allowed = search_class(algorithm).estimators
         if estimator and estimator not in allowed:
-            raise ValueError(
+            raise InputError(
                 f"SEARCH.ESTIMATOR is {estimator!r}, allowed with SEARCH.ALGORITHM {algorithm}: "
                 f"{', '.join((*allowed, repr('')))}"
             )
         if algorithm == "single_task" and len(cfg.SEARCH.TASKS) != 1:
-            raise ValueError(
+            raise InputError(
                 f"SEARCH.TASKS is {cfg.SEARCH.TASKS}, allowed with SEARCH.ALGORITHM single_task: one task a run"
             )
 
@@ -100,12 +101,12 @@ class SearchRecipe(Recipe):
             try:
                 check_size(cfg.SEARCH.COST.SIZE, family)
             except (ValueError, TypeError) as error:
-                raise ValueError(f"SEARCH.COST.SIZE: {error}") from error
+                raise InputError(f"SEARCH.COST.SIZE: {error}") from error
         if cfg.SEARCH.COST.METRIC == "latency" or cfg.SEARCH.COST.TABLE:
             cost_per_block(cfg)
         # Images are padded to whole strides of Path 3 before they reach the supernet.
         if cfg.INPUT.CROP.ENABLED and -(-min(cfg.INPUT.CROP.SIZE) // 32) * 32 < family.min_input_size:
-            raise ValueError(
+            raise InputError(
                 f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}, allowed for family {family.name}: "
                 f"{family.min_input_size} pixels or more"
             )
@@ -209,14 +210,14 @@ def cost_per_block(cfg: CfgNode) -> BlockCosts:
     family, cost = build_family(cfg.MODEL.FBNETV5.FAMILY), cfg.SEARCH.COST
     if (cost.METRIC == "latency") != bool(cost.TABLE):
         allowed = "a file that d2go_fbnetv5.latency_table wrote" if not cost.TABLE else "nothing"
-        raise ValueError(
+        raise InputError(
             f"SEARCH.COST.TABLE is {cost.TABLE!r}, allowed with SEARCH.COST.METRIC {cost.METRIC}: {allowed}"
         )
     if not cost.TABLE:
         return block_costs(family, cost_size(cfg), cost.METRIC)
     try:
         return read_latency_table(Path(cost.TABLE).expanduser(), family, cost_size(cfg))
-    except (ValueError, FileNotFoundError) as error:
+    except (InputError, FileNotFoundError) as error:
         raise type(error)(f"SEARCH.COST.TABLE: {error}") from error
 
 
@@ -234,8 +235,8 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
         options = as_dict(search.HEADS[name]) if name in search.HEADS else {}
         try:
             tasks.append(build_task(name, supernet.channels, info, **options))
-        except ValueError as error:
-            raise ValueError(f"SEARCH.TASKS, SEARCH.HEADS.{name}: {error}") from error
+        except InputError as error:
+            raise InputError(f"SEARCH.TASKS, SEARCH.HEADS.{name}: {error}") from error
     cost = None
     if search.COST.WEIGHT > 0:
         costs = cost_per_block(cfg).matrix(supernet.num_stages)

@@ -18,7 +18,6 @@ from torch import nn
 
 import d2go_fbnetv5.engine.model_recipes  # noqa: F401 (registers the models for single tasks)
 import d2go_fbnetv5.engine.search_recipe  # noqa: F401 (registers "MultitaskSearch")
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.engine.build import (
     Data,
     build_clipping,
@@ -40,6 +39,8 @@ from d2go_fbnetv5.engine.recipe import Recipe, get_recipe
 from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.engine.validate import scale_to_world_size, validate
 from d2go_fbnetv5.engine.writers import ConsoleWriter, HistoryWriter, RecordHook, TensorBoardWriter
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +65,11 @@ def prepare(cfg: CfgNode, world_size: int, *, resume: bool = False, eval_only: b
     _check_writable(folder)
     has_run = any(folder.glob("model_*.pth"))
     if has_run and not resume and not eval_only:
-        raise ValueError(
+        raise InputError(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run: go on with it by --resume, or choose another folder"
         )
     if eval_only and not has_run and not cfg.MODEL.WEIGHTS:
-        raise ValueError(
+        raise InputError(
             f"--eval-only: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint and MODEL.WEIGHTS is empty"
         )
     cfg.freeze()
@@ -213,7 +214,7 @@ class Run:
                 cfg.SEED = self.seed  # so that a run with a drawn seed can be resumed and repeated
                 write_atomically(self.folder / CONFIG_FILE, cfg.dump())
             except OSError as error:
-                raise ValueError(f"OUTPUT_DIR {self.folder} cannot be written: {error.strerror}") from error
+                raise InputError(f"OUTPUT_DIR {self.folder} cannot be written: {error.strerror}") from error
             log_to_file(self.folder)
         barrier()
 
@@ -253,6 +254,6 @@ def _check_writable(folder: Path) -> None:
     """Without leaving anything behind, as the rest of the configuration may yet be refused."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"OUTPUT_DIR {folder} cannot be written: {existing} is not a folder")
+        raise InputError(f"OUTPUT_DIR {folder} cannot be written: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"OUTPUT_DIR {folder} cannot be written: no permission for {existing}")
+        raise InputError(f"OUTPUT_DIR {folder} cannot be written: no permission for {existing}")

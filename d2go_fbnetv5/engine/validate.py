@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.engine.precision import DTYPES
 from d2go_fbnetv5.engine.schedule import SCHEDULES
+from d2go_fbnetv5.utils.errors import InputError
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -16,7 +17,7 @@ def check_choice(cfg: CfgNode, key: str, allowed: Sequence[Any]) -> None:
     """Raise a ValueError unless the key's value is one of those allowed."""
     value = get(cfg, key)
     if value not in allowed:
-        raise ValueError(f"{key} is {value!r}, allowed: {', '.join(map(str, allowed))}")
+        raise InputError(f"{key} is {value!r}, allowed: {', '.join(map(str, allowed))}")
 
 
 def check_range(
@@ -27,7 +28,7 @@ def check_range(
     if not low <= value <= high or (open_low and value == low):
         least = f"more than {low:g}" if open_low else f"{low:g} or more"
         most = "" if high == float("inf") else f" and at most {high:g}"
-        raise ValueError(f"{key} is {value!r}, allowed: {least}{most}")
+        raise InputError(f"{key} is {value!r}, allowed: {least}{most}")
 
 
 def get(cfg: CfgNode, key: str) -> Any:
@@ -74,13 +75,13 @@ def _solver(cfg: CfgNode) -> None:
     check_range(cfg, "SOLVER.POLY_LR_CONSTANT_ENDING", 0, 1)
     for entry in cfg.SOLVER.LR_MULTIPLIER_OVERWRITE:
         if not isinstance(entry, Mapping) or not all(_is_number(f) and f > 0 for f in entry.values()):
-            raise ValueError(
+            raise InputError(
                 f"SOLVER.LR_MULTIPLIER_OVERWRITE has {entry!r}, allowed: a mapping of a part of weights' names to a "
                 "factor above 0"
             )
     steps = cfg.SOLVER.STEPS
     if not all(type(step) is int and step > 0 for step in steps) or list(steps) != sorted(set(steps)):
-        raise ValueError(f"SOLVER.STEPS is {steps}, allowed: rising iteration numbers from 1")
+        raise InputError(f"SOLVER.STEPS is {steps}, allowed: rising iteration numbers from 1")
     check_range(cfg, "MODEL_EMA.DECAY", 0, 1 - 1e-12)
 
 
@@ -89,10 +90,10 @@ def _input(cfg: CfgNode) -> None:
     check_choice(cfg, "INPUT.RANDOM_FLIP", ("horizontal", "none"))
     sides = cfg.INPUT.MIN_SIZE_TRAIN
     if not sides or not all(type(side) is int and side >= 1 for side in sides):
-        raise ValueError(f"INPUT.MIN_SIZE_TRAIN is {sides}, allowed: one or more sides in pixels")
+        raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sides}, allowed: one or more sides in pixels")
     check_range(cfg, "INPUT.MIN_SIZE_TEST", 0)
     if max(sides) >= cfg.INPUT.MAX_SIZE_TRAIN:
-        raise ValueError(
+        raise InputError(
             f"INPUT.MAX_SIZE_TRAIN is {cfg.INPUT.MAX_SIZE_TRAIN}, allowed: more than INPUT.MIN_SIZE_TRAIN {sides}"
         )
     if cfg.INPUT.MIN_SIZE_TEST and not cfg.FBNETV5_DATA.CROP_SIZE_TEST:
@@ -101,7 +102,7 @@ def _input(cfg: CfgNode) -> None:
         check_choice(cfg, "INPUT.CROP.TYPE", ("absolute",))
         size = cfg.INPUT.CROP.SIZE
         if len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
-            raise ValueError(f"INPUT.CROP.SIZE is {size}, allowed: [height, width] in whole pixels")
+            raise InputError(f"INPUT.CROP.SIZE is {size}, allowed: [height, width] in whole pixels")
     check_range(cfg, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0, 1, open_low=True)
     check_range(cfg, "FBNETV5_DATA.COLOR_JITTER", 0, 1)
     check_range(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", 0)
@@ -109,15 +110,15 @@ def _input(cfg: CfgNode) -> None:
         check_range(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", 0, cfg.INPUT.MIN_SIZE_TEST)
     _classify_input(cfg)
     if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty, allowed: one or more names of data sets")
+        raise InputError("DATASETS.TRAIN is empty, allowed: one or more names of data sets")
     if len(cfg.DATASETS.TEST) != 1:
-        raise ValueError(f"DATASETS.TEST is {cfg.DATASETS.TEST}, allowed: the name of one data set")
+        raise InputError(f"DATASETS.TEST is {cfg.DATASETS.TEST}, allowed: the name of one data set")
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         values = cfg.MODEL[key]
         if len(values) != 3 or not all(isinstance(v, (int, float)) and v >= 0 for v in values):
-            raise ValueError(f"MODEL.{key} is {values}, allowed: three numbers, for R, G, B in 0..255")
+            raise InputError(f"MODEL.{key} is {values}, allowed: three numbers, for R, G, B in 0..255")
     if min(cfg.MODEL.PIXEL_STD) <= 0:
-        raise ValueError(f"MODEL.PIXEL_STD is {cfg.MODEL.PIXEL_STD}, allowed: more than 0")
+        raise InputError(f"MODEL.PIXEL_STD is {cfg.MODEL.PIXEL_STD}, allowed: more than 0")
 
 
 def _classify_input(cfg: CfgNode) -> None:
@@ -128,16 +129,16 @@ def _classify_input(cfg: CfgNode) -> None:
     if not area:
         for key in ("RAND_AUGMENT", "RANDOM_ERASE"):
             if cfg.FBNETV5_DATA[key]:
-                raise ValueError(
+                raise InputError(
                     f"FBNETV5_DATA.{key} is {cfg.FBNETV5_DATA[key]}, allowed without FBNETV5_DATA.CROP_AREA: 0"
                 )
         return
     if len(area) != 2 or not all(map(_is_number, area)) or not 0 < area[0] <= area[1] <= 1:
-        raise ValueError(
+        raise InputError(
             f"FBNETV5_DATA.CROP_AREA is {area}, allowed: [], or two rising shares of more than 0 up to 1"
         )
     if not cfg.INPUT.CROP.ENABLED:
-        raise ValueError(
+        raise InputError(
             "INPUT.CROP.ENABLED is False, allowed with FBNETV5_DATA.CROP_AREA: True, as INPUT.CROP.SIZE is the "
             "size of what is cropped"
         )
@@ -153,7 +154,7 @@ def _runtime(cfg: CfgNode) -> None:
     check_range(cfg, "TEST.PRECISE_BN.NUM_ITER", 1)
     check_range(cfg, "WRITER_PERIOD", 1)
     if not cfg.OUTPUT_DIR:
-        raise ValueError("OUTPUT_DIR is empty, allowed: a folder")
+        raise InputError("OUTPUT_DIR is empty, allowed: a folder")
     check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
 
 
@@ -162,18 +163,18 @@ def check_device(key: str, name: str) -> None:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"{key} is {name!r}, allowed: cpu, cuda") from error
+        raise InputError(f"{key} is {name!r}, allowed: cpu, cuda") from error
     available: dict[str, Callable[[], bool]] = {"cpu": lambda: True, "cuda": torch.cuda.is_available}
     if device.type not in available:
-        raise ValueError(f"{key} is {name!r}, allowed: cpu, cuda")
+        raise InputError(f"{key} is {name!r}, allowed: cpu, cuda")
     if not available[device.type]():
-        raise ValueError(f"{key} is {name!r}, but torch finds no such device here; allowed: cpu")
+        raise InputError(f"{key} is {name!r}, but torch finds no such device here; allowed: cpu")
 
 
 def _batches(cfg: CfgNode, world_size: int) -> None:
     total = cfg.SOLVER.IMS_PER_BATCH
     if total % world_size:
-        raise ValueError(
+        raise InputError(
             f"SOLVER.IMS_PER_BATCH is {total}, allowed: multiples of the {world_size} processes it is split over"
         )
 

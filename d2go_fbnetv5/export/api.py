@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.export import onnx, programs, torchscript
 from d2go_fbnetv5.export.check import CheckFailedError, Report, check
@@ -23,6 +22,8 @@ from d2go_fbnetv5.export.inference import inference_module
 from d2go_fbnetv5.export.metadata import describe, output_names
 from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import write_atomically
 
 # Each has SUFFIX, PACKAGES, `export` and `load`, and FIXED_SIZE: whether a file can be for one size alone.
 FORMATS: dict[str, ModuleType] = {"executorch": programs, "onnx": onnx, "torchscript": torchscript}
@@ -89,16 +90,16 @@ def export_model(
         CheckFailedError: the file does not compute what the model does. It stays, under its first name.
     """
     if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; allowed are {', '.join(FORMATS)}")
+        raise InputError(f"unknown format {format!r}; allowed are {', '.join(FORMATS)}")
     kind, folder = FORMATS[format], Path(folder)
     if fixed_size and not kind.FIXED_SIZE:
         allowed = " and ".join(name for name, other in FORMATS.items() if other.FIXED_SIZE)
-        raise ValueError(f"a fixed size is for the formats {allowed}, found {format}")
+        raise InputError(f"a fixed size is for the formats {allowed}, found {format}")
     model = model.eval()
     size = check_size(model, size or usual_size(model, transform))
     names = list(names) or [str(label) for label in range(model.num_classes)]
     if len(names) != model.num_classes:
-        raise ValueError(
+        raise InputError(
             f"{len(names)} names of classes are given, the model has {model.num_classes} classes"
         )
     require(format, *kind.PACKAGES)
@@ -147,12 +148,12 @@ def check_size(model: SearchedModel, size: tuple[int, int]) -> tuple[int, int]:
     """
     least, divisor = smallest_side(model), model.size_divisibility
     if min(size) < least:
-        raise ValueError(
+        raise InputError(
             f"size {size[0]}x{size[1]} is too small for Path 3: allowed for family {model.backbone.family.name} are "
             f"sides of {least} pixels or more"
         )
     if any(side % divisor for side in size):
-        raise ValueError(
+        raise InputError(
             f"size {size[0]}x{size[1]}: allowed for a {type(model).__name__} are multiples of {divisor}"
         )
     return size
@@ -180,7 +181,7 @@ def _refuse_training(folder: Path) -> None:
     except ValueError:
         content = None
     if not isinstance(content, dict) or "format" not in content:
-        raise ValueError(f"{path} is not of an export, as a training's is not; choose another folder")
+        raise InputError(f"{path} is not of an export, as a training's is not; choose another folder")
 
 
 def _other_size(size: tuple[int, int], least: int) -> tuple[int, int]:

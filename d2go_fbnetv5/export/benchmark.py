@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from d2go_fbnetv5.engine.errors import sentence
 from d2go_fbnetv5.engine.formatting import MISSING, format_count, format_metric
 from d2go_fbnetv5.export.api import INT8, exporter
 from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.export.subjects import Subject, open_subject
+from d2go_fbnetv5.utils.errors import InputError, sentence
 
 EAGER = "eager"
 BENCHMARK_FORMATS = ("executorch", f"executorch{INT8}", "onnx", "torchscript", EAGER)
@@ -93,7 +93,7 @@ def run_benchmark(
     """
     for format in formats:
         if format not in BENCHMARK_FORMATS:
-            raise ValueError(f"unknown format {format!r}; allowed are {', '.join(BENCHMARK_FORMATS)}")
+            raise InputError(f"unknown format {format!r}; allowed are {', '.join(BENCHMARK_FORMATS)}")
         if format != EAGER:
             require(format, *exporter(format).PACKAGES)
     subjects = [open_subject(name) for name in models]
@@ -181,7 +181,7 @@ def _work(task: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     if done.returncode:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         names = ", ".join(dict.fromkeys(f"{row.model} ({row.format})" for row in rows))
-        raise ValueError(f"measuring {names} failed: {last}")
+        raise InputError(f"measuring {names} failed: {last}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

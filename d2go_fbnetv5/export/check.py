@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 
 from d2go_fbnetv5.models import LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import segment_scores, weighed_masks
+from d2go_fbnetv5.utils.errors import InputError
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 
@@ -91,7 +92,7 @@ def check(model: SearchedModel, run: Run, images: Iterable[Tensor], int8: bool =
             raise CheckFailedError(f"{where}: the file cannot run it: {error}") from error
         shares.append(compare(model, image, found, report, where))
     if not report.images:
-        raise ValueError("check needs one image or more, found none")
+        raise InputError("check needs one image or more, found none")
     report.agreement = sum(shares) / len(shares)
     if int8 and not report.agreement >= AGREEMENT:
         raise CheckFailedError(

@@ -20,6 +20,7 @@ from d2go_fbnetv5.export.images import padded_image
 from d2go_fbnetv5.export.metadata import task_of
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks
+from d2go_fbnetv5.utils.errors import InputError
 
 Sizes = tuple[int, int]
 
@@ -45,7 +46,7 @@ class ExportedModel(nn.Module):
         for sample in batch:
             image = padded_image(self._model[0], sample["image"])
             if self._size is not None and tuple(image.shape[-2:]) != self._size:
-                raise ValueError(
+                raise InputError(
                     f"the file takes images of {self._size[0]}x{self._size[1]} alone, found one of "
                     f"{image.shape[-2]}x{image.shape[-1]}"
                 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.export.missing import require
+from d2go_fbnetv5.utils.errors import InputError
 
 PACKAGES = ("executorch", "torchao")
 
@@ -93,7 +94,7 @@ class LoadedProgram:
                 method: self._method(method) for method in sorted(self._program.method_names)
             }
         except RuntimeError as error:
-            raise ValueError(f"{name}: ExecuTorch cannot load it: {error}") from error
+            raise InputError(f"{name}: ExecuTorch cannot load it: {error}") from error
 
     def _method(self, name: str) -> Method:
         program = self._program
@@ -107,7 +108,7 @@ class LoadedProgram:
                 return list(method.execute([x.contiguous() for x in inputs]))
             except RuntimeError as error:
                 shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-                raise ValueError(
+                raise InputError(
                     f"method {name!r} cannot run inputs of {shapes}: {method.metadata}: {error}"
                 ) from error
 
@@ -134,7 +135,7 @@ def set_num_threads(count: int) -> None:
     The pool is replaced, so no method may be running, and programs loaded earlier must not be run any more.
     """
     if count < 1:
-        raise ValueError(f"{count} threads; allowed is 1 or more")
+        raise InputError(f"{count} threads; allowed is 1 or more")
     require_executorch()
     with _quiet():
         from executorch.extension.pybindings import portable_lib

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from d2go_fbnetv5.export.boxes import detect, propose
+from d2go_fbnetv5.utils.errors import InputError
 
 Method = Callable[..., Sequence[Tensor]]
 
@@ -66,7 +67,7 @@ class HostSettings:
         names = {field.name for field in fields(cls)}
         wrong = names.symmetric_difference(content)
         if wrong:
-            raise ValueError(f"the detector's settings lack or do not know {', '.join(sorted(wrong))}")
+            raise InputError(f"the detector's settings lack or do not know {', '.join(sorted(wrong))}")
         return cls(**{**content, "cell_anchors": tuple(map(tuple, content["cell_anchors"]))})
 
 

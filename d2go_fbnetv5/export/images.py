@@ -15,6 +15,7 @@ from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.engine.build import open_dataset
 from d2go_fbnetv5.engine.predictor import Predictor
 from d2go_fbnetv5.models import SearchedModel
+from d2go_fbnetv5.utils.errors import InputError
 
 CALIBRATION_IMAGES = 128  # by default
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -44,12 +45,12 @@ def calibration_images(
         ValueError, FileNotFoundError: no such folder or data set, or no image in it.
     """
     if count < 1:
-        raise ValueError(f"{count} calibration images; allowed is 1 or more")
+        raise InputError(f"{count} calibration images; allowed is 1 or more")
     images = ConcatDataset([_Folder(name) if Path(name).is_dir() else _open(name, cfg) for name in sources])
     total = len(images)
     count = min(count, total)
     if count == 0:
-        raise ValueError(f"calibration data {', '.join(sources)}: there is no image in it")
+        raise InputError(f"calibration data {', '.join(sources)}: there is no image in it")
     for i in range(count):
         yield padded_image(predictor.model, predictor.sample(images[i * total // count]["image"])["image"])
 
@@ -73,5 +74,5 @@ def _open(name: str, cfg: CfgNode | None) -> Any:
         return open_dataset(cfg, name)
     if name not in list_datasets():
         allowed = ", ".join([*configured, *list_datasets()])
-        raise ValueError(f"calibration data {name!r}: neither a folder nor a data set, which are {allowed}")
+        raise InputError(f"calibration data {name!r}: neither a folder nor a data set, which are {allowed}")
     return build_dataset(name)

@@ -16,6 +16,7 @@ from d2go_fbnetv5.export.boxes import detect, propose
 from d2go_fbnetv5.export.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.fold import folded
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel, TransformerDecoder
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class _Backbone(nn.Module):
@@ -205,7 +206,7 @@ def inference_module(model: SearchedModel, any_size: bool = False) -> nn.Module:
         if isinstance(model, kind):
             return module(model).eval()
     allowed = ", ".join(kind.__name__ for kind in (ImageClassifier, *_MODULES))
-    raise ValueError(f"cannot export a {type(model).__name__}; allowed are {allowed}")
+    raise InputError(f"cannot export a {type(model).__name__}; allowed are {allowed}")
 
 
 _MODULES = {

@@ -10,6 +10,7 @@ from typing import Any
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.flops import model_flops
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.version import __version__
 
 _TASKS = {ImageClassifier: "cls", LiteMaskFormer: "seg", LiteRCNN: "det"}
@@ -20,7 +21,7 @@ def task_of(model: SearchedModel) -> str:
     for kind, task in _TASKS.items():
         if isinstance(model, kind):
             return task
-    raise ValueError(
+    raise InputError(
         f"cannot export a {type(model).__name__}; allowed are {', '.join(k.__name__ for k in _TASKS)}"
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 
+from d2go_fbnetv5.utils.errors import InputError
+
 
 def require(name: str, *packages: str) -> None:
     """Imports packages.
@@ -18,6 +20,6 @@ def require(name: str, *packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 f"the format {name} needs {package}: pip install 'd2go_fbnetv5[export]' ({error})"
             ) from error

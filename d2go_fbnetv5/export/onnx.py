@@ -15,6 +15,7 @@ from d2go_fbnetv5.export.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.image_sizes import STEP, ImageSizes
 from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.export.pad_channels import pad_channels
+from d2go_fbnetv5.utils.errors import InputError
 
 SUFFIX = ".onnx"
 OPSET = 18
@@ -52,7 +53,7 @@ def export(
     """
     require("onnx", *PACKAGES)
     if calibration is not None:
-        raise ValueError("int8 is for the format executorch, found onnx")
+        raise InputError("int8 is for the format executorch, found onnx")
     sizes = ImageSizes.of(size, least, _MOST, fixed)
     module = copy.deepcopy(module)
     for part in list(module.modules()):
@@ -95,7 +96,7 @@ def load(
     try:
         session = open_session(os.fspath(path), torch.get_num_threads())
     except Exception as error:  # of onnxruntime's own classes, which share no base but this
-        raise ValueError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        raise InputError(f"{path}: ONNX Runtime cannot load it: {error}") from error
 
     def run(image: Tensor) -> tuple[Tensor, ...]:
         return tuple(map(torch.from_numpy, session.run(None, {"image": image.numpy()})))

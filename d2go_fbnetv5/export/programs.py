@@ -19,6 +19,7 @@ from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
 from d2go_fbnetv5.export.image_sizes import ImageSizes
 from d2go_fbnetv5.export.inference import DetectorInference
 from d2go_fbnetv5.export.quantize import FLOAT_MODULES, quantized
+from d2go_fbnetv5.utils.errors import InputError
 
 SUFFIX = ".pte"
 PACKAGES = executorch.PACKAGES
@@ -177,7 +178,7 @@ def _regions(module: DetectorInference, images: list[Tensor]) -> list[tuple[Tens
     for image in images:
         host(image)
     if images and not seen:
-        raise ValueError(
+        raise InputError(
             "the detector proposes no box in any calibration image; int8 needs images like its own"
         )
     return seen

@@ -15,6 +15,7 @@ from d2go_fbnetv5.arch.blocks import SqueezeExcite
 from d2go_fbnetv5.export.executorch import capture, require_executorch
 from d2go_fbnetv5.models.lite_maskformer import SegmentationModule
 from d2go_fbnetv5.models.transformer_decoder import DecoderLayer
+from d2go_fbnetv5.utils.errors import InputError
 
 # Modules that stay in floats. All are cheap, and a gate, an attention or a class' score needs more than 8 bits.
 FLOAT_MODULES: tuple[type[nn.Module], ...] = (SqueezeExcite, DecoderLayer, SegmentationModule, nn.Linear)
@@ -57,7 +58,7 @@ def quantized(
     kept = set(float_layers)
     unknown = kept - {name for name, _ in module.named_modules()}
     if unknown:
-        raise ValueError(f"float_layers has {', '.join(sorted(unknown))}, which the module does not have")
+        raise InputError(f"float_layers has {', '.join(sorted(unknown))}, which the module does not have")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -72,7 +73,7 @@ def quantized(
             graph(*example)
             count += 1
         if count == 0:
-            raise ValueError("no calibration images; int8 needs one or more")
+            raise InputError("no calibration images; int8 needs one or more")
         return capture(convert_pt2e(graph), inputs, dynamic_shapes)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.export import executorch, onnx
 from d2go_fbnetv5.export.missing import require
+from d2go_fbnetv5.utils.errors import InputError
 
 RUNTIMES = {"executorch": ("executorch", "torch"), "onnx": ("onnxruntime", "torch"), "eager": ("torch",)}
 """By name, the packages whose versions matter."""
@@ -26,7 +27,7 @@ def use_one_thread(runtime: str) -> None:
         ValueError: an unknown runtime, or one that is not installed.
     """
     if runtime not in RUNTIMES:
-        raise ValueError(f"unknown runtime {runtime!r}; allowed are {', '.join(RUNTIMES)}")
+        raise InputError(f"unknown runtime {runtime!r}; allowed are {', '.join(RUNTIMES)}")
     torch.set_num_threads(1)
     if runtime == "executorch":
         executorch.set_num_threads(1)
@@ -50,7 +51,7 @@ def compiled(module: nn.Module, image: Tensor, runtime: str) -> Callable[[], Any
         module = module.to(memory_format=torch.channels_last)
         image = image.contiguous(memory_format=torch.channels_last)
         return torch.inference_mode()(lambda: module(image))
-    raise ValueError(f"unknown runtime {runtime!r}; allowed are {', '.join(RUNTIMES)}")
+    raise InputError(f"unknown runtime {runtime!r}; allowed are {', '.join(RUNTIMES)}")
 
 
 def _onnx_session(module: nn.Module, image: Tensor) -> Any:

@@ -20,6 +20,7 @@ from d2go_fbnetv5.export.inference import inference_module
 from d2go_fbnetv5.export.metadata import output_names
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.models.flops import model_flops
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.zoo import create_model
 
 BASELINES = (
@@ -102,9 +103,9 @@ def _timm(name: str, model_name: str) -> Subject:
     try:
         import timm
     except ImportError as error:
-        raise ValueError(f"{name} needs timm: pip install 'd2go_fbnetv5[distillation]' ({error})") from error
+        raise InputError(f"{name} needs timm: pip install 'd2go_fbnetv5[distillation]' ({error})") from error
     if not timm.is_model(model_name):
-        raise ValueError(f"{name}: timm {timm.__version__} has no model {model_name!r}")
+        raise InputError(f"{name}: timm {timm.__version__} has no model {model_name!r}")
     model = timm.create_model(model_name).eval().requires_grad_(False)
     size = tuple(model.default_cfg["input_size"][1:])
 
@@ -120,7 +121,7 @@ def _torchvision(name: str, model_name: str) -> Subject:
     from torchvision.models import detection, get_model, list_models
 
     if model_name not in list_models(detection):
-        raise ValueError(
+        raise InputError(
             f"{name}: torchvision has no detector {model_name!r}, as {', '.join(list_models(detection))}"
         )
     model = get_model(model_name, weights=None, weights_backbone=None).eval().requires_grad_(False)

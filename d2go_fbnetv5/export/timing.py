@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from d2go_fbnetv5.utils.errors import InputError
+
 _WARM_UP = 3
 _LEAST_SECONDS = 2e-3  # of a sample: shorter ones are mostly the clock's and the interpreter's
 
@@ -43,7 +45,7 @@ def measure_in_turns(
         ValueError: less than one round.
     """
     if rounds < 1:
-        raise ValueError(f"{rounds} rounds; allowed is 1 or more")
+        raise InputError(f"{rounds} rounds; allowed is 1 or more")
     clock = time.thread_time if one_thread else time.perf_counter
     calls = {name: _calls_per_sample(call, clock) for name, call in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}

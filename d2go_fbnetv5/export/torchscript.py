@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.export.image_sizes import STEP
+from d2go_fbnetv5.utils.errors import InputError
 
 SUFFIX = ".pt"
 PACKAGES: tuple[str, ...] = ()  # torch and torchvision are there
@@ -31,7 +32,7 @@ def export(
 ) -> dict[str, Any]:
     """As `onnx.export`; every size is dynamic, whatever ``fixed`` is (FIXED_SIZE)."""
     if calibration is not None:
-        raise ValueError("int8 is for the format executorch, found torchscript")
+        raise InputError("int8 is for the format executorch, found torchscript")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit announces its removal
         torch.jit.script(module).save(os.fspath(path))
@@ -54,7 +55,7 @@ def load(
             warnings.simplefilter("ignore")
             module = torch.jit.load(os.fspath(path), map_location="cpu")
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: torch cannot load it: {error}") from error
+        raise InputError(f"{path}: torch cannot load it: {error}") from error
 
     @torch.no_grad()
     def run(image: Tensor) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator
 from d2go_fbnetv5.tasks.images import Output, batch_images, image_sizes, run_in_groups
+from d2go_fbnetv5.utils.errors import InputError
 
 Sample = dict[str, Any]
 Sizes = list[tuple[int, int]]
@@ -47,7 +48,7 @@ class SearchedModel(nn.Module):
         super().__init__()
         missing = [name for name in self.in_features if name not in backbone.channels]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} reads {', '.join(self.in_features)}; "
                 f"the backbone gives {', '.join(backbone.channels)}"
             )
@@ -101,7 +102,7 @@ class SearchedModel(nn.Module):
 def require_labels(labels: Tensor, num_classes: int, key: str, sample: Sample) -> None:
     """Raises a ValueError that names the sample if a label is not in 0..num_classes - 1."""
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
+        raise InputError(
             f"image {sample.get('image_id')}: {key} {int(labels.min())}..{int(labels.max())}; "
             f"allowed is 0..{num_classes - 1}"
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2go_fbnetv5.models.base import PIXEL_MEAN, PIXEL_STD
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class Teacher:
@@ -60,17 +61,17 @@ def timm_teacher(name: str, num_classes: int, weights: str = "") -> Teacher:
     try:
         import timm
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"the teacher {name!r} needs timm: pip install 'd2go_fbnetv5[distillation]'"
         ) from error
     if not timm.is_model(name):
-        raise ValueError(f"timm {timm.__version__} has no model {name!r} to be the teacher")
+        raise InputError(f"timm {timm.__version__} has no model {name!r} to be the teacher")
     try:
         model = timm.create_model(name, pretrained=not weights, checkpoint_path=weights)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"the teacher {name!r} cannot be loaded: {error}") from error
+        raise InputError(f"the teacher {name!r} cannot be loaded: {error}") from error
     if model.num_classes != num_classes:
-        raise ValueError(f"the teacher {name!r} has {model.num_classes} classes, the data set {num_classes}")
+        raise InputError(f"the teacher {name!r} has {model.num_classes} classes, the data set {num_classes}")
     config = timm.data.resolve_model_data_config(model)
     return Teacher(
         model,

@@ -19,6 +19,7 @@ from d2go_fbnetv5.models.image_classifier import ImageClassifier
 from d2go_fbnetv5.models.lite_maskformer import LiteMaskFormer
 from d2go_fbnetv5.models.lite_rcnn import LiteRCNN
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ def model_flops(model: SearchedModel, size: tuple[int, int]) -> ModelFlops:
         ValueError: a side is not positive, or the model is of a class that no table has.
     """
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size {tuple(size)}: allowed are a height and a width of 1 pixel or more")
+        raise InputError(f"size {tuple(size)}: allowed are a height and a width of 1 pixel or more")
     count = next((count for kind, count in _COUNTERS.items() if isinstance(model, kind)), None)
     if count is None:
         allowed = ", ".join(kind.__name__ for kind in _COUNTERS)
-        raise ValueError(f"cannot count a {type(model).__name__}; allowed are {allowed}")
+        raise InputError(f"cannot count a {type(model).__name__}; allowed are {allowed}")
     parameters = count_params(model)
     meta = _without_uncounted(copy.deepcopy(model).to("meta").eval().requires_grad_(False))
     padded, backbone = model.padded_size(size), meta.backbone
@@ -107,7 +108,7 @@ def average_flops(
     """
     areas = [height * width for height, width in (resized(size, min_size, max_size) for size in sizes)]
     if not areas:
-        raise ValueError("average_flops needs at least one image size, found none")
+        raise InputError("average_flops needs at least one image size, found none")
     fixed = sum(flops for name, flops in reference.parts.items() if name in reference.fixed)
     ratio = sum(areas) / len(areas) / (reference.size[0] * reference.size[1])
     return fixed + (reference.total - fixed) * ratio

@@ -21,6 +21,7 @@ from d2go_fbnetv5.models.base import (
 from d2go_fbnetv5.models.distillation import Teacher
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.tasks.metrics import TopKAccuracy
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class ClassifierHead(nn.Sequential):
@@ -78,10 +79,10 @@ class ImageClassifier(SearchedModel):
             ("teacher_weight", teacher_weight),
         ):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; allowed is 0 to 1")
+                raise InputError(f"{name} is {value}; allowed is 0 to 1")
         for name, value in (("mixup", mixup), ("cutmix", cutmix)):
             if value < 0:
-                raise ValueError(f"{name} is {value}; allowed is 0 or more")
+                raise InputError(f"{name} is {value}; allowed is 0 or more")
         self.label_smoothing = label_smoothing
         self.teacher, self.teacher_weight = teacher, teacher_weight
         blends = [
@@ -111,7 +112,7 @@ class ImageClassifier(SearchedModel):
         target = torch.tensor([int(batch[i]["class_label"]) for i in labelled], device=images.device)
         if self._blend is not None:
             if len(set(sizes)) > 1:
-                raise ValueError("mixup and cutmix need images of one size in a batch, such as crops")
+                raise InputError("mixup and cutmix need images of one size in a batch, such as crops")
             images, target = self._blend(images[labelled], target)
             labelled = list(range(len(images)))
         logits = self.logits(images)[labelled]

@@ -15,6 +15,7 @@ from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class SegmentationModule(nn.Module):
@@ -135,7 +136,7 @@ class LiteMaskFormer(SearchedModel):
         sem_seg = torch.as_tensor(sample["sem_seg"]).to(torch.int64)
         height, width = sample["image"].shape[-2:]
         if sem_seg.shape != (height, width):
-            raise ValueError(
+            raise InputError(
                 f"image {sample.get('image_id')}: sem_seg is {tuple(sem_seg.shape)}; expected {(height, width)}, "
                 "as the image"
             )

@@ -24,6 +24,7 @@ from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHea
 from d2go_fbnetv5.models.roi_head import BoxTargets, ROIHead
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
+from d2go_fbnetv5.utils.errors import InputError
 
 _LEAST_SIDE = 1e-2  # pixels; the logarithm of a smaller box's side is no target
 
@@ -127,7 +128,7 @@ class LiteRCNN(SearchedModel):
         boxes = torch.as_tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4)
         labels = torch.as_tensor(sample["box_labels"], dtype=torch.int64).reshape(-1)
         if len(boxes) != len(labels):
-            raise ValueError(
+            raise InputError(
                 f"image {sample.get('image_id')}: {len(boxes)} boxes, but {len(labels)} box_labels"
             )
         require_labels(labels, self.num_classes, "box_labels", sample)

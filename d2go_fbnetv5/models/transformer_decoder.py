@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2go_fbnetv5.utils.errors import InputError
+
 
 class Attention(nn.Module):
     """Multi-head attention with separate projections: N x Q x D, N x K x D -> N x Q x D.
@@ -18,7 +20,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int = 8, dropout: float = 0.0) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"dim is {dim}; allowed is a multiple of num_heads ({num_heads})")
+            raise InputError(f"dim is {dim}; allowed is a multiple of num_heads ({num_heads})")
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = nn.Linear(dim, dim)
@@ -91,7 +93,7 @@ class TransformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if num_layers < 1:
-            raise ValueError(f"num_layers is {num_layers}; allowed is 1 or more")
+            raise InputError(f"num_layers is {num_layers}; allowed is 1 or more")
         self.input_projection = nn.Conv2d(in_channels, dim, 1)
         # DETR has no norm here, for its backbone's features are of about unit size. Those of a fused path are some
         # ten times larger, how much depends on the topology, and would saturate the first attention.

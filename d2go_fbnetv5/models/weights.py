@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.models.base import SearchedModel
+from d2go_fbnetv5.utils.errors import InputError
 
 _SUPERNET = "supernet."  # how a search names its supernet's weights
 
@@ -41,8 +42,8 @@ def load_weights(model: SearchedModel, path: str | os.PathLike[str], averaged: b
             model.backbone.load_supernet(supernet)
             return "supernet"
         _require_same(model.state_dict(), state)
-    except ValueError as error:
-        raise ValueError(f"weights {os.fspath(path)!r}: {error}") from error
+    except InputError as error:
+        raise InputError(f"weights {os.fspath(path)!r}: {error}") from error
     model.load_state_dict(state)
     return "model"
 
@@ -60,7 +61,7 @@ def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[s
     try:
         content = torch.load(where, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"weights {where!r}: not a checkpoint of tensors ({error})") from error
+        raise InputError(f"weights {where!r}: not a checkpoint of tensors ({error})") from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if averaged and isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):
         # torch's AveragedModel puts "module." before the names.
@@ -70,7 +71,7 @@ def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[s
             if name != "n_averaged"
         }
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights {where!r}: found no named tensors, nor any under the key 'model'")
+        raise InputError(f"weights {where!r}: found no named tensors, nor any under the key 'model'")
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
@@ -78,13 +79,13 @@ def _require_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> N
     missing = [name for name in ours if name not in theirs]
     unknown = [name for name in theirs if name not in ours]
     if missing or unknown:
-        raise ValueError(
+        raise InputError(
             f"not of this model: {len(missing)} of its {len(ours)} weights are missing ({_some(missing)}), "
             f"{len(unknown)} are unknown ({_some(unknown)})"
         )
     for name, value in ours.items():
         if theirs[name].shape != value.shape:
-            raise ValueError(
+            raise InputError(
                 f"{name!r} is {tuple(theirs[name].shape)} in the file, {tuple(value.shape)} in the model"
             )
 

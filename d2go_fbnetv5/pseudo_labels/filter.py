@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 IGNORE = DatasetInfo.sem_seg_ignore
 # Scores are counted in this many equal parts of 0 to 1, the last one with 1 itself.
@@ -62,20 +63,20 @@ class ClassMap:
         remap = remap or {}
         for name in remap:
             if name not in found:
-                raise ValueError(
+                raise InputError(
                     f"{where}.REMAP has {name!r}, allowed are the source's classes: {_list(found)}"
                 )
         renamed = [remap.get(name, name) for name in found]
         if len(set(names)) < len(names) or "" in names:
-            raise ValueError(f"{where}.NAMES has a name twice, or an empty one: {list(names)}")
+            raise InputError(f"{where}.NAMES has a name twice, or an empty one: {list(names)}")
         absent = [name for name in names if name not in renamed]
         if absent and complete:
-            raise ValueError(
+            raise InputError(
                 f"{where}.NAMES has {absent[0]!r}, which no class of the teacher becomes: {_list(found)}"
             )
         self.names = tuple(names) or tuple(name for name in dict.fromkeys(renamed) if name)
         if not self.names:
-            raise ValueError(f"{where}: no class is left of the source's: {_list(found)}")
+            raise InputError(f"{where}: no class is left of the source's: {_list(found)}")
         places = {name: label for label, name in enumerate(self.names)}
         self.labels = torch.tensor([places.get(name, -1) for name in renamed])
 

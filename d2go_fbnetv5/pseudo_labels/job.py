@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from d2go_fbnetv5.arch.atomic import remove_rests, replacing_folder, write_atomically
 from d2go_fbnetv5.data import read_batches
 from d2go_fbnetv5.engine.distributed import rank, world_size
 from d2go_fbnetv5.engine.formatting import format_duration
@@ -22,6 +21,8 @@ from d2go_fbnetv5.engine.train import pick_device
 from d2go_fbnetv5.pseudo_labels.labeller import Labeller
 from d2go_fbnetv5.pseudo_labels.output import ChunkWriter, Output, RelativeNames
 from d2go_fbnetv5.pseudo_labels.settings import label_settings, open_images
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import remove_rests, replacing_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def prepare(settings: CfgNode) -> int:
     images, output = Images(settings), Output(settings.OUTPUT_DIR)
     for folder in getattr(images.dataset, "folders", ()):
         if output.folder.is_relative_to(folder.resolve()):
-            raise ValueError(
+            raise InputError(
                 f"OUTPUT_DIR is {settings.OUTPUT_DIR}, in the folder of images {folder}: its label maps would be "
                 "images, too; allowed: any other folder"
             )
@@ -101,7 +102,7 @@ def _compare(what: str, begun: Any, found: Any, key: str = "") -> None:
         for name in dict.fromkeys([*begun, *found]):
             _compare(what, begun.get(name), found.get(name), f"{key}.{name}" if key else str(name))
     elif json.dumps(begun) != json.dumps(found):  # a tuple is a list in JSON
-        raise ValueError(f"{what} {key} {begun!r}, found {found!r}; allowed: the same, or another OUTPUT_DIR")
+        raise InputError(f"{what} {key} {begun!r}, found {found!r}; allowed: the same, or another OUTPUT_DIR")
 
 
 def label_chunks(settings: CfgNode, chunks: Sequence[int]) -> None:
@@ -128,7 +129,7 @@ def label_chunks(settings: CfgNode, chunks: Sequence[int]) -> None:
             for places in batches.of(chunk):
                 _label_batch(images, names, labeller, writer, places, next(samples))
             if labeller.failures - failures >= _HOPELESS and labeller.successes == successes:
-                raise ValueError(
+                raise InputError(
                     f"a teacher failed on all of the {len(images.places(chunk))} images of chunk {chunk}: "
                     f"{writer.last_problem}"
                 )

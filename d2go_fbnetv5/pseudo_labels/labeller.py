@@ -26,6 +26,7 @@ from d2go_fbnetv5.pseudo_labels.filter import (
 from d2go_fbnetv5.pseudo_labels.settings import FIELDS, names_and_remap
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, build_teacher, teacher_info
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Labeller:
         except Exception as error:  # whatever it raises, the other images have their labels
             failure = error
         if versions != [image._version for image in images]:
-            raise ValueError("a teacher has changed the images that it was given; it must work on copies")
+            raise InputError("a teacher has changed the images that it was given; it must work on copies")
         if failure is None and (not isinstance(outputs, list | tuple) or len(outputs) != len(images)):
             failure = OutputError(
                 f"the teacher gives {_describe(outputs)} for {len(images)} images, expected a list of as many dicts"
@@ -161,7 +162,7 @@ class Labeller:
 def _build(task: str, name: str, device: torch.device, options: dict[str, Any]) -> Teacher:
     try:
         return build_teacher(name, device, **options)
-    except (ValueError, FileNotFoundError) as error:
+    except (InputError, FileNotFoundError) as error:
         raise type(error)(f"{task}: {error}") from error
 
 
@@ -170,13 +171,13 @@ def _class_map(task: str, group: CfgNode, info: DatasetInfo) -> ClassMap:
     if not found:
         there = ", ".join(name for name, field in FIELDS.items() if getattr(info, field)) or "nothing"
         what = f"teacher {group.TEACHER!r}" if group.SOURCE == "teacher" else "the data set of IMAGES"
-        raise ValueError(
+        raise InputError(
             f"{task}.SOURCE is {group.SOURCE!r}, but {what} has no {FIELDS[task]}; it labels {there}"
         )
     names, remap = names_and_remap(group)
     classes = ClassMap(task, found, remap, names, complete=group.SOURCE == "teacher")
     if task == "SEG" and len(classes.names) > info.sem_seg_ignore:
-        raise ValueError(
+        raise InputError(
             f"SEG has {len(classes.names)} classes, allowed are at most {info.sem_seg_ignore}; "
             f"SEG.NAMES and SEG.REMAP choose"
         )

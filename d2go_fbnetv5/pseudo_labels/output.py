@@ -38,7 +38,6 @@ from typing import Any
 
 import numpy as np
 
-from d2go_fbnetv5.arch.atomic import remove_rests, write_atomically
 from d2go_fbnetv5.data.images import encode_png
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, BoxArrays, MultitaskIndex, Strings
 from d2go_fbnetv5.data.index_files import map_index, save_index, write_index
@@ -46,6 +45,8 @@ from d2go_fbnetv5.pseudo_labels.filter import IGNORE
 from d2go_fbnetv5.pseudo_labels.labeller import Labels
 from d2go_fbnetv5.pseudo_labels.settings import FIELDS
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import remove_rests, write_atomically
 
 
 class Output:
@@ -201,7 +202,7 @@ def merge(output: Output, count: int) -> MultitaskIndex:
     """
     missing = output.missing(count)
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{output.folder}: {len(missing)} of {count} chunks are not labelled yet, the first is {missing[0]}; "
             "run the same command without --merge, for every --shard-index"
         )
@@ -223,7 +224,7 @@ def merge(output: Output, count: int) -> MultitaskIndex:
 def _join(parts: Sequence[MultitaskIndex]) -> MultitaskIndex:
     info = parts[0].info
     if any(part.info != info for part in parts):
-        raise ValueError("the chunks do not have the same classes; label them into a new OUTPUT_DIR")
+        raise InputError("the chunks do not have the same classes; label them into a new OUTPUT_DIR")
     index = MultitaskIndex(
         info,
         np.concatenate([part.ids for part in parts]),

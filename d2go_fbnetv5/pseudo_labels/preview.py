@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.data.images import encode_png
 from d2go_fbnetv5.data.multitask import MultitaskDataset
 from d2go_fbnetv5.data.transforms import EvalTransform
 from d2go_fbnetv5.engine.formatting import format_plural, format_share
 from d2go_fbnetv5.engine.overlays import draw_boxes, draw_label_map, draw_lines
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import write_atomically
 
 _SIDE = 384  # pixels, of an image in the sheet
 _STRIP = 56  # pixels, for the lines of text below it
@@ -33,7 +34,7 @@ def write_preview(dataset: MultitaskDataset, count: int, path: str | Path) -> in
         FileNotFoundError, ValueError: an image or label map is not as the index says.
     """
     if count < 1 or not len(dataset):
-        raise ValueError(f"a preview of {count} of {len(dataset)} images; at least 1 is needed")
+        raise InputError(f"a preview of {count} of {len(dataset)} images; at least 1 is needed")
     places = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
     tiles = torch.stack([draw_tile(dataset, place) for place in places])
     columns = max(1, round((len(tiles) * (_SIDE + _STRIP) / _SIDE) ** 0.5))

@@ -26,6 +26,7 @@ from fvcore.common.config import CfgNode
 from d2go_fbnetv5.data import build_dataset
 from d2go_fbnetv5.engine.config import as_dict, load_cfg
 from d2go_fbnetv5.engine.validate import check_choice, check_device, check_range
+from d2go_fbnetv5.utils.errors import InputError
 
 # The name of the classes of each task in DatasetInfo.
 FIELDS = {"CLS": "class_names", "DET": "box_names", "SEG": "sem_seg_names"}
@@ -62,25 +63,25 @@ def load_settings(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         check_choice(settings, f"{task}.SOURCE", SOURCES)
         _check_task(task, settings[task])
     if all(settings[task].SOURCE == "none" for task in FIELDS):
-        raise ValueError(f"{', '.join(f'{task}.SOURCE' for task in FIELDS)} are all none: nothing to label")
+        raise InputError(f"{', '.join(f'{task}.SOURCE' for task in FIELDS)} are all none: nothing to label")
     for key, least in (("LIMIT", 0), ("CHUNK_SIZE", 1), ("BATCH_SIZE", 1), ("NUM_WORKERS", 0)):
         check_range(settings, key, least)
     if not settings.OUTPUT_DIR:
-        raise ValueError("OUTPUT_DIR is empty, allowed: a folder")
+        raise InputError("OUTPUT_DIR is empty, allowed: a folder")
     check_device("DEVICE", settings.DEVICE)
     return settings
 
 
 def _check_task(task: str, group: CfgNode) -> None:
     if (group.SOURCE == "teacher") != bool(group.TEACHER):
-        raise ValueError(
+        raise InputError(
             f"{task}.SOURCE is {group.SOURCE!r} and {task}.TEACHER {group.TEACHER!r}, allowed: both or neither name "
             "a teacher"
         )
     if not 0 <= group.THRESHOLD <= 1:
-        raise ValueError(f"{task}.THRESHOLD is {group.THRESHOLD}, allowed: 0 to 1")
+        raise InputError(f"{task}.THRESHOLD is {group.THRESHOLD}, allowed: 0 to 1")
     if "device" in group.OPTIONS:
-        raise ValueError(f"{task}.OPTIONS has 'device', which DEVICE sets")
+        raise InputError(f"{task}.OPTIONS has 'device', which DEVICE sets")
 
 
 def names_and_remap(group: CfgNode) -> tuple[list[str], dict[str, str]]:
@@ -99,10 +100,10 @@ def open_images(settings: CfgNode) -> Any:
     reader = options.pop("READER")
     try:
         dataset = build_dataset(reader, **options)
-    except ValueError as error:
-        raise ValueError(f"IMAGES: {error}") from error
+    except InputError as error:
+        raise InputError(f"IMAGES: {error}") from error
     if not hasattr(dataset, "image_path"):
-        raise ValueError(f"IMAGES.READER is {reader!r}, allowed are readers of image files")
+        raise InputError(f"IMAGES.READER is {reader!r}, allowed are readers of image files")
     return dataset
 
 

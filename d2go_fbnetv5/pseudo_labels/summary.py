@@ -12,9 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 
-from d2go_fbnetv5.arch.atomic import write_atomically
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, MultitaskIndex
 from d2go_fbnetv5.engine.formatting import MISSING, format_count, format_plural, format_share
+from d2go_fbnetv5.utils.files import write_atomically
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_CLASSES = 20  # in a table; summary.json has all

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from d2go_fbnetv5.data.registry import Factory, Registry, call_with_options
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class Teacher(Protocol):
@@ -84,12 +85,12 @@ def teacher_info(name: str, teacher: Any) -> DatasetInfo:
     for attribute in ("class_names", "box_names", "sem_seg_names"):
         value = getattr(teacher, attribute, None)
         if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"teacher {name!r}: {attribute} is {value!r}, it must be a tuple of strings")
+            raise InputError(f"teacher {name!r}: {attribute} is {value!r}, it must be a tuple of strings")
         names[attribute] = tuple(value)
     if not callable(teacher):
-        raise ValueError(f"teacher {name!r} is a {type(teacher).__name__}, which cannot be called")
+        raise InputError(f"teacher {name!r} is a {type(teacher).__name__}, which cannot be called")
     if not any(names.values()):
-        raise ValueError(f"teacher {name!r} labels nothing: class_names, box_names, sem_seg_names are empty")
+        raise InputError(f"teacher {name!r} labels nothing: class_names, box_names, sem_seg_names are empty")
     return DatasetInfo(**names)
 
 
@@ -109,11 +110,11 @@ def load_module(name: str, what: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there, and what it imports is not
-        raise ValueError(
+        raise InputError(
             f"{what}: there is no module {error.name!r} along Python's path or in {os.getcwd()}"
         ) from None
     except (ValueError, TypeError) as error:  # "" or ".relative"
-        raise ValueError(f"{what}: {name!r} is no module ({error})") from None
+        raise InputError(f"{what}: {name!r} is no module ({error})") from None
 
 
 def load_function(name: str, what: str) -> Factory:
@@ -127,7 +128,7 @@ def load_function(name: str, what: str) -> Factory:
     function = getattr(module, function_name, None)
     if not callable(function):
         there = sorted(key for key, value in vars(module).items() if callable(value) and key[:1] != "_")
-        raise ValueError(
+        raise InputError(
             f"{what}: module {module_name!r} has no function {function_name!r}, it has {', '.join(there) or 'none'}"
         )
     return function

@@ -7,6 +7,7 @@ from d2go_fbnetv5.search.multitask import MultitaskSearch
 from d2go_fbnetv5.search.per_task import PerTaskSearch, SingleTaskSearch
 from d2go_fbnetv5.search.random import RandomSearch
 from d2go_fbnetv5.search.shared_forward import SharedForwardSearch
+from d2go_fbnetv5.utils.errors import InputError
 
 ALGORITHMS: dict[str, type[Search]] = {
     "multitask": MultitaskSearch,
@@ -20,5 +21,5 @@ ALGORITHMS: dict[str, type[Search]] = {
 def search_class(name: str) -> type[Search]:
     """The class of a search algorithm; an unknown name is a ValueError that lists those known."""
     if name not in ALGORITHMS:
-        raise ValueError(f"search algorithm {name!r}, allowed: {', '.join(ALGORITHMS)}")
+        raise InputError(f"search algorithm {name!r}, allowed: {', '.join(ALGORITHMS)}")
     return ALGORITHMS[name]

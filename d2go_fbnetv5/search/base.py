@@ -18,6 +18,7 @@ from d2go_fbnetv5.search.groups import param_groups
 from d2go_fbnetv5.search.parts import Sample, split, stack_images
 from d2go_fbnetv5.search.ranks import gather, rank_and_world_size
 from d2go_fbnetv5.search.seeding import derive_generator
+from d2go_fbnetv5.utils.errors import InputError
 
 Losses = dict[str, Tensor]
 
@@ -103,16 +104,16 @@ class Search(nn.Module):
         tasks = list(tasks)
         names = [task.name for task in tasks]
         if not tasks or len(set(names)) != len(names):
-            raise ValueError(f"tasks: one or more with names of their own are needed, found {names}")
+            raise InputError(f"tasks: one or more with names of their own are needed, found {names}")
         if samples_per_rank < 1:
-            raise ValueError(f"samples_per_rank is {samples_per_rank}, allowed is 1 or more")
+            raise InputError(f"samples_per_rank is {samples_per_rank}, allowed is 1 or more")
         if shared_images and samples_per_rank < 2:
-            raise ValueError(
+            raise InputError(
                 f"samples_per_rank is {samples_per_rank}, allowed with shared_images is 2 or more: a topology is "
                 "compared with the others of its step"
             )
         if cost is not None and tuple(cost.costs.shape) != (supernet.num_stages, supernet.num_paths):
-            raise ValueError(
+            raise InputError(
                 f"cost is of {tuple(cost.costs.shape)} blocks, the supernet of "
                 f"{(supernet.num_stages, supernet.num_paths)}"
             )

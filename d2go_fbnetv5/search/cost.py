@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from d2go_fbnetv5.utils.errors import InputError
+
 
 class CostRegularizer(nn.Module):
     """lambda_c * max(0, sum_b a_b c_b / sum_b c_b - target), added to every task's loss.
@@ -20,11 +22,11 @@ class CostRegularizer(nn.Module):
     def __init__(self, costs: Tensor, target: float = 0.5, weight: float = 1.0) -> None:
         super().__init__()
         if costs.dim() != 2 or bool((costs < 0).any()) or float(costs.sum()) <= 0:
-            raise ValueError(f"costs are S x P, not negative and not all zero, found {costs.tolist()}")
+            raise InputError(f"costs are S x P, not negative and not all zero, found {costs.tolist()}")
         if not 0 <= target <= 1:
-            raise ValueError(f"the cost target is {target}, allowed is 0 to 1")
+            raise InputError(f"the cost target is {target}, allowed is 0 to 1")
         if weight < 0:
-            raise ValueError(f"the cost weight is {weight}, allowed is 0 or more")
+            raise InputError(f"the cost weight is {weight}, allowed is 0 or more")
         self.target = target
         self.weight = weight
         self.register_buffer("costs", costs.float(), persistent=False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Topology
+from d2go_fbnetv5.utils.errors import InputError
 
 
 def relax(masks: Tensor, probs: Tensor) -> Tensor:
@@ -35,9 +36,9 @@ class ArchDistribution(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < prob_min < 0.5:
-            raise ValueError(f"prob_min is {prob_min}, allowed is more than 0 and less than 0.5")
+            raise InputError(f"prob_min is {prob_min}, allowed is more than 0 and less than 0.5")
         if not prob_min <= init_prob <= 1 - prob_min:
-            raise ValueError(f"init_prob is {init_prob}, allowed is {prob_min} to {1 - prob_min}")
+            raise InputError(f"init_prob is {init_prob}, allowed is {prob_min} to {1 - prob_min}")
         self.prob_min = prob_min
         self.probs = nn.Parameter(torch.full((num_tasks, num_stages, num_paths), init_prob))
 

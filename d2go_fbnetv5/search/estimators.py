@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from d2go_fbnetv5.utils.errors import InputError
+
 
 def importance_weights(ratios: Tensor, valid: Tensor, self_normalize: bool) -> Tensor:
     """What each of N samples contributes to the estimate of E_{a ~ p_t} of task t's loss.
@@ -69,7 +71,7 @@ class LossWindow(nn.Module):
     def __init__(self, num_tasks: int, num_steps: int) -> None:
         super().__init__()
         if num_steps < 0:
-            raise ValueError(f"loss_window is {num_steps}, allowed is 0 or more")
+            raise InputError(f"loss_window is {num_steps}, allowed is 0 or more")
         self.num_steps = num_steps
         self.deviation = torch.ones(num_tasks)
         # Per step and task: number, sum and sum of squares of the losses.

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2go_fbnetv5.utils.errors import InputError
+
 Sample = Mapping[str, Any]
 
 
@@ -23,7 +25,7 @@ def split(batch: Sequence[Sample], num_parts: int) -> list[Sequence[Sample]]:
         ValueError: there are fewer samples than parts.
     """
     if len(batch) < num_parts:
-        raise ValueError(
+        raise InputError(
             f"a batch of {len(batch)} samples cannot be split into samples_per_rank = {num_parts} parts"
         )
     bounds = [len(batch) * i // num_parts for i in range(num_parts + 1)]

@@ -12,6 +12,7 @@ from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH, Losses, Search
 from d2go_fbnetv5.search.distribution import relax
 from d2go_fbnetv5.search.parts import Sample
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class PerTaskSearch(Search):
@@ -30,7 +31,7 @@ class PerTaskSearch(Search):
     ) -> None:
         super().__init__(supernet, tasks, **options)
         if estimator not in self.estimators:
-            raise ValueError(f"estimator is {estimator!r}, allowed: {', '.join(self.estimators)}")
+            raise InputError(f"estimator is {estimator!r}, allowed: {', '.join(self.estimators)}")
         self.estimator = estimator
 
     def _step(self, parts: list[Sequence[Sample]], generator: torch.Generator) -> Losses:
@@ -61,4 +62,4 @@ class SingleTaskSearch(PerTaskSearch):
     def __init__(self, supernet: Any, tasks: Iterable[nn.Module], **options: Any) -> None:
         super().__init__(supernet, tasks, **options)
         if len(self.tasks) != 1:
-            raise ValueError(f"tasks: Algorithm 1 searches for one task, found {list(self.tasks)}")
+            raise InputError(f"tasks: Algorithm 1 searches for one task, found {list(self.tasks)}")

@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from d2go_fbnetv5.utils.errors import InputError
+
 Sample = dict[str, Any]
 
 
@@ -94,7 +96,7 @@ def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
 
     def register(cls: TaskClass) -> TaskClass:
         if name in _TASKS:
-            raise ValueError(
+            raise InputError(
                 f"task name {name!r} is taken by {_TASKS[name].__qualname__}; choose another for {cls}"
             )
         cls.name = name
@@ -123,11 +125,11 @@ def build_task(name: str, channels: Mapping[str, int], info: DatasetInfo, **opti
             that the network lacks, or a data set without the names that the task needs.
     """
     if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}; allowed: {', '.join(list_tasks())}")
+        raise InputError(f"unknown task {name!r}; allowed: {', '.join(list_tasks())}")
     cls = _TASKS[name]
     missing = [feature for feature in cls.in_features if feature not in channels]
     if missing:
-        raise ValueError(f"task {name!r} needs the features {missing}; the network has {sorted(channels)}")
+        raise InputError(f"task {name!r} needs the features {missing}; the network has {sorted(channels)}")
     return cls(channels, info, **_checked_options(name, cls, options))
 
 
@@ -135,7 +137,7 @@ def require_names(task: str, field: str, info: DatasetInfo) -> tuple[str, ...]:
     """The names that ``info`` has under ``field``, or a ValueError that says the task cannot do without."""
     names = getattr(info, field)
     if not names:
-        raise ValueError(
+        raise InputError(
             f"task {task!r} needs {field}, but the data set has none (its DatasetInfo.{field} is empty)"
         )
     return names
@@ -144,7 +146,7 @@ def require_names(task: str, field: str, info: DatasetInfo) -> tuple[str, ...]:
 def require_feature(task: str, feature: str, channels: Mapping[str, int]) -> int:
     """The channels of the feature that option ``feature`` names, or a ValueError that says which there are."""
     if feature not in channels:
-        raise ValueError(
+        raise InputError(
             f"option 'feature' of task {task!r} is {feature!r}; allowed: {', '.join(sorted(channels))}"
         )
     return channels[feature]
@@ -155,7 +157,7 @@ def require_range(task: str, low: float = 0.0, high: float = float("inf"), **opt
     for option, value in options.items():
         if value is not None and not low <= value <= high:
             allowed = f"between {low} and {high}" if high != float("inf") else f"{low} or more"
-            raise ValueError(f"option {option!r} of task {task!r} is {value}; it must be {allowed}")
+            raise InputError(f"option {option!r} of task {task!r} is {value}; it must be {allowed}")
 
 
 def _checked_options(task: str, cls: type[Task], options: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def _checked_options(task: str, cls: type[Task], options: dict[str, Any]) -> dic
     for option in options:
         if option not in defaults:
             allowed = ", ".join(sorted(defaults)) or "none"
-            raise ValueError(f"task {task!r} has no option {option!r}; allowed: {allowed}")
+            raise InputError(f"task {task!r} has no option {option!r}; allowed: {allowed}")
     return {
         option: _checked_value(task, option, value, defaults[option]) for option, value in options.items()
     }
@@ -182,7 +184,7 @@ def _checked_value(task: str, option: str, value: Any, default: Any) -> Any:
         element = default[0] if default else None
         return tuple(_checked_value(task, f"{option}[{i}]", item, element) for i, item in enumerate(value))
     if type(value) is not expected:
-        raise ValueError(
+        raise InputError(
             f"option {option!r} of task {task!r} is {value!r} ({type(value).__name__}); "
             f"it must be of type {expected.__name__}, such as {default!r}"
         )

@@ -23,6 +23,7 @@ from d2go_fbnetv5.tasks.base import (
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
 from d2go_fbnetv5.tasks.images import image_sizes
 from d2go_fbnetv5.tasks.roi_align import StrideRoIAlign
+from d2go_fbnetv5.utils.errors import InputError
 
 STRIDES = {"path0": 4, "path1": 8, "path2": 16, "path3": 32}  # pixels
 _MIN_SIDE = 1e-2  # pixels; a thinner box has no finite regression target
@@ -88,7 +89,7 @@ class FasterRCNN(Task):
         super().__init__()
         names = require_names(self.name, "box_names", info)
         if not anchor_sizes or not anchor_ratios or min(*anchor_sizes, *anchor_ratios) <= 0:
-            raise ValueError(
+            raise InputError(
                 f"options 'anchor_sizes' and 'anchor_ratios' of task {self.name!r} are {anchor_sizes} and "
                 f"{anchor_ratios}; both must hold positive numbers"
             )

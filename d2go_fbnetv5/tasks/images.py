@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.tasks.base import Sample
+from d2go_fbnetv5.utils.errors import InputError
 
 SIZE_DIVISIBILITY = 32  # the stride of Path 3
 Output = TypeVar("Output")
@@ -38,7 +39,7 @@ def padded_size(batch: Sequence[Sample], size_divisibility: int = SIZE_DIVISIBIL
         ValueError: the batch is empty.
     """
     if not batch:
-        raise ValueError("the batch is empty; it must hold at least one sample")
+        raise InputError("the batch is empty; it must hold at least one sample")
     sizes = image_sizes(batch)
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     return tuple(-(-side // size_divisibility) * size_divisibility for side in (height, width))
@@ -73,7 +74,7 @@ def batch_images(
     for sample in batch:
         image = sample["image"]
         if image.dim() != 3 or len(image) != len(mean) or len(image) != len(std):
-            raise ValueError(
+            raise InputError(
                 f"image {sample.get('image_id')} has shape {tuple(image.shape)}; it must be C x H x W with as many "
                 f"channels as pixel_mean ({len(mean)}) and pixel_std ({len(std)}) have"
             )

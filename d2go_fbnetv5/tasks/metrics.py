@@ -7,6 +7,7 @@ from torch import Tensor
 
 from d2go_fbnetv5.tasks.base import Sample
 from d2go_fbnetv5.tasks.gather import gather_records
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class TopKAccuracy:
@@ -72,14 +73,14 @@ class SemSegMetrics:
             prediction = output["sem_seg"]
             truth = sample["sem_seg"].to(prediction.device)
             if truth.shape != prediction.shape:
-                raise ValueError(
+                raise InputError(
                     f"sem_seg of image {image_id} is {tuple(truth.shape)}, but its prediction {tuple(prediction.shape)}"
                 )
             counted = truth != self.ignore
             truth, prediction = truth[counted].long(), prediction[counted].long()
             if truth.numel() and not 0 <= int(truth.min()) <= int(truth.max()) < K:
                 found = sorted(set(truth.unique().tolist()) - set(range(K)))
-                raise ValueError(
+                raise InputError(
                     f"sem_seg of image {image_id} has the classes {found}; allowed: 0..{K - 1} and {self.ignore}"
                 )
             counts = torch.bincount(truth * K + prediction, minlength=K * K)

@@ -17,6 +17,7 @@ from d2go_fbnetv5.tasks.base import (
 )
 from d2go_fbnetv5.tasks.images import image_sizes, padded_size
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @register_task("seg")
@@ -49,7 +50,7 @@ class Segmentation(Task):
         super().__init__()
         names = require_names(self.name, "sem_seg_names", info)
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
+            raise InputError(
                 f"option 'kernel_size' of task {self.name!r} is {kernel_size}; it must be odd and positive"
             )
         self.ignore = info.sem_seg_ignore
@@ -109,7 +110,7 @@ def padded_sem_seg(batch: Sequence[Sample], size: tuple[int, int], ignore: int) 
     maps = torch.full((len(batch), *size), ignore, dtype=torch.int64, device=device)
     for padded, sample, (h, w) in zip(maps, batch, image_sizes(batch), strict=True):
         if tuple(sample["sem_seg"].shape) != (h, w):
-            raise ValueError(
+            raise InputError(
                 f"sem_seg of image {sample.get('image_id')} is {tuple(sample['sem_seg'].shape)}, its image {(h, w)}"
             )
         padded[:h, :w] = sample["sem_seg"]

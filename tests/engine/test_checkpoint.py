@@ -6,7 +6,7 @@ from torch import nn
 
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.history import History, read_history, write_evaluation
-from d2go_fbnetv5.engine.nonfinite import NonFiniteError
+from d2go_fbnetv5.utils.errors import NonFiniteError
 
 
 def make(folder, value=0.0, keep=3):

@@ -67,7 +67,7 @@ def test_two_processes_stop_at_a_bad_loss_with_one_sentence(stub_args, tmp_path)
     assert process.returncode == 2
     errors = [line for line in stderr.splitlines() if not line.startswith(("INFO", "WARNING"))]
     assert len(errors) == 1
-    assert errors[0].startswith("error: training stopped at iteration 4: loss_cls is nan")
+    assert errors[0].startswith("train_net: training stopped at iteration 4: loss_cls is nan")
     assert "t4" in errors[0]
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_0000002.pth"
 

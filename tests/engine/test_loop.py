@@ -8,9 +8,10 @@ from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.engine.ema import EMA, EMAHook
 from d2go_fbnetv5.engine.hooks import AfterStepHook, EvalHook, ScheduleHook
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop
-from d2go_fbnetv5.engine.nonfinite import NonFiniteError, describe_topology, first_nonfinite
+from d2go_fbnetv5.engine.nonfinite import describe_topology, first_nonfinite
 from d2go_fbnetv5.engine.schedule import build_schedule
 from d2go_fbnetv5.engine.writers import RecordHook
+from d2go_fbnetv5.utils.errors import NonFiniteError
 
 
 class Line(nn.Module):

@@ -70,7 +70,7 @@ def test_stopped_anywhere_in_process(stub, stub_args, tmp_path, monkeypatch):
             return original(self, batch)
 
         monkeypatch.setattr(stub.StubModel, "forward", failing)
-        assert stub.main(stub_args(folder)) == 2
+        assert stub.main(stub_args(folder)) == 1
         monkeypatch.setattr(stub.StubModel, "forward", original)
         assert stub.main(stub_args(folder, "--resume")) == 0
         assert_same_run(tmp_path / "whole", tmp_path / folder)

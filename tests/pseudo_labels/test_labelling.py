@@ -395,7 +395,7 @@ def test_wrong_settings(label, tmp_path, capsys, changes, message):
     settings = {"IMAGES": {"folders": str(folder.parent)}, "CLS": {"SOURCE": "dataset"}, **changes}
     assert label(settings) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") <= 2
+    assert error.startswith("pseudo_label: ") and error.count("\n") <= 2
     assert re.search(message, error), error
 
 

@@ -121,7 +121,7 @@ def test_a_run_is_not_started_over_by_mistake(args, tmp_path, capsys):
 def test_bad_input_is_one_sentence_and_leaves_nothing(args, tmp_path, capsys, more, words):
     assert main(args(*more)) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len([line for line in errors if line.startswith("error: ")]) == 1
+    assert len([line for line in errors if line.startswith("train_net: ")]) == 1
     assert words in errors[-1]
     assert not (tmp_path / "run").exists()
 

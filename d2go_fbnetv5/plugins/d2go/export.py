@@ -11,6 +11,7 @@ from mobile_cv.predictor.api import FuncInfo
 from torch import Tensor, nn
 
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class FirstImage:
@@ -18,7 +19,7 @@ class FirstImage:
 
     def __call__(self, batch: list[dict[str, Any]]) -> Tensor:
         if len(batch) != 1:
-            raise ValueError(f"a batch of {len(batch)} images, allowed for an exported model: 1")
+            raise InputError(f"a batch of {len(batch)} images, allowed for an exported model: 1")
         return batch[0]["image"].float()
 
 

@@ -12,6 +12,7 @@ from fvcore.common.config import CfgNode
 from d2go_fbnetv5.plugins.d2go.export import classifier_export, segmentation_export
 from d2go_fbnetv5.plugins.detectron2 import meta_arch
 from d2go_fbnetv5.plugins.detectron2.rcnn import LiteRCNNMixin
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @META_ARCH_REGISTRY.register()
@@ -29,7 +30,7 @@ class _FloatsOnly:
     """Refuses quantisation, which D2Go would begin and then fail at with a list of operators."""
 
     def prepare_for_quant(self, cfg: CfgNode) -> None:
-        raise ValueError(
+        raise InputError(
             f"the model to quantise is {type(self).__name__}, allowed under D2Go: LiteRCNN (tools/export.py --int8 "
             "has all)"
         )

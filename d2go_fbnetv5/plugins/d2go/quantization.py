@@ -10,6 +10,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import QConfig, QuantWrapper, fuse_modules
 
 from d2go_fbnetv5.arch.blocks import ConvBNAct, InvertedResidual, SqueezeExcite
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @RCNN_PREPARE_FOR_QUANT_REGISTRY.register()
@@ -24,7 +25,7 @@ def fbnetv5_rcnn_prepare_for_quant(model: nn.Module, cfg: CfgNode) -> nn.Module:
         ValueError: QUANTIZATION.QAT.ENABLED.
     """
     if cfg.QUANTIZATION.QAT.ENABLED:
-        raise ValueError(
+        raise InputError(
             "QUANTIZATION.QAT.ENABLED is True, allowed for FBNetV5's blocks: False (they quantise after)"
         )
     qconfig = set_backend_and_create_qconfig(cfg, is_train=False)

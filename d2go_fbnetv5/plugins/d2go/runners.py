@@ -42,6 +42,7 @@ from d2go_fbnetv5.plugins.detectron2.datasets import (
 from d2go_fbnetv5.plugins.detectron2.evaluators import SampleEvaluator
 from d2go_fbnetv5.plugins.detectron2.meta_arch import dataset_info
 from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
+from d2go_fbnetv5.utils.errors import InputError
 
 OUR_META_ARCHITECTURES = ("ImageClassifier", "LiteMaskFormer", "LiteRCNN", "MultitaskSearch")
 
@@ -96,7 +97,7 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
 
     def _validate(self, cfg: CfgNode) -> None:
         if cfg.SEED < 0:
-            raise ValueError(
+            raise InputError(
                 f"SEED is {cfg.SEED}, allowed under D2Go: 0 or more, so that a run can be resumed"
             )
         validate(cfg, comm.get_world_size())

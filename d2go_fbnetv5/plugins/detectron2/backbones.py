@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import PATHS, Backbone, Family, Supernet, Topology
 from d2go_fbnetv5.plugins.detectron2.config import configured_topology
+from d2go_fbnetv5.utils.errors import InputError
 
 
 class _PathBackbone(DetectronBackbone):
@@ -115,7 +116,7 @@ def build_retinanet_fbnetv5_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
     """The same with RetinaNet's two further levels, "p6" and "p7"; they read Path 3, which must be an input."""
     bottom_up = FBNetV5Backbone(cfg, input_shape, exact_sizes=True)
     if "path3" not in bottom_up.channels:
-        raise ValueError("MODEL.FBNETV5.OUT_FEATURES must have path3, which RetinaNet's p6 is made from")
+        raise InputError("MODEL.FBNETV5.OUT_FEATURES must have path3, which RetinaNet's p6 is made from")
     top = LastLevelP6P7(bottom_up.channels["path3"], cfg.MODEL.FPN.OUT_CHANNELS, in_feature="path3")
     return _fpn(cfg, bottom_up, top)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from d2go_fbnetv5.utils.errors import InputError
+
 _NAMES = {
     "rpn.head.": "proposal_generator.rpn_head.",
     "roi_head.box_head.": "roi_heads.box_head.",
@@ -38,7 +40,7 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
     for old, new in names.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
-    raise ValueError(
+    raise InputError(
         f"a Lite R-CNN has no weight {name!r}; its names begin with backbone., {', '.join(names)}"
     )
 
@@ -71,12 +73,12 @@ def adapt_weights(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> di
 def require_fit(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
     """Raises a ValueError if no weight is one of ``ours``, or one of a backbone or a supernet has another shape."""
     if not any(name in ours for name in state):
-        raise ValueError(
+        raise InputError(
             f"MODEL.WEIGHTS: none of its weights ({', '.join(list(state)[:2])}, ...) fits this model"
         )
     for name, value in state.items():
         if name.startswith(("backbone.", _SUPERNET)) and name in ours and value.shape != ours[name].shape:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.WEIGHTS: {name!r} is {tuple(value.shape)} in the file, {tuple(ours[name].shape)} in the model; "
                 "is it of another family?"
             )

@@ -26,6 +26,7 @@ from d2go_fbnetv5.models import (
 from d2go_fbnetv5.models import LiteRPNHead as _LiteRPNHead
 from d2go_fbnetv5.models.lite_maskformer import segment_scores
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, segments_of
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
@@ -59,7 +60,7 @@ class LiteRPNHead(_LiteRPNHead):
         channels = {shape.channels for shape in input_shape}
         anchors = set(build_anchor_generator(cfg, input_shape).num_anchors)
         if len(channels) > 1 or len(anchors) > 1:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.RPN.IN_FEATURES have {sorted(channels)} channels and {sorted(anchors)} anchors, allowed for "
                 "LiteRPNHead: one number of each"
             )
@@ -101,7 +102,7 @@ class LiteMaskFormerHead(nn.Module):
         super().__init__()
         missing = [name for name in ("path1", "path3") if name not in input_shape]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"LiteMaskFormerHead needs {missing[0]}, the backbone gives {', '.join(input_shape)}"
             )
         self.ignore_value = ignore_value

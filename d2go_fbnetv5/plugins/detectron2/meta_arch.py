@@ -18,6 +18,7 @@ from d2go_fbnetv5.engine.search_recipe import search_arguments
 from d2go_fbnetv5.plugins.detectron2.datasets import register_datasets
 from d2go_fbnetv5.plugins.detectron2.samples import to_sample
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 Batch = Sequence[dict[str, Any]]
 
@@ -71,7 +72,7 @@ class MultitaskSearch(SampleModel, search.MultitaskSearch):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         if cfg.SEARCH.ALGORITHM != "multitask":
-            raise ValueError(
+            raise InputError(
                 f"SEARCH.ALGORITHM is {cfg.SEARCH.ALGORITHM!r}, allowed in Detectron2 and D2Go: multitask "
                 "(d2go_fbnetv5.train_net has the others)"
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.models.base import zero_loss
 from d2go_fbnetv5.plugins.detectron2.config import use_lite_rcnn
+from d2go_fbnetv5.utils.errors import InputError
 
 
 def lite_rcnn_config(cfg: CfgNode) -> CfgNode:
@@ -27,7 +28,7 @@ def lite_rcnn_config(cfg: CfgNode) -> CfgNode:
     use_lite_rcnn(cfg)
     for name, value in as_dict(cfg.MODEL.FBNETV5.HEAD).items():
         if name not in _OPTIONS:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.FBNETV5.HEAD has {name!r}, allowed under Detectron2: {', '.join(_OPTIONS)}"
             )
         _OPTIONS[name](cfg, value)

@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from d2go_fbnetv5.utils.errors import InputError
+
 GAP = "N/A"  # the entry of published class lists that stands for no class
 
 
@@ -37,7 +39,7 @@ class ClassList:
         """
         labels = labels.to(torch.int64)
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(self._label):
-            raise ValueError(
+            raise InputError(
                 f"the model gave labels {int(labels.min())} to {int(labels.max())}, its list of classes has 0 to "
                 f"{len(self._label) - 1}"
             )
@@ -52,7 +54,7 @@ class ClassList:
             ValueError: another number of outputs than of entries.
         """
         if len(scores) != len(self._label):
-            raise ValueError(
+            raise InputError(
                 f"the model gave scores of {len(scores)} classes, its list of classes has {len(self._label)}"
             )
         return scores if len(self._kept) == len(scores) else scores[self._kept.to(scores.device)]
@@ -76,7 +78,7 @@ def class_names(given: Sequence[str] | None, own: Sequence[str], what: str) -> t
         return tuple(own)
     names = name_list("names", given)
     if len(names) != len(own):
-        raise ValueError(f"{what}: {len(names)} names are given, the model has {len(own)} classes")
+        raise InputError(f"{what}: {len(names)} names are given, the model has {len(own)} classes")
     return names
 
 
@@ -85,7 +87,7 @@ def name_list(option: str, given: Sequence[str | int]) -> tuple[str, ...]:
     if not isinstance(given, list | tuple) or not all(
         isinstance(name, str | int | float) and not isinstance(name, bool) for name in given
     ):
-        raise ValueError(f"{option} is {given!r}, it must be a list of names")
+        raise InputError(f"{option} is {given!r}, it must be a list of names")
     return tuple(map(str, given))
 
 
@@ -98,11 +100,11 @@ def require_extra(module: str, extra: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"{what} needs {module}: pip install 'd2go_fbnetv5[{extra}]' ({error})") from error
+        raise InputError(f"{what} needs {module}: pip install 'd2go_fbnetv5[{extra}]' ({error})") from error
 
 
 def require_finite(model: nn.Module, what: str) -> None:
     """ValueError if a weight is not finite: detectors drop boxes that are not, so every image would be without any."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"{what}: weight {name!r} is not finite")
+            raise InputError(f"{what}: weight {name!r} is not finite")

@@ -17,6 +17,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.pseudo_labels.teacher import load_function
+from d2go_fbnetv5.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def detectron2_configuration(what: str, config: str, hooks: Sequence[str], opts:
     except RuntimeError as error:  # of the model zoo
         raise FileNotFoundError(f"{what}: no such file, and {error}") from None
     except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-        raise ValueError(f"{what}: {error.args[0] if len(error.args) == 1 else error}") from error
+        raise InputError(f"{what}: {error.args[0] if len(error.args) == 1 else error}") from error
     return cfg
 
 
@@ -72,7 +73,7 @@ class _File(CfgNode):
         with super()._open_cfg(filename) as file:
             values = yaml.load(file, _Loader)
         if not isinstance(values, dict):
-            raise ValueError(
+            raise InputError(
                 f"{filename}: expected a mapping of keys to values, found {type(values).__name__}"
             )
         return io.StringIO(yaml.safe_dump(_without_programs(values, filename), allow_unicode=True))

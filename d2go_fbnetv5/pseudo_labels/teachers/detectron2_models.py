@@ -18,6 +18,7 @@ from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_
 from d2go_fbnetv5.pseudo_labels.teachers.detectron2_config import detectron2_configuration
 from d2go_fbnetv5.pseudo_labels.teachers.detectron2_weights import load_all_weights
 from d2go_fbnetv5.tasks.images import run_in_groups
+from d2go_fbnetv5.utils.errors import InputError
 
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "logits": lambda scores: scores.softmax(0),
@@ -67,11 +68,11 @@ def detectron2_teacher(
     try:
         from detectron2.modeling import build_model
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"{what} needs Detectron2, which is not on PyPI: install it from its repository ({error})"
         ) from error
     if sem_seg_scores not in (None, *_SCORES):
-        raise ValueError(f"{what}: sem_seg_scores is {sem_seg_scores!r}, allowed are {', '.join(_SCORES)}")
+        raise InputError(f"{what}: sem_seg_scores is {sem_seg_scores!r}, allowed are {', '.join(_SCORES)}")
     for module in imports:
         load_module(module, f"{what}: imports")
     hooks = [config_hook] if isinstance(config_hook, str) else config_hook
@@ -79,12 +80,12 @@ def detectron2_teacher(
     if weights is not None:
         cfg.MODEL.WEIGHTS = weights
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError(f"{what}: neither weights nor its MODEL.WEIGHTS name a file")
+        raise InputError(f"{what}: neither weights nor its MODEL.WEIGHTS name a file")
     cfg.freeze()
     try:
         model = build_model(cfg)
     except KeyError as error:
-        raise ValueError(f"{what}: {error}; imports must name the module that registers it") from error
+        raise InputError(f"{what}: {error}; imports must name the module that registers it") from error
     load_all_weights(model, cfg.MODEL.WEIGHTS, what)
     model = model.eval().requires_grad_(False)
     return _Detectron2Model(
@@ -120,12 +121,12 @@ class _Detectron2Model(Teacher):
                 setattr(self, _NAMES[output], self.classes[output].names)
                 _check_count(what, _NAMES[output], len(entries), _count(model, given, output))
         if not self.classes:
-            raise ValueError(f"{what} gives {', '.join(given)}, of which nothing is wanted")
+            raise InputError(f"{what} gives {', '.join(given)}, of which nothing is wanted")
         if "sem_seg" in self.classes:
             kind = cfg.MODEL.META_ARCHITECTURE
             scores = sem_seg_scores or next((v for k, v in _KNOWN_SCORES.items() if kind.endswith(k)), None)
             if scores is None:
-                raise ValueError(f"{what}: sem_seg_scores must say what {kind} gives: {', '.join(_SCORES)}")
+                raise InputError(f"{what}: sem_seg_scores must say what {kind} gives: {', '.join(_SCORES)}")
             self.activation = _SCORES[scores]
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -176,7 +177,7 @@ def _metadata_names(what: str, cfg: Any, output: str) -> list[str]:
         names = MetadataCatalog.get(dataset).get(field)
         if names:
             return list(names)
-    raise ValueError(
+    raise InputError(
         f"{what}: {_NAMES[output]} must be given, for DATASETS.TEST {tuple(cfg.DATASETS.TEST)} has no {field}"
     )
 
@@ -190,4 +191,4 @@ def _count(model: nn.Module, given: dict[str, Any], output: str) -> int | None:
 
 def _check_count(what: str, option: str, names: int, classes: int | None) -> None:
     if classes is not None and names != classes:
-        raise ValueError(f"{what}: {names} {option}, the model has {classes} classes")
+        raise InputError(f"{what}: {names} {option}, the model has {classes} classes")

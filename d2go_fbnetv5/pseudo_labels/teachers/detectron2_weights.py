@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from d2go_fbnetv5.pseudo_labels.teachers.common import require_finite
+from d2go_fbnetv5.utils.errors import InputError
 
 # All that a pickle of arrays, strings, lists and dicts needs.
 _ALLOWED = {
@@ -52,16 +53,16 @@ def load_all_weights(model: nn.Module, path: str, what: str) -> None:
         content = load_arrays(local) if local.endswith(".pkl") else _load_tensors(local)
         state = content.get("model", content) if isinstance(content, Mapping) else None
         if not isinstance(state, dict):
-            raise ValueError("no named tensors, nor any under the key 'model'")
+            raise InputError("no named tensors, nor any under the key 'model'")
         for name, value in state.items():  # in place, for the sake of the versions that a state_dict may have
             state[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         state = _with_versions(model, state)
         missing = model.load_state_dict(state, strict=False).missing_keys
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{what}: weights {path}: {error}") from error
+        raise InputError(f"{what}: weights {path}: {error}") from error
     missing = [name for name in missing if name not in ("pixel_mean", "pixel_std")]  # of the configuration
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{what}: weights {path} lack {len(missing)} of the model's {len(model.state_dict())}: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
@@ -95,7 +96,7 @@ def load_arrays(path: str | os.PathLike[str]) -> Any:
             LookupError,
             TypeError,
         ) as error:
-            raise ValueError(f"no pickle of arrays ({error})") from error
+            raise InputError(f"no pickle of arrays ({error})") from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -109,4 +110,4 @@ def _load_tensors(path: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"no checkpoint of tensors ({error})") from error
+        raise InputError(f"no checkpoint of tensors ({error})") from error

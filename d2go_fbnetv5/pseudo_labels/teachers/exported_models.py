@@ -29,6 +29,7 @@ from torchvision.transforms import v2
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list, require_extra
+from d2go_fbnetv5.utils.errors import InputError
 
 _RANKS = {"boxes": 2, "scores": 1, "labels": 1, "probabilities": 3, "class_scores": 1}
 _NEEDED = {
@@ -91,27 +92,27 @@ class FileOptions:
         for option in _NEEDED:
             setattr(self, option, name_list(option, getattr(self, option)))
         if not any(getattr(self, option) for option in _NEEDED):
-            raise ValueError(f"none of {', '.join(_NEEDED)} is given, of which one is needed at least")
+            raise InputError(f"none of {', '.join(_NEEDED)} is given, of which one is needed at least")
         for name in self.outputs:
             if name and name not in _RANKS:
-                raise ValueError(f"outputs has {name!r}, allowed are {', '.join(_RANKS)} and ''")
+                raise InputError(f"outputs has {name!r}, allowed are {', '.join(_RANKS)} and ''")
         for option, allowed in (("boxes_in", ("pixels", "shares")), ("activation", _ACTIVATIONS)):
             if getattr(self, option) not in allowed:
-                raise ValueError(f"{option} is {getattr(self, option)!r}, allowed are {', '.join(allowed)}")
+                raise InputError(f"{option} is {getattr(self, option)!r}, allowed are {', '.join(allowed)}")
         if self.size is not None:
             if self.short_side is not None:
-                raise ValueError("size and short_side exclude each other")
+                raise InputError("size and short_side exclude each other")
             if not isinstance(self.size, list | tuple) or len(self.size) != 2 or min(self.size) < 1:
-                raise ValueError(f"size is {self.size!r}, it must be [height, width]")
+                raise InputError(f"size is {self.size!r}, it must be [height, width]")
         if self.max_size is not None and self.short_side is None:
-            raise ValueError(f"max_size is {self.max_size}, allowed without short_side: nothing")
+            raise InputError(f"max_size is {self.max_size}, allowed without short_side: nothing")
         if self.multiple_of < 1:
-            raise ValueError(f"multiple_of is {self.multiple_of}, it must be at least 1")
+            raise InputError(f"multiple_of is {self.multiple_of}, it must be at least 1")
         for option in ("mean", "std"):
             if len(getattr(self, option)) != 3:
-                raise ValueError(f"{option} is {getattr(self, option)!r}, it must be three numbers")
+                raise InputError(f"{option} is {getattr(self, option)!r}, it must be three numbers")
         if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std!r}, it must be positive")
+            raise InputError(f"std is {self.std!r}, it must be positive")
 
 
 @register_teacher("torchscript")
@@ -128,7 +129,7 @@ def torchscript_teacher(device: torch.device, path: str, **options: Any) -> Teac
             warnings.simplefilter("ignore")  # torch advises to export otherwise, which is not for us to do
             module = torch.jit.load(path, map_location=device).eval()
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{what}: torch cannot load it: {error}") from error
+        raise InputError(f"{what}: torch cannot load it: {error}") from error
     return _ExportedModel(what, module, described, device)
 
 
@@ -152,10 +153,10 @@ def onnx_teacher(device: torch.device, path: str, **options: Any) -> Teacher:
     try:
         session = runtime.InferenceSession(path, settings, providers=providers)
     except Exception as error:  # its errors have no common class
-        raise ValueError(f"{what}: ONNX Runtime cannot load it: {error}") from error
+        raise InputError(f"{what}: ONNX Runtime cannot load it: {error}") from error
     (entry, *others), outputs = session.get_inputs(), session.get_outputs()
     if others:
-        raise ValueError(f"{what}: has {1 + len(others)} inputs, allowed is one, the image")
+        raise InputError(f"{what}: has {1 + len(others)} inputs, allowed is one, the image")
     described.batched = len(entry.shape) == 4
     fixed = tuple(entry.shape[-2:])
     if described.size is None and described.short_side is None and all(isinstance(n, int) for n in fixed):
@@ -177,9 +178,9 @@ def _described(what: str, path: str, options: Mapping[str, Any]) -> FileOptions:
         return FileOptions(path, **options)
     except TypeError as error:
         allowed = ", ".join(FileOptions.__dataclass_fields__)
-        raise ValueError(f"{what}: {error}; its options are ({allowed})") from None
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
+        raise InputError(f"{what}: {error}; its options are ({allowed})") from None
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
 
 
 class _ExportedModel(Teacher):
@@ -196,7 +197,7 @@ class _ExportedModel(Teacher):
             with torch.no_grad():
                 self([torch.full((3, _PROBED, _PROBED), 128, dtype=torch.uint8)])
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{what}, tried with a grey image: {error}") from error
+            raise InputError(f"{what}, tried with a grey image: {error}") from error
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         return [self._label(image) for image in images]
@@ -231,7 +232,7 @@ class _ExportedModel(Teacher):
             values = [output] if isinstance(output, Tensor) else list(output)
             names = list(self.options.outputs)
             if len(names) != len(values):
-                raise ValueError(
+                raise InputError(
                     f"gives {len(values)} outputs without names, and the option outputs names {len(names)}"
                 )
             output = dict(zip(names, values, strict=True))
@@ -239,12 +240,12 @@ class _ExportedModel(Teacher):
         found = {}
         for name in needed:
             if name not in output:
-                raise ValueError(f"gives {', '.join(output)}, but no {name}")
+                raise InputError(f"gives {', '.join(output)}, but no {name}")
             value, rank = output[name], _RANKS[name]
             if value.dim() == rank + 1 and len(value) == 1:
                 value = value[0]
             if value.dim() != rank:
-                raise ValueError(f"its {name} are of shape {tuple(value.shape)}, not of {rank} dimensions")
+                raise InputError(f"its {name} are of shape {tuple(value.shape)}, not of {rank} dimensions")
             found[name] = value
         return found
 

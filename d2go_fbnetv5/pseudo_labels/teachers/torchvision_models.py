@@ -15,6 +15,7 @@ from d2go_fbnetv5.models.weights import read_weights
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, class_names, name_list, require_finite
 from d2go_fbnetv5.tasks.images import run_in_groups
+from d2go_fbnetv5.utils.errors import InputError
 
 _KINDS = ("detection", "segmentation", "classification")
 
@@ -58,14 +59,14 @@ def torchvision_teacher(
     try:
         network = torchvision.models.get_model(model, weights=chosen, **options)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise InputError(f"{what}: {error}") from error
     except OSError as error:
         raise OSError(f"{what}: weights {chosen} cannot be had: {error}") from error
     if chosen is None and weights is not None:
         try:
             network.load_state_dict(read_weights(weights))
         except RuntimeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{what}: {weights} does not fit, with {len(entries)} classes: {error}"
             ) from error
     require_finite(network, what)
@@ -143,11 +144,11 @@ def _find(model: str) -> tuple[str, type[Enum]]:
             torchvision.models.get_model_weights(model),
         )
     except ValueError:
-        raise ValueError(f"torchvision {torchvision.__version__} has no model {model!r}") from None
+        raise InputError(f"torchvision {torchvision.__version__} has no model {model!r}") from None
     part = builder.__module__.removeprefix("torchvision.models.").split(".")
     kind = part[0] if len(part) > 1 else "classification"
     if kind not in _KINDS:
-        raise ValueError(
+        raise InputError(
             f"torchvision model {model!r} is for {kind}, allowed are those for {', '.join(_KINDS)}"
         )
     return kind, weights

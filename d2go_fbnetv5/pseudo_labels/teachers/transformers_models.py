@@ -25,6 +25,7 @@ from d2go_fbnetv5.pseudo_labels.teachers.common import (
     require_finite,
 )
 from d2go_fbnetv5.tasks.images import run_in_groups
+from d2go_fbnetv5.utils.errors import InputError
 
 # What a checkpoint's architecture must be named for, and the class that loads it.
 _LOADERS = {
@@ -78,10 +79,10 @@ def transformers_teacher(
     except OSError as error:
         raise OSError(f"{what}: {error}") from error
     except ImportError as error:  # some models need more packages than others
-        raise ValueError(f"{what}: {error}") from error
+        raise InputError(f"{what}: {error}") from error
     missing = sorted(set(loaded["missing_keys"]) & dict(network.named_parameters()).keys())
     if missing:  # transformers would start them at random
-        raise ValueError(f"{what}: {len(missing)} weights are missing: {', '.join(missing[:3])}, ...")
+        raise InputError(f"{what}: {len(missing)} weights are missing: {', '.join(missing[:3])}, ...")
     require_finite(network, what)
     own = [config.id2label.get(k, f"class {k}") for k in range(config.num_labels)]
     classes = ClassList(class_names(names, own, what))
@@ -94,7 +95,7 @@ def _ending(what: str, config: Any) -> str:
     architecture = (config.architectures or ["none"])[0]
     ending = architecture.rpartition("For")[2]
     if ending not in _LOADERS or config.model_type == "oneformer":  # OneFormer reads a text as well
-        raise ValueError(
+        raise InputError(
             f"{what}: its architecture is {architecture}, allowed are those for {', '.join(_LOADERS)} that "
             "read images alone"
         )
@@ -126,7 +127,7 @@ class _Model(Teacher):
         )
         found = {name: inputs[name] for name in ("pixel_values", "pixel_mask") if name in inputs}
         if len(found["pixel_values"]) != 1:
-            raise ValueError(
+            raise InputError(
                 "the image processor splits an image into several, which this teacher does not join"
             )
         return found

@@ -1,6 +1,6 @@
 import pytest
 
-from d2go_fbnetv5.arch.atomic import remove_rests, replacing, replacing_folder, write_atomically
+from d2go_fbnetv5.utils.files import remove_rests, replacing, replacing_folder, write_atomically
 
 
 def test_a_file_is_replaced_by_what_the_block_wrote(tmp_path):

@@ -1,0 +1,1 @@
+"""What makes a run happen: configuration, data, training loop and hooks, checkpoints, evaluation, reports."""

@@ -18,7 +18,8 @@ class CocoDetection(torch.utils.data.Dataset):
 
     Category ids may have gaps: in sorted order they become the labels 0, 1, ... Crowds are kept and flagged in
     ``box_is_crowd``. Boxes are cut off at the border of their image, those without area are left out (with a
-    warning). Masks, as polygons or run lengths, and captions are ignored.
+    warning). An object's ``area``, as COCO has it of the mask, is kept in ``box_areas``. Masks themselves, as polygons
+    or run lengths, and captions are ignored.
 
     Args:
         annotations_json: the file of annotations.

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d2go_fbnetv5.data.index_arrays import BoxArrays, Strings
+from d2go_fbnetv5.data.index_arrays import BoxArrays, Strings, own_areas
 from d2go_fbnetv5.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,13 @@ def read_boxes(path: Path, index: dict, strict: bool = True) -> tuple[tuple[str,
     order = order[~empty[order]]
     crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)
     has_crowd = any("iscrowd" in annotation for annotation in annotations)
+    boxes = boxes[order].astype(np.float32)
     return tuple(category["name"] for category in categories), BoxArrays(
         starts=np.searchsorted(owners[order], np.arange(len(images) + 1)),
-        boxes=boxes[order].astype(np.float32),
+        boxes=boxes,
         labels=np.array([labels[a["category_id"]] for a in annotations], dtype=np.int32)[order],
         crowd=crowd[order] if has_crowd else None,
+        areas=_areas(path, [annotations[place] for place in order], boxes),
     )
 
 
@@ -92,6 +95,23 @@ def _corners(path: Path, annotations: list[dict], limits: np.ndarray) -> tuple[n
     # Written so that NaN counts as no area, too.
     area = (xywh[:, 2:] > 0).all(1) & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     return boxes, np.where(outside, 2, np.where(area, 0, 1))
+
+
+def _areas(path: Path, annotations: list[dict], boxes: np.ndarray) -> np.ndarray | None:
+    """What the annotations give as their ``area``, the box's own where there is none; None if all are the boxes'."""
+    own = own_areas(boxes)
+    areas = own.copy()
+    for place, annotation in enumerate(annotations):
+        area = annotation.get("area")
+        if area is None:
+            continue
+        if not _is_number(area) or not 0 <= area <= sys.float_info.max:
+            raise InputError(
+                f"{path}: annotation {annotation['id']} of image {annotation['image_id']} has area {area!r}, "
+                "it must be a number of at least 0"
+            )
+        areas[place] = area
+    return None if (areas == own).all() else areas
 
 
 def _check_references(path: Path, annotations: list[dict], places: dict, labels: dict) -> None:

@@ -67,6 +67,8 @@ class BoxArrays:
         labels: M integers.
         crowd: M bool, or None where nothing is said about crowds.
         scores: M float32 in [0, 1], or None for boxes that no model gave.
+        areas: M float64, pixels of the objects themselves, such as of their masks; None where nothing is said about
+            them but the boxes' own areas.
     """
 
     starts: np.ndarray
@@ -74,10 +76,11 @@ class BoxArrays:
     labels: np.ndarray
     crowd: np.ndarray | None = None
     scores: np.ndarray | None = None
+    areas: np.ndarray | None = None
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         """The part of image ``place``'s sample that detection needs: ``boxes`` (M x 4 float32), ``box_labels`` (M
-        int64), and ``box_is_crowd`` (M bool) if anything is said about crowds."""
+        int64), and ``box_is_crowd`` (M bool) and ``box_areas`` (M float64) if anything is said about those."""
         rows = slice(self.starts[place], self.starts[place + 1])
         found = {
             "boxes": torch.from_numpy(np.array(self.boxes[rows])),
@@ -85,6 +88,8 @@ class BoxArrays:
         }
         if self.crowd is not None:
             found["box_is_crowd"] = torch.from_numpy(np.array(self.crowd[rows]))
+        if self.areas is not None:
+            found["box_areas"] = torch.from_numpy(np.array(self.areas[rows]))
         return found
 
     def num_objects(self, place: int) -> int:
@@ -154,7 +159,10 @@ class MultitaskIndex:
                 )
 
     def check_boxes(self, path: Path) -> None:
-        """ValueError unless every box has an area inside its image, a class and, if any has, a score in [0, 1]."""
+        """ValueError unless every box has an area inside its image and a class.
+
+        Scores, if there are any, must be in [0, 1], and the objects' areas finite and not negative.
+        """
         boxes, num_classes = self.boxes, len(self.info.box_names)
         for first in range(0, len(self), _BLOCK) if boxes is not None else ():
             starts = boxes.starts[first : first + _BLOCK + 1]
@@ -182,9 +190,21 @@ class MultitaskIndex:
                     raise InputError(
                         f"{self.where(path, owners[row])}: a box has the score {scores[row]}, allowed are 0 to 1"
                     )
+            if boxes.areas is not None:
+                areas = boxes.areas[rows]
+                for row in _first(~((areas >= 0) & (areas < np.inf))):
+                    raise InputError(
+                        f"{self.where(path, owners[row])}: a box has the area {areas[row]}, it must be at least 0"
+                    )
 
     def where(self, path: Path, place: int) -> str:
         return f"{path}: image {self.ids[place]} ({self.file_names[int(place)]})"
+
+
+def own_areas(boxes: np.ndarray) -> np.ndarray:
+    """M float64 areas of M x 4 XYXY boxes."""
+    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
+    return sides[:, 0] * sides[:, 1]
 
 
 def _first(wrong: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ boxes               M x 4 float32  with box_names; XYXY pixels
 box_labels          M uint16     with box_names
 box_is_crowd        M bool       optional
 box_scores          M float32    optional
+box_areas           M float64    optional; of the objects themselves, in pixels
 ==================  ===========  ==============================================================================
 
 What is uint32 is int64 where it does not fit.
@@ -54,6 +55,7 @@ _TYPES = {
     "box_labels": np.uint16,
     "box_is_crowd": np.bool_,
     "box_scores": np.float32,
+    "box_areas": np.float64,
 }
 
 
@@ -95,7 +97,7 @@ def write_index(index: MultitaskIndex, folder: Path) -> None:
             "boxes": boxes.boxes,
             "box_labels": boxes.labels,
         }
-        optional = {"box_is_crowd": boxes.crowd, "box_scores": boxes.scores}
+        optional = {"box_is_crowd": boxes.crowd, "box_scores": boxes.scores, "box_areas": boxes.areas}
         arrays |= {name: array for name, array in optional.items() if array is not None}
     for name, array in arrays.items():
         kind = _TYPES[name]
@@ -175,6 +177,7 @@ def map_index(folder: Path) -> MultitaskIndex:
             array("box_labels", num_boxes),
             optional("box_is_crowd", num_boxes),
             optional("box_scores", num_boxes),
+            optional("box_areas", num_boxes),
         )
     return index
 

@@ -4,7 +4,8 @@ The JSON form is COCO's detection format with a few more fields, so a COCO file 
 
     {"images": [{"id": 1, "file_name": "images/1.jpg", "height": 480, "width": 640,
                  "class_label": 3, "sem_seg_file_name": "maps/1.png", "has_boxes": true}],
-     "annotations": [{"id": 1, "image_id": 1, "category_id": 18, "bbox": [x, y, width, height], "iscrowd": 0}],
+     "annotations": [{"id": 1, "image_id": 1, "category_id": 18, "bbox": [x, y, width, height],
+                      "iscrowd": 0, "area": 1500.5}],
      "categories": [{"id": 18, "name": "dog"}],
      "class_names": ["cat", ...], "sem_seg_names": ["sky", ...]}
 
@@ -12,7 +13,7 @@ Every label is optional. ``class_label`` needs ``class_names``, ``sem_seg_file_n
 index with ``annotations`` an image without any is an image without objects, unless ``"has_boxes": false`` says that
 nobody labelled it. Category ids may have gaps: in sorted order they become the labels 0, 1, ... File names are
 relative to the folder of images, by default the one that the index lies in. Label maps are PNG files of 8 or 16 bits,
-255 = don't care.
+255 = don't care. An ``area`` is the object's own, such as its mask's, in pixels; COCO's APs, APm and APl go by it.
 
 The folder of arrays holds the same for millions of images; see ``index_files``.
 """

@@ -73,16 +73,17 @@ def _write(dataset: Any, folder: Path) -> None:
 def _annotations(sample: dict, first: int) -> list[dict]:
     boxes, labels = sample["boxes"].double(), sample["box_labels"].tolist()
     sizes = boxes[:, 2:] - boxes[:, :2]
-    rows = zip(boxes[:, :2].tolist(), sizes.tolist(), labels, strict=True)
+    areas = sample.get("box_areas", sizes.prod(1))
+    rows = zip(boxes[:, :2].tolist(), sizes.tolist(), labels, areas.tolist(), strict=True)
     annotations = [
         {
             "id": first + number + 1,
             "image_id": sample["image_id"],
             "category_id": label + 1,
             "bbox": [*corner, *size],
-            "area": size[0] * size[1],
+            "area": area,
         }
-        for number, (corner, size, label) in enumerate(rows)
+        for number, (corner, size, label, area) in enumerate(rows)
     ]
     if "box_is_crowd" in sample:
         for annotation, crowd in zip(annotations, sample["box_is_crowd"].tolist(), strict=True):

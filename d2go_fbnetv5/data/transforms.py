@@ -134,7 +134,7 @@ class ClassifyTransform:
         return result
 
 
-_NOT_CLASSIFIED = ("boxes", "box_labels", "box_is_crowd", "sem_seg")
+_NOT_CLASSIFIED = ("boxes", "box_labels", "box_is_crowd", "box_areas", "sem_seg")
 
 
 @contextmanager
@@ -215,7 +215,7 @@ def _apply(sample: dict, resize: Callable, change: Callable, min_visible: float)
         area = _area(after)
         keep = (area > 0) & (area >= min_visible * _area(before))
         result["boxes"] = after[keep]
-        for key in ("box_labels", "box_is_crowd"):
+        for key in ("box_labels", "box_is_crowd", "box_areas"):
             if key in sample:
                 result[key] = sample[key][keep]
     return result

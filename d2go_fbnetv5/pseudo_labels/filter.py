@@ -109,6 +109,7 @@ class Boxes:
     Attributes:
         boxes, labels, scores: M x 4 float32, M int32, M float32 (None where no teacher gave them).
         crowd: M bool, or None.
+        areas: M float64, of the objects themselves, or None.
         counts: of boxes, by BOX_COUNTS.
         histogram: K x SCORE_BINS, the scores of all boxes of each class, those below the threshold too.
     """
@@ -117,6 +118,7 @@ class Boxes:
     labels: np.ndarray
     scores: np.ndarray | None
     crowd: np.ndarray | None
+    areas: np.ndarray | None
     counts: dict[str, int]
     histogram: np.ndarray | None
 
@@ -144,7 +146,7 @@ def filter_boxes(
     bins = _bins(scores[known])
     histogram = torch.bincount(labels[known] * SCORE_BINS + bins, minlength=len(classes.names) * SCORE_BINS)
     kept = known & (scores >= threshold)
-    found = _inside(boxes[kept], labels[kept], scores[kept], None, size)
+    found = _inside(boxes[kept], labels[kept], size, scores=scores[kept])
     found.counts = {
         "given": len(boxes),
         "dropped_class": int((~known).sum()),
@@ -161,6 +163,7 @@ def _no_boxes(num_classes: int) -> Boxes:
         np.zeros(0, np.int32),
         np.zeros(0, np.float32),
         None,
+        None,
         dict.fromkeys(BOX_COUNTS, 0),
         np.zeros((num_classes, SCORE_BINS), np.int64),
     )
@@ -170,8 +173,12 @@ def map_boxes(sample: Mapping[str, Any], size: tuple[int, int], classes: ClassMa
     """A sample's own boxes with the set's classes."""
     labels = classes.labels[sample["box_labels"]]
     kept = labels >= 0
-    crowd = sample.get("box_is_crowd")
-    found = _inside(sample["boxes"][kept], labels[kept], None, None if crowd is None else crowd[kept], size)
+    more = {
+        name: sample[key][kept]
+        for name, key in (("crowd", "box_is_crowd"), ("areas", "box_areas"))
+        if key in sample
+    }
+    found = _inside(sample["boxes"][kept], labels[kept], size, **more)
     found.counts = {
         "given": len(labels),
         "dropped_class": int((~kept).sum()),
@@ -181,17 +188,27 @@ def map_boxes(sample: Mapping[str, Any], size: tuple[int, int], classes: ClassMa
 
 
 def _inside(
-    boxes: Tensor, labels: Tensor, scores: Tensor | None, crowd: Tensor | None, size: tuple[int, int]
+    boxes: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    scores: Tensor | None = None,
+    crowd: Tensor | None = None,
+    areas: Tensor | None = None,
 ) -> Boxes:
     height, width = size
     boxes = boxes.float()
     limits = boxes.new_tensor([width, height, width, height])
     boxes = boxes.clamp(min=boxes.new_zeros(4), max=limits)
-    area = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    scores = None if scores is None else scores[area].float().numpy()
-    crowd = None if crowd is None else crowd[area].numpy()
-    counts = {"without_area": int((~area).sum()), "kept": int(area.sum())}
-    return Boxes(boxes[area].numpy(), labels[area].numpy().astype(np.int32), scores, crowd, counts, None)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Boxes(
+        boxes[kept].numpy(),
+        labels[kept].numpy().astype(np.int32),
+        scores=None if scores is None else scores[kept].float().numpy(),
+        crowd=None if crowd is None else crowd[kept].numpy(),
+        areas=None if areas is None else areas[kept].numpy(),
+        counts={"without_area": int((~kept).sum()), "kept": int(kept.sum())},
+        histogram=None,
+    )
 
 
 def filter_map(

@@ -32,16 +32,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from d2go_fbnetv5.data.images import encode_png
-from d2go_fbnetv5.data.index_arrays import NO_LABEL, BoxArrays, MultitaskIndex, Strings
+from d2go_fbnetv5.data.index_arrays import NO_LABEL, BoxArrays, MultitaskIndex, Strings, own_areas
 from d2go_fbnetv5.data.index_files import map_index, save_index, write_index
-from d2go_fbnetv5.pseudo_labels.filter import IGNORE
+from d2go_fbnetv5.pseudo_labels.filter import IGNORE, Boxes
 from d2go_fbnetv5.pseudo_labels.labeller import Labels
 from d2go_fbnetv5.pseudo_labels.settings import FIELDS
 from d2go_fbnetv5.tasks.base import DatasetInfo
@@ -92,8 +92,7 @@ class ChunkWriter:
     def __init__(self, folder: Path, final: str, info: DatasetInfo, with_scores: bool) -> None:
         self._folder, self._final, self._info, self._with_scores = folder, final, info, with_scores
         self._images: list[tuple[int, tuple[int, int], str, int, str, bool]] = []
-        self._boxes: list[tuple[np.ndarray, ...]] = []
-        self._has_crowd = False
+        self._boxes: list[BoxArrays] = []
         self._skipped: list[dict[str, Any]] = []
         self._statistics: dict[str, Any] = {"images": 0, "skipped": 0, "unlabelled": 0}
         if info.sem_seg_names:
@@ -112,13 +111,9 @@ class ChunkWriter:
             map_name = f"{self._final}/{map_name}"
         label = NO_LABEL if labels.class_label is None else labels.class_label
         self._images.append((image_id, size, name, label, map_name, labels.boxes is not None))
-        found = labels.boxes
-        if found is not None:
-            count = len(found.boxes)
-            crowd = np.zeros(count, bool) if found.crowd is None else found.crowd
-            scores = np.zeros(count, np.float32) if found.scores is None else found.scores
-            self._boxes.append((found.boxes, found.labels, crowd, scores))
-            self._has_crowd |= found.crowd is not None
+        if self._info.box_names:
+            found = labels.boxes
+            self._boxes.append(self._no_boxes(images=1) if found is None else _box_arrays(found))
         for task, reason in labels.problems.items():
             self._skipped.append({"image": name, "task": task, "reason": reason})
         self._count(labels)
@@ -150,6 +145,11 @@ class ChunkWriter:
             }
         self._statistics = _sum(self._statistics, added)
 
+    def _no_boxes(self, images: int) -> BoxArrays:
+        scores = np.zeros(0, np.float32) if self._with_scores else None
+        starts, boxes = np.zeros(images + 1, np.int64), np.zeros((0, 4), np.float32)
+        return BoxArrays(starts, boxes, np.zeros(0, np.int32), scores=scores)
+
     @property
     def last_problem(self) -> str:
         return self._skipped[-1]["reason"] if self._skipped else ""
@@ -168,24 +168,7 @@ class ChunkWriter:
             map_names=Strings.of(maps),
         )
         if info.box_names:
-            counts = np.zeros(len(ids), dtype=np.int64)
-            counts[list(has_boxes)] = [len(boxes) for boxes, *_ in self._boxes]
-            empty = (
-                np.zeros((0, 4), np.float32),
-                np.zeros(0, np.int32),
-                np.zeros(0, bool),
-                np.zeros(0, np.float32),
-            )
-            boxes, box_labels, crowd, scores = (
-                np.concatenate(column) for column in zip(empty, *self._boxes, strict=True)
-            )
-            index.boxes = BoxArrays(
-                np.concatenate([[0], np.cumsum(counts)]),
-                boxes,
-                box_labels,
-                crowd if self._has_crowd else None,
-                scores if self._with_scores else None,
-            )
+            index.boxes = _join_boxes(self._boxes or [self._no_boxes(images=0)])
             index.has_boxes = np.array(has_boxes, dtype=bool)
         (self._folder / "index").mkdir()
         write_index(index, self._folder / "index")
@@ -241,17 +224,29 @@ def _join(parts: Sequence[MultitaskIndex]) -> MultitaskIndex:
     return index
 
 
+# What holds of the boxes of a part that says nothing about it, where another part does.
+_UNSAID: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "crowd": lambda boxes: np.zeros(len(boxes), bool),
+    "scores": lambda boxes: np.zeros(len(boxes), np.float32),
+    "areas": own_areas,
+}
+
+
+def _box_arrays(found: Boxes) -> BoxArrays:
+    starts = np.array([0, len(found.boxes)])
+    return BoxArrays(starts, found.boxes, found.labels, found.crowd, found.scores, found.areas)
+
+
 def _join_boxes(parts: Sequence[BoxArrays]) -> BoxArrays:
     counts = np.concatenate([np.diff(part.starts) for part in parts]).astype(np.int64)
     joined: dict[str, np.ndarray | None] = {}
-    for name, dtype in (("crowd", bool), ("scores", np.float32)):
+    for name, default in _UNSAID.items():
         columns = [getattr(part, name) for part in parts]
         if all(column is None for column in columns):
-            joined[name] = None
             continue
         joined[name] = np.concatenate(
             [
-                np.zeros(len(part.boxes), dtype) if column is None else column
+                default(part.boxes) if column is None else column
                 for part, column in zip(parts, columns, strict=True)
             ]
         )

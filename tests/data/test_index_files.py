@@ -28,6 +28,7 @@ def small_index():
             np.array([[1, 2, 4, 6], [0, 0, 20, 10]], dtype=np.float32),
             np.array([1, 0]),
             scores=np.array([0.5, 1.0], dtype=np.float32),
+            areas=np.array([5.5, 200]),
         ),
         has_boxes=np.array([True, False]),
     )
@@ -62,6 +63,12 @@ def test_reads_all_labels(saved):
     assert dataset.sizes.tolist() == [[10, 20], [10, 20]]
     assert dataset.image_path(1).name == "b ü.png"
     assert dataset.index.boxes.scores.tolist() == [0.5, 1.0]
+    assert first["box_areas"].tolist() == [5.5, 200] and first["box_areas"].dtype == torch.float64
+
+
+def test_an_index_of_before_areas_were_kept_opens(saved):
+    (saved / "box_areas.npy").unlink()
+    assert "box_areas" not in MultitaskDataset(saved)[0]
 
 
 def test_both_forms_hold_the_same(tmp_path):
@@ -139,6 +146,8 @@ NAN = float("nan")
         (replaced("ids", [7, 7]), "the same id occurs more than once"),
         (replaced("box_labels", np.uint16([1, 2])), "image 7 .*a box has the label 2, allowed are 0 to 1"),
         (replaced("box_scores", np.float32([0.5, NAN])), "a box has the score nan, allowed are 0 to 1"),
+        (replaced("box_areas", [NAN, 1]), "image 7 .*a box has the area nan, it must be at least 0"),
+        (replaced("box_areas", [5, -1.0]), "a box has the area -1.0"),
         (
             replaced("boxes", np.float32([[1, 2, 4, 6], [0, 0, 21, 10]])),
             r"box \[0.0, 0.0, 21.0, 10.0\] .*20x10",

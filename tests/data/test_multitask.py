@@ -254,7 +254,9 @@ def test_digit_scenes_round_trip(tmp_path):
 
 
 class PartlyLabelled:
-    """Scenes with one kind of label left out in turn, fractional boxes and crowds."""
+    """Scenes with one kind of label left out in turn, fractional boxes, crowds and areas of masks."""
+
+    of_boxes = ("boxes", "box_labels", "box_is_crowd", "box_areas")
 
     def __init__(self):
         self.scenes = DigitScenes(size=64, num_images=8)
@@ -268,10 +270,11 @@ class PartlyLabelled:
         count = len(sample["boxes"])
         sample["boxes"] = sample["boxes"] * 0.987 + 0.123
         sample["box_is_crowd"] = torch.arange(count) % 2 == 0
-        for key in (("class_label",), ("sem_seg",), ("boxes", "box_labels", "box_is_crowd"), ())[index % 4]:
+        sample["box_areas"] = torch.linspace(1, 9.1, count, dtype=torch.float64)
+        for key in (("class_label",), ("sem_seg",), self.of_boxes, ())[index % 4]:
             del sample[key]
         if index == 3:
-            for key in ("boxes", "box_labels", "box_is_crowd"):
+            for key in self.of_boxes:
                 sample[key] = sample[key][:0]
         return sample
 

@@ -9,6 +9,7 @@ import torch
 
 from d2go_fbnetv5.data import CocoDetection, ImageNetFolder, SemSegFolder, ade20k, build_dataset
 from d2go_fbnetv5.data.ade20k import ADE20K_NAMES
+from d2go_fbnetv5.utils.errors import InputError
 
 
 def write(path, pixels):
@@ -86,6 +87,25 @@ def test_coco_boxes(coco):
     assert third["box_is_crowd"].tolist() == [False, False]
     assert [sample["image_id"] for sample in (first, second, third)] == [100, 200, 300]
     assert dataset.sizes.tolist() == [[10, 20]] * 3
+
+
+def test_objects_keep_the_areas_of_their_masks(coco):
+    def areas(index):
+        for annotation, area in zip(index["annotations"], (4.5, 54, 7, None, 1), strict=True):
+            annotation["area"] = area
+
+    dataset = CocoDetection(**coco(areas))
+    found = [dataset[index]["box_areas"] for index in range(3)]
+    # Annotation 4 has none, so its box's; 5, without a box, is left out.
+    assert [values.tolist() for values in found] == [[54], [7], [4.5, 2.5 * 2]]
+    assert found[0].dtype == torch.float64
+    assert "box_areas" not in CocoDetection(**coco(lambda index: None))[0]
+
+
+@pytest.mark.parametrize("area", [-1, "9", True, [9], float("nan"), float("inf"), 10**400])
+def test_an_area_that_is_none_is_refused(coco, area):
+    with pytest.raises(InputError, match="instances.json: annotation 1 of image 300 has area .*at least 0"):
+        CocoDetection(**coco(lambda index: index["annotations"][0].update(area=area)))
 
 
 def test_boxes_without_area_are_reported(coco, caplog):

@@ -74,9 +74,11 @@ def test_boxes_are_clipped_and_slivers_dropped():
     )
     sample["box_labels"] = torch.arange(4)
     sample["box_is_crowd"] = torch.tensor([False, True, False, True])
+    sample["box_areas"] = torch.arange(4, dtype=torch.float64)
     cropped = EvalTransform(60, 60)(sample)
     assert cropped["boxes"].tolist() == [[10, 10, 30, 30], [50, 10, 60, 30]]
     assert cropped["box_labels"].tolist() == [0, 1] and cropped["box_is_crowd"].tolist() == [False, True]
+    assert cropped["box_areas"].tolist() == [0, 1]
     assert len(EvalTransform(60, 60, min_visible=0.6)(sample)["boxes"]) == 1
 
 

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-plugins lint clean
+.PHONY: demo test test-slow test-plugins lint wheel clean
 
 # One installation serves every target; it is made anew when the requirements change.
 $(READY): setup.py pyproject.toml
@@ -34,5 +34,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The wheel of what is committed, whole, and working where the checkout is not.
+wheel:
+	rm -rf build dist $(VENV)-wheel
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(VENV)-wheel/bin/python tests/release/check_wheel.py dist/*.whl
+	$(VENV)-wheel/bin/python -m pip install --quiet dist/*.whl
+	bash tests/release/try_wheel.sh $(VENV)-wheel
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info

@@ -122,7 +122,8 @@ class TrainLoop:
 def to_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The sample with its tensors on `device`."""
     return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        # A copy to the CPU has to have ended when it is read.
+        key: value.to(device, non_blocking=device.type != "cpu") if isinstance(value, Tensor) else value
         for key, value in sample.items()
     }
 

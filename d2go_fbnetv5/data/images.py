@@ -1,5 +1,7 @@
 """Reading images and label maps, with errors that name the file."""
 
+import io
+import logging
 from pathlib import Path
 
 import cv2
@@ -8,59 +10,107 @@ import torch
 from PIL import Image
 
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.opencv import check_opencv
+
+logger = logging.getLogger(__name__)
+
+# A picture of more pixels takes gigabytes once it is decoded, though its file may be small.
+MAX_PIXELS = 2**27
+# Kinds of files of which Pillow knows whether they hold several pictures that differ. (A telephone's JPEG does, too,
+# but its second one is a small copy.)
+_SEQUENCES = ("GIF", "PNG", "TIFF", "WEBP")
+# PNG has grey of 2 and 4 bits, which Pillow spreads over 0 to 255.
+_SPREAD = {"L;2": 85, "L;4": 17}
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.Tensor:
     """The image as 3 x H x W uint8 RGB; grey becomes three equal channels, transparency is dropped.
 
     A camera's EXIF orientation is applied, so height and width, and all labels, are those of the upright picture
-    (as in Detectron2).
+    (as in Detectron2). Of 16 bits the upper 8 are kept; where no value has more than 12 or 8, those are taken for all
+    there are, with a warning. Of several frames or pages the first is read, with a warning. Either warning comes once.
 
     Args:
         size: the height and width it must have.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded, is cut short, or has another size.
+        InputError: it cannot be decoded, is cut short, has another size or more than `MAX_PIXELS` pixels; or OpenCV is
+            too old.
     """
+    check_opencv()
     data = _read(path, "image")
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our error says more than OpenCV's log
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except cv2.error:
-        image = None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+    header = _open(path, "image", data)
+    if header is not None:
+        _check_pixels(path, "image", header)
+        if size is not None and header.size not in (tuple(size), tuple(size)[::-1]):
+            _check_size(path, "image", header.size[::-1], size)
+        if header.format in _SEQUENCES and getattr(header, "is_animated", False):
+            _warn_once("frames", f"image {path} has several frames or pages, of which the first is read")
+    image = _decode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise InputError(f"image {path} is broken, cut short or in a format that OpenCV cannot read")
-    _check_size(path, "image", image, size)
+    _check_size(path, "image", image.shape[:2], size)
+    if image.max() <= 16:  # of 255: as good as black, or less than 16 bits in a file of 16
+        image = _few_bits(path, data, image)
     return torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB).transpose(2, 0, 1).copy())
 
 
+def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our error says more than OpenCV's log
+    try:
+        return cv2.imdecode(data, flags) if data.size else None
+    except cv2.error:
+        return None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def _few_bits(path: str | Path, data: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """The image by the 12 or 8 bits that its file of 16 makes use of, as cameras and scanners write them."""
+    deep = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if deep is None or deep.dtype != np.uint16 or not 0 < deep.max() < 2**12:
+        return image
+    bits = 8 if deep.max() < 2**8 else 12
+    _warn_once(
+        "bits",
+        f"image {path} has 16 bits and no value above {deep.max()}: it and others of its kind are read as images of "
+        f"{bits} bits; save them with 8 bits, or scaled to 65535, if that is wrong",
+    )
+    return (deep >> (bits - 8)).astype(np.uint8)
+
+
 def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The label map as H x W int64: the pixel values of an 8 or 16 bit grey image, or the indices of a palette.
+    """The label map as H x W int64: the values of a grey image of 1 to 16 bits, or the indices of a palette.
 
     Args:
         size: the height and width it must have.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded, has several channels, or another size.
+        InputError: it cannot be decoded, is a JPEG, has several channels, another size, or more than `MAX_PIXELS`
+            pixels.
     """
-    _check_exists(path, "label map")
-    try:
-        # Pillow, because OpenCV turns a palette's indices into colours.
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError):
-        raise InputError(f"label map {path} is broken, cut short or not an image") from None
-    if mode not in ("L", "P", "I", "I;16", "I;16B"):
+    # Pillow, because OpenCV turns a palette's indices into colours.
+    image = _open(path, "label map", _read(path, "label map"))
+    if image is None:
+        raise InputError(f"label map {path} is broken, cut short or not an image")
+    _check_pixels(path, "label map", image)
+    _check_size(path, "label map", image.size[::-1], size)
+    if image.format in ("JPEG", "MPO"):
+        raise InputError(f"label map {path} is a JPEG, which changes the values; it must be a PNG")
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise InputError(
-            f"label map {path} has mode {mode}, expected one channel of 8 or 16 bits, or a palette"
+            f"label map {path} has mode {image.mode}, expected one channel of up to 16 bits whose values are the "
+            "classes, or a palette whose indices are"
         )
-    _check_size(path, "label map", labels, size)
-    return labels.astype(np.int64)
+    spread = _SPREAD.get(image.tile[0][3], 1) if image.format == "PNG" else 1
+    try:
+        labels = np.asarray(image)
+    except Exception:  # Pillow raises whatever a broken file makes it trip over
+        raise InputError(f"label map {path} is broken or cut short") from None
+    return labels.astype(np.int64) // spread
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -87,16 +137,41 @@ def check_labels(path: str | Path, labels: np.ndarray, num_classes: int, ignore:
 
 
 def _read(path: str | Path, kind: str) -> np.ndarray:
-    _check_exists(path, kind)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{kind} {path} does not exist")
     return np.fromfile(path, dtype=np.uint8)
 
 
-def _check_exists(path: str | Path, kind: str) -> None:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{kind} {path} does not exist")
+def _open(path: str | Path, kind: str, data: np.ndarray) -> Image.Image | None:
+    """The image, of which only the header is read; None if Pillow does not know it."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{kind} {path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, allowed are {MAX_PIXELS}"
+        ) from None
+    except Exception:  # Pillow raises whatever a broken file makes it trip over
+        return None
 
 
-def _check_size(path: str | Path, kind: str, array: np.ndarray, size: tuple[int, int] | None) -> None:
-    if size is not None and array.shape[:2] != tuple(size):
-        height, width = array.shape[:2]
+def _check_pixels(path: str | Path, kind: str, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{kind} {path} is {width}x{height} (width x height), allowed are {MAX_PIXELS} pixels; make it smaller"
+        )
+
+
+def _check_size(path: str | Path, kind: str, found: tuple[int, ...], size: tuple[int, int] | None) -> None:
+    if size is not None and tuple(found) != tuple(size):
+        height, width = found
         raise InputError(f"{kind} {path} is {width}x{height} (width x height), expected {size[1]}x{size[0]}")
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(kind: str, message: str) -> None:
+    if kind not in _warned:
+        _warned.add(kind)
+        logger.warning(message)

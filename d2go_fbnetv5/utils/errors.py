@@ -37,7 +37,10 @@ def run_tool(name: str, run: Callable[[], int | None], interrupted: str = "inter
         what `run` returns; 2 after one sentence about what the user can mend; 130 if interrupted; 1 after the
         traceback of anything else, which is a bug of ours.
     """
+    from d2go_fbnetv5.utils.opencv import check_opencv  # whose errors are this module's
+
     try:
+        check_opencv()
         return run() or 0
     except USER_ERRORS as error:
         logging.getLogger("d2go_fbnetv5").debug("%s ended here", name, exc_info=True)

@@ -1,0 +1,42 @@
+"""OpenCV, without which no image is read, and which may be one that another package has installed."""
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import cv2
+
+from d2go_fbnetv5.utils.errors import InputError
+
+# Older ones give a cut JPEG, filled up with other pixels, as if it were whole, and turn no WebP upright.
+OLDEST = (4, 13)
+_PACKAGES = (
+    "opencv-python-headless",
+    "opencv-python",
+    "opencv-contrib-python-headless",
+    "opencv-contrib-python",
+)
+
+
+@cache
+def check_opencv() -> None:
+    """Refuse an OpenCV that would read images wrongly.
+
+    Raises:
+        InputError: it is older than `OLDEST`; names it, where it lies, and the command that replaces it.
+    """
+    if tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= OLDEST:
+        return
+    oldest = ".".join(map(str, OLDEST))
+    packages = [name for name in _PACKAGES if _is_installed(name)] or _PACKAGES[:1]
+    raise InputError(
+        f"OpenCV {cv2.__version__} in {Path(cv2.__file__).parent} reads cut images as if they were whole, at least "
+        f"{oldest} is needed: pip install --upgrade {' '.join(f'{name}>={oldest}' for name in packages)}"
+    )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False

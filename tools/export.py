@@ -4,7 +4,7 @@
     python tools/export.py --run output/cls_digits --format executorch --int8
     python tools/export.py --model FBNetV5-A-SEG --weights model_final.pth --format onnx --output deploy
 
---run names the OUTPUT_DIR of a finished training. The folder --output gets the file and its model.json: inputs,
+--run names the OUTPUT_DIR of a training. The folder --output gets the file and its model.json: inputs,
 preprocessing, outputs, classes, topology, FLOPs, versions, and how far the file was from the model when it was checked.
 Exit status: 0, or 2 for wrong input, or 1 if the file does not compute what the model does.
 """
@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_arguments, open_model
+from torch import Tensor
 
-from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.formatting import parse_size
-from d2go_fbnetv5.engine.train import CONFIG_FILE
+from d2go_fbnetv5.engine.predictor import Predictor
 from d2go_fbnetv5.export import FORMATS, Calibration, CheckFailedError, Exported, export_model
 from d2go_fbnetv5.export.api import INT8
-from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, calibration_images
+from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, calibration_images, run_images
 from d2go_fbnetv5.utils.errors import InputError, run_tool, sentence
 
 _CHECK_IMAGES = 8
@@ -97,23 +97,11 @@ def _export(args: argparse.Namespace) -> Exported:
         raise InputError(f"--format {args.format}: allowed are {', '.join(FORMATS)}")
     size = parse_size(args.size) if args.size else None
     check_model_arguments(args)
+    if args.int8 and args.format != "executorch":
+        raise InputError(f"--int8 is for --format executorch, found {args.format}")
     predictor = open_model(args)
-    cfg = load_cfg(Path(args.run, CONFIG_FILE)) if args.run else None
-    given = [args.calibration_data] if args.calibration_data else None
-    trained_on = given or (list(cfg.DATASETS.TRAIN) if cfg is not None else [])
-    checked_with = given or (list(cfg.DATASETS.TEST[:1]) if cfg is not None else [])
-    calibration: Calibration | None = None
-    if args.int8:
-        if args.format != "executorch":
-            raise InputError(f"--int8 is for --format executorch, found {args.format}")
-        if not trained_on:
-            raise InputError("--int8 needs --calibration-data, images like those that the model will see")
-        images = list(calibration_images(trained_on, predictor, args.calibration_images, cfg))
-        data = f"{', '.join(trained_on)}, resized as for evaluation, not augmented"
-        calibration = Calibration(images, data)
-    pictures = []
-    if checked_with:
-        pictures = [image[0] for image in calibration_images(checked_with, predictor, _CHECK_IMAGES, cfg)]
+    calibration = _calibration(args, predictor) if args.int8 else None
+    pictures = _pictures(args, predictor)
     suffix = f"{args.format}{INT8}" if args.int8 else args.format
     folder = args.output or (Path(args.run, suffix) if args.run else f"{args.model}-{suffix}")
     return export_model(
@@ -127,6 +115,40 @@ def _export(args: argparse.Namespace) -> Exported:
         pictures=pictures,
         fixed_size=args.fixed_size,
     )
+
+
+def _calibration(args: argparse.Namespace, predictor: Predictor) -> Calibration:
+    if not (args.calibration_data or args.run):
+        raise InputError("--int8 needs --calibration-data, images like those that the model will see")
+    try:
+        images, data = _images(args, predictor, "TRAIN", args.calibration_images)
+    except (InputError, FileNotFoundError) as error:
+        raise type(error)(
+            f"--int8 is calibrated with images, which --calibration-data names: {error}"
+        ) from error
+    return Calibration(images, f"{data}, resized as for evaluation, not augmented")
+
+
+def _pictures(args: argparse.Namespace, predictor: Predictor) -> list[Tensor]:
+    """What the file is checked with; none for made up ones."""
+    try:
+        return [image[0] for image in _images(args, predictor, "TEST", _CHECK_IMAGES)[0]]
+    except (InputError, FileNotFoundError) as error:
+        if args.calibration_data:
+            raise
+        # A run may be far from its data.
+        print(f"export: the file is checked with made-up images: {sentence(error)}", file=sys.stderr)
+        return []
+
+
+def _images(
+    args: argparse.Namespace, predictor: Predictor, which: str, count: int
+) -> tuple[list[Tensor], str]:
+    """At most ``count`` images of --calibration-data, else of the run's own data, and what they are called."""
+    given = args.calibration_data
+    if args.run and not (given and Path(given).is_dir()):
+        return run_images(args.run, predictor, which, count, given)
+    return list(calibration_images([given], predictor, count)) if given else [], given or ""
 
 
 def _summary(exported: Exported) -> str:

@@ -11,7 +11,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 def add_model_arguments(parser: argparse.ArgumentParser, model: str, weights: str) -> None:
     """Adds --run, --model and what belongs to them; ``model`` and ``weights`` are the help of these two."""
-    parser.add_argument("--run", metavar="DIR", help="OUTPUT_DIR of a finished training")
+    parser.add_argument("--run", metavar="DIR", help="OUTPUT_DIR of a training")
     parser.add_argument("--model", metavar="NAME", help=model)
     parser.add_argument("--weights", metavar="FILE", help=weights)
     parser.add_argument(
@@ -49,5 +49,8 @@ def open_model(args: argparse.Namespace) -> Predictor:
 
 
 def _names(file: str) -> list[str]:
-    lines = Path(file).read_text(encoding="utf-8").split("\n")
+    try:
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--names {file}: not a text file ({error.reason} at byte {error.start})") from error
     return [line.strip() for line in lines if line.strip()]

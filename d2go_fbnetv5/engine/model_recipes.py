@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,15 @@ from fvcore.common.config import CfgNode
 from rich.console import Console
 from torch import nn
 
-from d2go_fbnetv5.arch import Backbone, Topology, build_family, list_families
+from d2go_fbnetv5.arch import Topology, build_family, list_families
 from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.engine.build import build_transforms
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.distributed import barrier, is_main
 from d2go_fbnetv5.engine.model_table import metrics_tables
+from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, checked_head
 from d2go_fbnetv5.engine.recipe import Recipe, get_recipe, register_recipe
 from d2go_fbnetv5.engine.validate import check_choice, check_range
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
@@ -24,10 +26,7 @@ from d2go_fbnetv5.models.distillation import timm_teacher
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.zoo import builtin_topology
-
-MODEL_FILE = "model.json"  # in OUTPUT_DIR: what the trained model predicts, for `predict`
 
 
 class ModelRecipe(Recipe):
@@ -54,12 +53,7 @@ class ModelRecipe(Recipe):
                 "MODEL.FBNETV5.TOPOLOGY: nothing"
             )
         searched_topology(cfg)
-        allowed = head_options(cls.kind)
-        for name in cfg.MODEL.FBNETV5.HEAD:
-            if name not in allowed:
-                raise InputError(
-                    f"MODEL.FBNETV5.HEAD has {name!r}, allowed for {cls.__name__}: {', '.join(allowed)}"
-                )
+        checked_head(cls.kind, as_dict(cfg.MODEL.FBNETV5.HEAD), "MODEL.FBNETV5.HEAD")
         cls._validate_input(cfg)
         distillation = cfg.MODEL.FBNETV5.DISTILLATION
         check_range(cfg, "MODEL.FBNETV5.DISTILLATION.WEIGHT", 0, 1)
@@ -99,9 +93,12 @@ class ModelRecipe(Recipe):
     def build_model(self) -> SearchedModel:
         return build_searched_model(self.cfg, self.kind, self.data.info, len(self.names))
 
+    def describe(self, output_dir: Path) -> None:
+        searched_network(self.cfg, self.names).write(output_dir, self.task, self.kind.in_features)
+
     def load_weights(self, checkpointer: RunCheckpointer, path: str) -> None:
         try:
-            load_weights(self.model, path)
+            load_weights(self.model, path, supernet=True)
         except (InputError, FileNotFoundError) as error:
             raise type(error)(f"MODEL.WEIGHTS: {error}") from error
 
@@ -110,8 +107,6 @@ class ModelRecipe(Recipe):
     ) -> dict[str, float]:
         metrics = super().conclude(averaged, output_dir, iterations, seconds, console)
         if is_main():
-            described = {"task": self.task, "names": list(self.names)}
-            write_atomically(output_dir / MODEL_FILE, json.dumps(described, indent=1) + "\n")
             title = f"{self.cfg.MODEL.META_ARCHITECTURE} of family {self.cfg.MODEL.FBNETV5.FAMILY}"
             for table in metrics_tables(metrics, title, self.data.num_eval_images(), iterations, seconds):
                 console.print(table)
@@ -132,23 +127,6 @@ class LiteRCNNRecipe(ModelRecipe):
 @register_recipe("LiteMaskFormer")
 class LiteMaskFormerRecipe(ModelRecipe):
     task, names_of, kind = "seg", "sem_seg_names", LiteMaskFormer
-
-
-_SET_ELSEWHERE = (
-    "self",
-    "backbone",
-    "num_classes",
-    "ignore",
-    "pixel_mean",
-    "pixel_std",
-    "teacher",
-    "teacher_weight",
-)
-
-
-def head_options(kind: type[SearchedModel]) -> list[str]:
-    """What MODEL.FBNETV5.HEAD may hold for a model's class."""
-    return [name for name in inspect.signature(kind.__init__).parameters if name not in _SET_ELSEWHERE]
 
 
 def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
@@ -182,6 +160,9 @@ def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
         return builtin_topology(task.upper())
     path = Path(options.TOPOLOGY).expanduser()
     if not path.exists():
+        run = Path(cfg.OUTPUT_DIR)
+        if (run / NETWORK_FILE).is_file() and any(run.glob("model_*.pth")):
+            return Network.read(run).topology  # what goes on is the run's own, wherever the search is now
         raise FileNotFoundError(
             f"MODEL.FBNETV5.TOPOLOGY names {path}, which does not exist; a search leaves it in its OUTPUT_DIR, and "
             "with nothing here the built-in topology is used"
@@ -190,6 +171,28 @@ def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
         return load_topologies(path).task(options.TOPOLOGY_TASK or task).topology
     except InputError as error:
         raise InputError(f"MODEL.FBNETV5.TOPOLOGY: {error}") from error
+
+
+def searched_network(cfg: CfgNode, names: Sequence[str]) -> Network:
+    """Return the network of a configuration that `ModelRecipe.validate` has passed, for classes of these names."""
+    whole = cfg.clone()
+    whole.defrost()
+    if get_recipe(cfg.MODEL.META_ARCHITECTURE).task != "cls":
+        whole.FBNETV5_DATA.CROP_SIZE_TEST = 0  # boxes and maps are those of the whole image
+    return _network(cfg, names, build_transforms(whole)[1])
+
+
+def _network(cfg: CfgNode, names: Sequence[str], images: EvalTransform) -> Network:
+    return Network(
+        cfg.MODEL.META_ARCHITECTURE,
+        cfg.MODEL.FBNETV5.FAMILY,
+        searched_topology(cfg),
+        tuple(names),
+        as_dict(cfg.MODEL.FBNETV5.HEAD),
+        tuple(cfg.MODEL.PIXEL_MEAN),
+        tuple(cfg.MODEL.PIXEL_STD),
+        images,
+    )
 
 
 def build_searched_model(
@@ -203,7 +206,7 @@ def build_searched_model(
     arguments = model_arguments(cfg, kind, info, num_classes)
     try:
         return kind(**arguments)
-    except (TypeError, ValueError) as error:
+    except InputError as error:
         raise InputError(f"MODEL.FBNETV5.HEAD: {error}") from error
 
 
@@ -211,13 +214,14 @@ def model_arguments(
     cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, num_classes: int
 ) -> dict[str, Any]:
     """What `build_searched_model` makes a model of."""
-    options: dict[str, Any] = as_dict(cfg.MODEL.FBNETV5.HEAD)
-    options |= {"pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN), "pixel_std": tuple(cfg.MODEL.PIXEL_STD)}
+    own = get_recipe(
+        cfg.MODEL.META_ARCHITECTURE
+    ).kind  # ``kind`` may be a host's, with a constructor of its own
+    arguments = _network(cfg, [""] * num_classes, EvalTransform(None)).arguments(own)
     distillation = cfg.MODEL.FBNETV5.DISTILLATION
     if issubclass(kind, LiteMaskFormer):
-        options["ignore"] = info.sem_seg_ignore
+        arguments["ignore"] = info.sem_seg_ignore
     if distillation.TEACHER:
-        options["teacher"] = timm_teacher(distillation.TEACHER, num_classes, distillation.TEACHER_WEIGHTS)
-        options["teacher_weight"] = distillation.WEIGHT
-    backbone = Backbone(cfg.MODEL.FBNETV5.FAMILY, searched_topology(cfg), kind.in_features)
-    return {"backbone": backbone, "num_classes": num_classes, **options}
+        arguments["teacher"] = timm_teacher(distillation.TEACHER, num_classes, distillation.TEACHER_WEIGHTS)
+        arguments["teacher_weight"] = distillation.WEIGHT
+    return arguments

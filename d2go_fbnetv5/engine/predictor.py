@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,19 @@ from torch import Tensor
 
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.ade20k import ADE20K_NAMES
-from d2go_fbnetv5.engine.build import build_transforms
+from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import load_cfg
-from d2go_fbnetv5.engine.model_recipes import MODEL_FILE, ModelRecipe, build_searched_model
+from d2go_fbnetv5.engine.model_recipes import ModelRecipe, searched_network
+from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, is_names
 from d2go_fbnetv5.engine.recipe import get_recipe
 from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.weights import load_weights
-from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.json_files import read_json_object
 from d2go_fbnetv5.zoo import create_model
+
+MOST_PIXELS = 2**24  # of a resized image; a model needs some hundred bytes for each
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Predictor:
     model: SearchedModel
     task: str
     names: tuple[str, ...]
-    transform: Callable[[dict[str, Any]], dict[str, Any]]
+    transform: EvalTransform
     threshold: float = 0.5
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
@@ -52,9 +54,16 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """The model's outputs for images of any sizes, all boxes among them, in each image's own pixels."""
+        """The model's outputs for images of any sizes, all boxes among them, in each image's own pixels.
+
+        Raises:
+            InputError: an image cannot be resized, or an output is not finite.
+        """
         samples = [self.sample(image) for image in images]
         outputs = self.model(samples)
+        for name, values in (item for output in outputs for item in output.items()):
+            if values.is_floating_point() and not torch.isfinite(values).all():
+                raise InputError(f"the model's {name} are not finite numbers; its weights may be damaged")
         for image, sample, output in zip(images, samples, outputs, strict=True):
             if "boxes" in output:
                 (height, width), resized = image.shape[-2:], sample["image"].shape[-2:]
@@ -63,38 +72,74 @@ class Predictor:
         return outputs
 
     def sample(self, image: Tensor) -> dict[str, Any]:
-        """What the model is given for an image."""
+        """What the model is given for an image.
+
+        Raises:
+            InputError: the image is so long and thin that it cannot be resized, or would become too large.
+        """
         height, width = image.shape[-2:]
+        self._check_shape(height, width)
         return self.transform({"image": image, "image_id": 0, "height": height, "width": width})
+
+    def _check_shape(self, height: int, width: int) -> None:
+        side, bound = self.transform.short_side, self.transform.max_size
+        short, long = sorted((height, width))
+        if side is not None:
+            short, long = side, side * long // short
+        if bound is not None and long > bound:
+            short, long = bound * short // long, bound
+        if short < 1 or short * long > MOST_PIXELS:
+            raise InputError(
+                f"an image of {height}x{width} pixels would be resized to {short} by {long}; allowed are 1 by 1 to "
+                f"{MOST_PIXELS} pixels in all"
+            )
 
 
 def from_run(folder: str, weights: str | None = None) -> Predictor:
-    """The model of a finished training.
+    """The model of a training, also of one that is still going on or was stopped.
 
     Args:
-        folder: its OUTPUT_DIR.
-        weights: a checkpoint to use in place of the run's last one.
+        folder: its OUTPUT_DIR, which may have been moved.
+        weights: a checkpoint to use in place of the run's newest one.
 
     Raises:
-        FileNotFoundError, ValueError: names the file that is missing or wrong.
+        FileNotFoundError, InputError: names the file that is missing or wrong.
     """
-    config, described = Path(folder, CONFIG_FILE), Path(folder, MODEL_FILE)
-    for path in (config, described):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"run {folder}: no {path.name}, which a finished training of a model leaves"
-            )
+    try:
+        network = open_network(folder)
+        recipe = get_recipe(network.model)
+        if not issubclass(recipe, ModelRecipe):
+            raise InputError(f"a {network.model} is no model that predicts")
+        model = network.build(recipe.kind)
+        checkpoints = RunCheckpointer(model, folder).candidates()
+        if not checkpoints and weights is None:
+            raise FileNotFoundError("there is no checkpoint, such as model_final.pth")
+        # The averaged ones, where the training has averaged weights.
+        load_weights(model, weights or checkpoints[0], averaged=True)
+    except (InputError, FileNotFoundError) as error:
+        raise type(error)(f"run {folder}: {error}") from error
+    return Predictor(model.eval(), recipe.task, network.names, network.images)
+
+
+def open_network(folder: str) -> Network:
+    """The network that a run trains.
+
+    Raises:
+        FileNotFoundError, InputError: names the file that is missing or wrong.
+    """
+    if Path(folder, NETWORK_FILE).is_file():
+        return Network.read(folder)
+    # Runs of before there was this file have the names at their end, and the path of the topology.
+    config, described = Path(folder, CONFIG_FILE), Path(folder, "model.json")
+    if not (config.is_file() and described.is_file()):
+        raise FileNotFoundError(f"no {NETWORK_FILE}, which a training of a model leaves")
+    names = read_json_object(described).get("names")
+    if not is_names(names):
+        raise InputError(f"{described}: names is {names!r}, allowed is a list of one text or more")
     cfg = load_cfg(config)
-    recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
-    if not issubclass(recipe, ModelRecipe):
-        raise InputError(f"run {folder}: {cfg.MODEL.META_ARCHITECTURE} is no model that predicts")
-    names = tuple(json.loads(described.read_text(encoding="utf-8"))["names"])
-    cfg.MODEL.FBNETV5.DISTILLATION.TEACHER = ""  # it has taught
-    if recipe.task != "cls":
-        cfg.FBNETV5_DATA.CROP_SIZE_TEST = 0  # boxes and maps are those of the whole image
-    model = build_searched_model(cfg, recipe.kind, DatasetInfo(), len(names))
-    load_weights(model, weights or Path(folder, "model_final.pth"), averaged=cfg.MODEL_EMA.ENABLED)
-    return Predictor(model.eval(), recipe.task, names, build_transforms(cfg)[1])
+    if not issubclass(get_recipe(cfg.MODEL.META_ARCHITECTURE), ModelRecipe):
+        raise InputError(f"a {cfg.MODEL.META_ARCHITECTURE} is no model that predicts")
+    return searched_network(cfg, names)
 
 
 def from_zoo(
@@ -117,8 +162,8 @@ def from_zoo(
         FileNotFoundError, ValueError: names what is missing or does not fit.
     """
     model = create_model(name, num_classes or (len(names) if names else None), topology)
-    if weights is not None and load_weights(model, weights) == "supernet":
-        raise InputError(f"weights {weights}: a supernet's, whose head is not this model's; train it first")
+    if weights is not None:
+        load_weights(model, weights)
     count = model.num_classes
     if names is not None and len(names) != count:
         raise InputError(f"{len(names)} names of classes are given, the model has {count} classes")

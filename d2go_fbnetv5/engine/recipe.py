@@ -49,6 +49,9 @@ class Recipe:
     def build_model(self) -> nn.Module:
         raise NotImplementedError
 
+    def describe(self, output_dir: Path) -> None:
+        """Leave in a folder what tells how to build the model again. Process 0 calls it before the first step."""
+
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups, each with its base rate."""
         return build_param_groups(self.cfg, self.model)

@@ -213,6 +213,7 @@ class Run:
                 cfg.defrost()
                 cfg.SEED = self.seed  # so that a run with a drawn seed can be resumed and repeated
                 write_atomically(self.folder / CONFIG_FILE, cfg.dump())
+                self.recipe.describe(self.folder)
             except OSError as error:
                 raise InputError(f"OUTPUT_DIR {self.folder} cannot be written: {error.strerror}") from error
             log_to_file(self.folder)

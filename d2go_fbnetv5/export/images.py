@@ -11,14 +11,16 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from d2go_fbnetv5.data import build_dataset, list_datasets
+from d2go_fbnetv5.data.find_images import find_images
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.engine.build import open_dataset
+from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.predictor import Predictor
+from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
 
 CALIBRATION_IMAGES = 128  # by default
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def padded_image(model: SearchedModel, image: Tensor) -> Tensor:
@@ -55,11 +57,33 @@ def calibration_images(
         yield padded_image(predictor.model, predictor.sample(images[i * total // count]["image"])["image"])
 
 
+def run_images(
+    run: str, predictor: Predictor, which: str, count: int, named: str | None = None
+) -> tuple[list[Tensor], str]:
+    """`calibration_images` of a training's own data, and the names of the data sets.
+
+    Args:
+        run: its OUTPUT_DIR, whose config.yaml says where the data were.
+        which: "TRAIN" for DATASETS.TRAIN, "TEST" for the first of DATASETS.TEST.
+        named: one of its FBNETV5_DATA.DATASETS, or of those that are built in, in place of these.
+
+    Raises:
+        FileNotFoundError, InputError: config.yaml or a data set is not there any more, or cannot be read.
+    """
+    try:
+        cfg = load_cfg(Path(run, CONFIG_FILE))
+        own = cfg.DATASETS.TRAIN if which == "TRAIN" else cfg.DATASETS.TEST[:1]
+        sources = [named] if named else list(own)
+        return list(calibration_images(sources, predictor, count, cfg)), ", ".join(sources)
+    except (InputError, FileNotFoundError) as error:
+        raise type(error)(f"the images of run {run}: {error}") from error
+
+
 class _Folder:
     """The images of a folder as samples, in the order of their names."""
 
     def __init__(self, folder: str) -> None:
-        self._paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
+        self._paths = find_images(folder)[0]
 
     def __len__(self) -> int:
         return len(self._paths)

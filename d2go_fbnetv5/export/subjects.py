@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch.cost import count_flops
-from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.predictor import from_run
-from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.export.api import check_size, smallest_side, usual_size
 from d2go_fbnetv5.export.image_sizes import STEP, is_whole
-from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, calibration_images
+from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, run_images
 from d2go_fbnetv5.export.inference import inference_module
 from d2go_fbnetv5.export.metadata import output_names
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
@@ -75,12 +73,8 @@ def open_subject(name: str) -> Subject:
     if Path(name).is_dir():
         predictor = from_run(name)
         subject = _searched(name, predictor.model, usual_size(predictor.model, predictor.transform))
-        cfg = load_cfg(Path(name, CONFIG_FILE))
         return replace(
-            subject,
-            calibration=lambda size: calibration_images(
-                cfg.DATASETS.TRAIN, predictor, CALIBRATION_IMAGES, cfg
-            ),
+            subject, calibration=lambda size: run_images(name, predictor, "TRAIN", CALIBRATION_IMAGES)[0]
         )
     if slash:
         raise FileNotFoundError(

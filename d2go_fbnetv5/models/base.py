@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import Backbone
-from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator
+from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, checked_option
 from d2go_fbnetv5.tasks.images import Output, batch_images, image_sizes, run_in_groups
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -19,6 +20,7 @@ Sizes = list[tuple[int, int]]
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
+MOST = 100_000  # of anything that a model has or gives several of; beyond it a number is a slip
 
 
 class SearchedModel(nn.Module):
@@ -97,6 +99,35 @@ class SearchedModel(nn.Module):
         divisor = self.size_divisibility
         height, width = (max(-(-side // divisor) * divisor, self._least) for side in size)
         return height, width
+
+
+def checked_options(
+    kind: type[SearchedModel], options: Mapping[str, Any], what: str, kept: Collection[str]
+) -> dict[str, Any]:
+    """Return arguments of a model's class, with lists as tuples and whole numbers as floats where it has these.
+
+    Args:
+        what: holds the options, for messages.
+        kept: arguments that are no options.
+
+    Raises:
+        InputError: the class has no such option, or it is of another type.
+    """
+    parameters = inspect.signature(kind.__init__).parameters
+    allowed = [name for name in parameters if name != "self" and name not in kept]
+    for name in options:
+        if name not in allowed:
+            raise InputError(f"{what} has {name!r}, allowed for {kind.__name__}: {', '.join(allowed)}")
+    return {
+        name: checked_option(what, name, value, parameters[name].default) for name, value in options.items()
+    }
+
+
+def require_range(least: float, most: float, **options: float) -> None:
+    """Raise an InputError that names the first option outside of [least, most]; NaN is outside."""
+    for name, value in options.items():
+        if not least <= value <= most:
+            raise InputError(f"{name} is {value}; allowed is {least} to {most}")
 
 
 def require_labels(labels: Tensor, num_classes: int, key: str, sample: Sample) -> None:

@@ -11,11 +11,13 @@ from torchvision.transforms import v2
 
 from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.models.base import (
+    MOST,
     PIXEL_MEAN,
     PIXEL_STD,
     Sample,
     SearchedModel,
     require_labels,
+    require_range,
     zero_loss,
 )
 from d2go_fbnetv5.models.distillation import Teacher
@@ -73,16 +75,8 @@ class ImageClassifier(SearchedModel):
         super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
         family = backbone.family
         self.num_classes = num_classes
-        for name, value in (
-            ("dropout", dropout),
-            ("label_smoothing", label_smoothing),
-            ("teacher_weight", teacher_weight),
-        ):
-            if not 0 <= value <= 1:
-                raise InputError(f"{name} is {value}; allowed is 0 to 1")
-        for name, value in (("mixup", mixup), ("cutmix", cutmix)):
-            if value < 0:
-                raise InputError(f"{name} is {value}; allowed is 0 or more")
+        require_range(0, 1, dropout=dropout, label_smoothing=label_smoothing, teacher_weight=teacher_weight)
+        require_range(0, MOST, mixup=mixup, cutmix=cutmix)
         self.label_smoothing = label_smoothing
         self.teacher, self.teacher_weight = teacher, teacher_weight
         blends = [

@@ -9,13 +9,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import Backbone
-from d2go_fbnetv5.models.base import PIXEL_MEAN, PIXEL_STD, Sample, SearchedModel, Sizes, require_labels
+from d2go_fbnetv5.models.base import (
+    MOST,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Sample,
+    SearchedModel,
+    Sizes,
+    require_labels,
+    require_range,
+)
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, Segments, segments_of
 from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 from d2go_fbnetv5.utils.errors import InputError
+
+_GROUPS = 32  # of the pixel decoder's norm
 
 
 class SegmentationModule(nn.Module):
@@ -79,10 +90,18 @@ class LiteMaskFormer(SearchedModel):
         size_divisibility: int = 32,
     ) -> None:
         super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
+        require_range(1, MOST, num_queries=num_queries, feedforward_dim=feedforward_dim)
+        require_range(1, 100, num_layers=num_layers, num_heads=num_heads)
+        require_range(_GROUPS, 64 * _GROUPS, dim=dim)
+        if dim % _GROUPS:
+            raise InputError(f"dim is {dim}; allowed is a multiple of {_GROUPS}, the groups of the norm")
+        require_range(0, 1, dropout=dropout)
+        weights = {"class_weight": class_weight, "mask_weight": mask_weight, "dice_weight": dice_weight}
+        require_range(0, MOST, **weights, no_object_weight=no_object_weight)
         self.num_classes = num_classes
         self.ignore = ignore
         self.auxiliary_loss = auxiliary_loss
-        self.pixel_decoder = PixelDecoder(backbone.channels["path1"], dim)
+        self.pixel_decoder = PixelDecoder(backbone.channels["path1"], dim, _GROUPS)
         self.transformer_decoder = TransformerDecoder(
             backbone.channels["path3"], num_queries, dim, num_heads, feedforward_dim, num_layers, dropout
         )

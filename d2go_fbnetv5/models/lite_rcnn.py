@@ -13,11 +13,13 @@ from torchvision.ops import remove_small_boxes
 
 from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.models.base import (
+    MOST,
     PIXEL_MEAN,
     PIXEL_STD,
     Sample,
     SearchedModel,
     require_labels,
+    require_range,
     zero_loss,
 )
 from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHead
@@ -53,7 +55,7 @@ class LiteRCNN(SearchedModel):
         self,
         backbone: Backbone,
         num_classes: int,
-        anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
+        anchor_sizes: Sequence[float] = (32.0, 64.0, 128.0, 256.0, 512.0),
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         train_proposals: tuple[int, int] = (2000, 1000),
         test_proposals: tuple[int, int] = (1000, 30),
@@ -65,6 +67,15 @@ class LiteRCNN(SearchedModel):
         size_divisibility: int = 32,
     ) -> None:
         super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
+        for name, counts in (("train_proposals", train_proposals), ("test_proposals", test_proposals)):
+            if len(counts) != 2:
+                raise InputError(f"{name} is {counts}; allowed are two numbers, before and after NMS")
+            require_range(1, MOST, **{f"{name}[{i}]": count for i, count in enumerate(counts)})
+        for name, values in (("anchor_sizes", anchor_sizes), ("aspect_ratios", aspect_ratios)):
+            require_range(1e-3, MOST, **{f"{name}[{i}]": value for i, value in enumerate(values)})
+            require_range(1, 100, **{f"len({name})": len(values)})
+        require_range(1, MOST, regions_per_image=regions_per_image, max_detections=max_detections)
+        require_range(0, 1, score_threshold=score_threshold)
         self.num_classes = num_classes
         self.test_proposals = test_proposals[1]
         channels, stride = backbone.channels["path1"], backbone.strides["path1"]

@@ -15,37 +15,44 @@ from d2go_fbnetv5.utils.errors import InputError
 _SUPERNET = "supernet."  # how a search names its supernet's weights
 
 
-def load_weights(model: SearchedModel, path: str | os.PathLike[str], averaged: bool = False) -> str:
-    """Takes over a checkpoint's weights by name.
+def load_weights(
+    model: SearchedModel, path: str | os.PathLike[str], averaged: bool = False, supernet: bool = False
+) -> None:
+    """Take over a checkpoint's weights by name; if anything is wrong with them the model stays as it was.
 
     Args:
         model: is changed in place.
-        path: a checkpoint, or a plain ``state_dict``, of a model of the same class, or of a search or a supernet
-            of the same family; the latter two give the backbone its weights and leave the head as it is.
-        averaged: take the averaged weights of a training's checkpoint, its "ema".
-
-    Returns:
-        "model" or "supernet": which of them the file holds.
+        path: a checkpoint, or a plain ``state_dict``, of a model of the same class.
+        averaged: take the averaged weights of a training's checkpoint, its "ema", if there are any.
+        supernet: where the model is to be trained, the file may also be of a search or of a supernet of the same
+            family. It gives the backbone its weights and leaves the head as it is.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or a weight is missing, unknown or of another shape; the message names it.
+        InputError: it is no checkpoint, of a search or a supernet though ``supernet`` is off, or a weight is missing,
+            unknown, of another shape or not finite; the message names it.
     """
     state = read_weights(path, averaged)
-    supernet = {
+    where = f"weights {os.fspath(path)!r}"
+    searched = {
         name.removeprefix(_SUPERNET): value for name, value in state.items() if name.startswith(_SUPERNET)
     }
-    if not supernet and any(name.startswith("stage0.") for name in state):
-        supernet = state
+    if not searched and any(name.startswith("stage0.") for name in state):
+        searched = state
+    if searched and not supernet:
+        raise InputError(
+            f"{where}: a search's or a supernet's, which has no weights for the head of a {type(model).__name__}; "
+            "train the model first, with this file as MODEL.WEIGHTS"
+        )
     try:
-        if supernet:
-            model.backbone.load_supernet(supernet)
-            return "supernet"
+        _require_finite(searched or state)
+        if searched:
+            model.backbone.load_supernet(searched)
+            return
         _require_same(model.state_dict(), state)
     except InputError as error:
-        raise InputError(f"weights {os.fspath(path)!r}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     model.load_state_dict(state)
-    return "model"
 
 
 def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[str, Tensor]:
@@ -73,6 +80,12 @@ def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[s
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"weights {where!r}: found no named tensors, nor any under the key 'model'")
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _require_finite(state: Mapping[str, Tensor]) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"{name!r} is not finite (NaN or infinity)")
 
 
 def _require_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -170,11 +170,20 @@ def _checked_options(task: str, cls: type[Task], options: dict[str, Any]) -> dic
             allowed = ", ".join(sorted(defaults)) or "none"
             raise InputError(f"task {task!r} has no option {option!r}; allowed: {allowed}")
     return {
-        option: _checked_value(task, option, value, defaults[option]) for option, value in options.items()
+        option: checked_option(f"task {task!r}", option, value, defaults[option])
+        for option, value in options.items()
     }
 
 
-def _checked_value(task: str, option: str, value: Any, default: Any) -> Any:
+def checked_option(what: str, option: str, value: Any, default: Any) -> Any:
+    """Return an option's value as its default's type: whole numbers may stand for floats, lists for tuples.
+
+    Args:
+        what: has the option, for messages, such as "task 'det'".
+
+    Raises:
+        InputError: the value is of another type.
+    """
     if default is None or default is inspect.Parameter.empty:
         return value
     expected = type(default)
@@ -182,10 +191,10 @@ def _checked_value(task: str, option: str, value: Any, default: Any) -> Any:
         return float(value)
     if expected is tuple and isinstance(value, (list, tuple)):
         element = default[0] if default else None
-        return tuple(_checked_value(task, f"{option}[{i}]", item, element) for i, item in enumerate(value))
+        return tuple(checked_option(what, f"{option}[{i}]", item, element) for i, item in enumerate(value))
     if type(value) is not expected:
         raise InputError(
-            f"option {option!r} of task {task!r} is {value!r} ({type(value).__name__}); "
+            f"option {option!r} of {what} is {value!r} ({type(value).__name__}); "
             f"it must be of type {expected.__name__}, such as {default!r}"
         )
     return value

@@ -106,7 +106,7 @@ def test_a_model_of_the_zoo(tmp_path):
 
 
 def test_wrong_input_is_named(run, tmp_path):
-    with pytest.raises(FileNotFoundError, match="run nowhere: no config.yaml"):
+    with pytest.raises(FileNotFoundError, match="run nowhere: no network.json"):
         build_teacher("run", run="nowhere")
     folder, model = run("cls")
     with pytest.raises(ValueError, match="2 names are given, the model has 3 classes"):
@@ -114,5 +114,5 @@ def test_wrong_input_is_named(run, tmp_path):
     state = model.state_dict()
     state["head.fc.bias"][1] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
-    with pytest.raises(ValueError, match=r"run .*: weight 'head.fc.bias' is not finite"):
+    with pytest.raises(ValueError, match=r"run .*: 'head.fc.bias' is not finite"):
         build_teacher("run", run=folder, weights=str(tmp_path / "nan.pth"))

@@ -69,7 +69,7 @@ def test_a_model_is_trained_judged_resumed_and_shown(args, tmp_path, capsys, pho
     assert metric in table and "averaged weights" in table and "9 images" in table
     last = history(run)[-1]
     assert {f"eval/{metric}", f"eval/ema/{metric}"} <= last.keys()
-    assert json.loads((run / "model.json").read_text())["task"] == task
+    assert json.loads((run / "network.json").read_text())["task"] == task
 
     # Stopped after two steps and resumed, it ends with the very same weights and figures.
     assert main(args(task, "SOLVER.CHECKPOINT_KEEP", 9, folder="whole")) == 0
@@ -179,7 +179,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(args, tmp_path, capsys, ta
     ("argv", "words"),
     [
         ([], "one of --run DIR and --model NAME"),
-        (["--run", "nowhere"], "run nowhere: no config.yaml"),
+        (["--run", "nowhere"], "run nowhere: no network.json"),
         (["--model", "FBNetV5-N-DET"], "needs --weights"),
         (["--model", "FBNetV5-N-DET", "--weights", "nowhere.pth"], "nowhere.pth"),
         (["--model", "FBNetV5-N-XYZ", "--weights", "nowhere.pth"], "unknown model"),
@@ -211,7 +211,7 @@ def test_predict_with_a_model_of_the_zoo(tmp_path, capsys, photos):
     argv[3] = str(supernet)
     capsys.readouterr()
     assert predict.main([*photos, *argv, "--output", str(tmp_path / "shown")]) == 2
-    assert "train it first" in capsys.readouterr().err
+    assert "train the model first" in capsys.readouterr().err
 
 
 def test_a_benchmark_calibrates_a_run_with_its_training_images(args, tmp_path):

@@ -25,7 +25,7 @@ from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main
 from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.history import write_evaluation
 from d2go_fbnetv5.engine.hooks import Stopwatch
-from d2go_fbnetv5.engine.model_recipes import class_names
+from d2go_fbnetv5.engine.model_recipes import class_names, searched_network
 from d2go_fbnetv5.engine.recipe import get_recipe
 from d2go_fbnetv5.engine.search_recipe import SearchRecipe
 from d2go_fbnetv5.engine.seeding import seed_all
@@ -109,6 +109,14 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
     def build_checkpointer(self, cfg: CfgNode, model: nn.Module, save_dir: str, **kwargs: Any) -> Any:
         kwargs.update(ema.may_get_ema_checkpointer(cfg, model))
         return FBNetV5Checkpointer(model, save_dir=save_dir, **kwargs)
+
+    def do_train(self, cfg: CfgNode, model: nn.Module, resume: bool) -> dict[str, CfgNode]:
+        # The embedded host has the same models under the same names, so its `predict` opens the folder.
+        if is_main() and cfg.MODEL.META_ARCHITECTURE in ("ImageClassifier", "LiteMaskFormer"):
+            recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
+            network = searched_network(cfg, class_names(cfg, dataset_info(cfg)))
+            network.write(cfg.OUTPUT_DIR, recipe.task, recipe.kind.in_features)
+        return super().do_train(cfg, model, resume)
 
     def build_lr_scheduler(self, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
         """The embedded host's schedules: Detectron2's and WarmupPolyLR."""

@@ -1,0 +1,180 @@
+"""``network.json``: what a run trains, in its folder from before the first step on.
+
+With it and a checkpoint the folder is all that a prediction needs. It can be moved, and the search that the topology
+came from deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d2go_fbnetv5.arch import Backbone, Topology, list_families
+from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.models import SearchedModel
+from d2go_fbnetv5.models.base import checked_options
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.json_files import read_json_object
+
+NETWORK_FILE = "network.json"
+_FORMAT = 1
+_IMAGES = ("short_side", "crop", "max_size")  # of an EvalTransform
+_LARGEST = 2**16  # pixels of a side
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model without its weights, and how evaluation prepares its images.
+
+    Attributes:
+        model: its MODEL.META_ARCHITECTURE.
+        family: of the backbone.
+        topology: as it was found; the backbone is pruned for the model's head.
+        names: of the classes, in the order of their labels.
+        head: options of the model's class.
+        pixel_mean, pixel_std: of the images, RGB in 0..255.
+        images: what evaluation does to an image before the model sees it.
+    """
+
+    model: str
+    family: str
+    topology: Topology
+    names: tuple[str, ...]
+    head: dict[str, Any]
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    images: EvalTransform
+
+    def build(self, kind: type[SearchedModel]) -> SearchedModel:
+        """Build the model, of that class, with its first weights.
+
+        Raises:
+            InputError: the class has no such option, or it is of another type or out of range.
+        """
+        try:
+            return kind(**self.arguments(kind))
+        except InputError as error:
+            raise InputError(f"{NETWORK_FILE}: {error}") from error
+
+    def arguments(self, kind: type[SearchedModel]) -> dict[str, Any]:
+        """Return the arguments of the model's class. Raises as `build`, but for ranges."""
+        return {
+            "backbone": Backbone(self.family, self.topology, kind.in_features),
+            "num_classes": len(self.names),
+            "pixel_mean": self.pixel_mean,
+            "pixel_std": self.pixel_std,
+            **checked_head(kind, self.head),
+        }
+
+    def write(self, folder: str | os.PathLike[str], task: str, outputs: tuple[str, ...]) -> None:
+        """Write NETWORK_FILE into a folder that exists.
+
+        Args:
+            task, outputs: what the model predicts and the paths it reads, for whoever reads the file.
+        """
+        content = {
+            "format": _FORMAT,
+            "model": self.model,
+            "task": task,
+            "family": self.family,
+            "topology": self.topology.to_dict(),
+            "outputs": list(outputs),
+            "names": list(self.names),
+            "head": self.head,
+            "pixel_mean": list(self.pixel_mean),
+            "pixel_std": list(self.pixel_std),
+            "images": {key: getattr(self.images, key) for key in _IMAGES},
+        }
+        write_atomically(Path(folder, NETWORK_FILE), json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Network:
+        """Read NETWORK_FILE of a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            InputError: it is damaged; names the file, the key, what was found and what is allowed.
+        """
+        path = Path(folder, NETWORK_FILE)
+        content = read_json_object(path)
+        try:
+            return cls._parse(content)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @classmethod
+    def _parse(cls, content: dict[str, Any]) -> Network:
+        if content.get("format") != _FORMAT:
+            raise InputError(f"format is {content.get('format')!r}, this version reads {_FORMAT}")
+        _require(content, "model", lambda value: isinstance(value, str), "a text")
+        _require(content, "family", lambda value: value in list_families(), f"one of {list_families()}")
+        _require(content, "names", is_names, "a list of one text or more")
+        _require(content, "head", lambda value: isinstance(value, dict), "an object of options")
+        for key in ("pixel_mean", "pixel_std"):
+            _require(content, key, _is_colour, "three finite numbers")
+        _require(content, "pixel_std", lambda value: min(value) > 0, "positive")
+        _require(content, "images", lambda value: isinstance(value, dict), "an object")
+        images = content["images"]
+        for key in _IMAGES:
+            _require(images, key, _is_size, "null, a number of pixels, or for a crop [height, width]")
+        sizes = {key: tuple(size) if isinstance(size := images[key], list) else size for key in _IMAGES}
+        return cls(
+            content["model"],
+            content["family"],
+            Topology.from_dict(content.get("topology")),
+            tuple(content["names"]),
+            content["head"],
+            tuple(content["pixel_mean"]),
+            tuple(content["pixel_std"]),
+            EvalTransform(**sizes),
+        )
+
+
+def checked_head(kind: type[SearchedModel], head: Mapping[str, Any], what: str = "head") -> dict[str, Any]:
+    """`checked_options` of a model's class, without those that a configuration has keys of their own for."""
+    return checked_options(kind, head, what, _SET_ELSEWHERE)
+
+
+_SET_ELSEWHERE = (
+    "backbone",
+    "num_classes",
+    "ignore",
+    "pixel_mean",
+    "pixel_std",
+    "teacher",
+    "teacher_weight",
+)
+
+
+def is_names(value: Any) -> bool:
+    """Return whether a value is a list of class names."""
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _require(content: dict[str, Any], key: str, good: Any, allowed: str) -> None:
+    if key not in content:
+        raise InputError(f"{key} is missing, allowed is {allowed}")
+    if not good(content[key]):
+        found = repr(content[key])
+        raise InputError(f"{key} is {found[:80]}{'...' if len(found) > 80 else ''}, allowed is {allowed}")
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return value is None or all(
+        isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= _LARGEST for side in sides
+    )

@@ -1,10 +1,14 @@
 """Show what a trained model sees in images: classes, boxes or a label map, drawn on them and as JSON.
 
     python tools/predict.py photo.jpg --run output/det_digits
-    python tools/predict.py *.jpg --model FBNetV5-A-DET --weights model_final.pth --output predictions
+    python tools/predict.py photos --model FBNetV5-A-DET --weights model_final.pth --output predictions
 
---run names the OUTPUT_DIR of a finished training; the model, its weights (the averaged ones if there are any), the
-class names and the images' size at evaluation are taken from it. Pictures and predictions.json are written to --output.
+--run names the OUTPUT_DIR of a training; the model, its weights (the newest, averaged if there are averaged ones), the
+class names and the images' size at evaluation are taken from it. A folder is searched for images to any depth; hidden
+files and what predict has written are passed over. The folder --output gets NAME.png for an image NAME.jpg, a
+segmenter's label map as NAME_sem_seg.png, and predictions.json, which says for every image where its files are. Where
+two images would have the same file, the second is NAME_2. Nothing is overwritten but what predict has written before.
+Exit status: 0, or 2 for wrong input; if only some images cannot be read, the others are there all the same.
 """
 
 from __future__ import annotations
@@ -18,12 +22,15 @@ from typing import Any
 
 import torch
 from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_arguments, open_model
+from d2go_fbnetv5.tools.prediction_files import PREDICTIONS, Place, plan, write_png
 from d2go_fbnetv5.tools.predictions import draw, label_map_at, to_json
+from torch import Tensor
 
 from d2go_fbnetv5.data import EvalTransform
-from d2go_fbnetv5.data.images import encode_png, read_image
+from d2go_fbnetv5.data.images import read_image
+from d2go_fbnetv5.engine.formatting import format_plural
 from d2go_fbnetv5.engine.predictor import Predictor
-from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.errors import InputError, run_tool, sentence
 from d2go_fbnetv5.utils.files import write_atomically
 
 
@@ -33,12 +40,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_tool("predict", lambda: _run(args))
 
 
-def _run(args: argparse.Namespace) -> None:
-    predictor = _predictor(args)
-    found = [_predict(Path(image), predictor, Path(args.output)) for image in _different(args.images)]
-    path = Path(args.output, "predictions.json")
-    write_atomically(path, json.dumps(found, indent=1) + "\n")
-    print(f"{path}: {len(found)} image{'' if len(found) == 1 else 's'}")
+def _run(args: argparse.Namespace) -> int:
+    predictor, output = _predictor(args), Path(args.output)
+    places = plan(args.images, output, label_maps=predictor.task == "seg")
+    found, failed = [], []
+    for place in places:
+        try:
+            image = read_image(place.image)
+            prediction = predictor(image)
+        except (InputError, OSError) as error:  # the other images may be good
+            failed.append(f"{place.image}: {sentence(error)}")
+            continue
+        found.append(_write(place, predictor, image, prediction, output))
+    if not found:
+        raise InputError(
+            failed[0] + (f" ({len(failed)} images could not be used)" if len(failed) > 1 else "")
+        )
+    path = output / PREDICTIONS
+    write_atomically(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    print(f"{path}: {format_plural(len(found), 'image', 'images')}")
+    for message in failed:
+        print(f"predict: {message}", file=sys.stderr)
+    return 2 if failed else 0
 
 
 def cli() -> None:
@@ -50,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="d2go_fbnetv5.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of them")
     add_model_arguments(
         parser,
         model="a model of the zoo, such as FBNetV5-A-DET, with --weights",
@@ -88,29 +111,25 @@ def _parse_size(text: str) -> tuple[int, None, int | None]:
     return int(sides[0]), None, int(sides[1]) if len(sides) == 2 else None
 
 
-def _different(images: Sequence[str]) -> Sequence[str]:
-    stems = [Path(image).stem for image in images]
-    again = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if again is not None:
-        raise InputError(f"two images are named {again!r}, and their pictures would be, too")
-    return images
-
-
-def _predict(path: Path, predictor: Predictor, output: Path) -> dict[str, Any]:
-    image = read_image(path)
+def _write(
+    place: Place, predictor: Predictor, image: Tensor, found: dict[str, Tensor], output: Path
+) -> dict[str, Any]:
+    """Write an image's files; returns its entry in predictions.json."""
     height, width = image.shape[-2:]
-    found = predictor(image)
-    output.mkdir(parents=True, exist_ok=True)
-    entry: dict[str, Any] = {"image": str(path), "height": height, "width": width}
-    if predictor.task == "seg":
+    entry: dict[str, Any] = {
+        "image": str(place.image),
+        "height": height,
+        "width": width,
+        "picture_file_name": place.picture.as_posix(),
+    }
+    if place.label_map is not None:
         labels = label_map_at(found, (height, width))
-        entry["sem_seg_file_name"] = f"{path.stem}_sem_seg.png"
+        entry["sem_seg_file_name"] = place.label_map.as_posix()
         # More than 255 classes do not fit into a byte.
         pixels = labels.to(torch.uint16 if labels.max() > 255 else torch.uint8)
-        write_atomically(output / entry["sem_seg_file_name"], encode_png(pixels.numpy()))
+        write_png(output / place.label_map, pixels.numpy())
     entry |= to_json(predictor, found, (height, width))
-    picture = draw(predictor, image, found)
-    write_atomically(output / f"{path.stem}.png", encode_png(picture.permute(1, 2, 0).numpy()))
+    write_png(output / place.picture, draw(predictor, image, found).permute(1, 2, 0).numpy())
     return entry
 
 

@@ -4,6 +4,7 @@ from d2go_fbnetv5.data import builtin as builtin
 from d2go_fbnetv5.data.ade20k import ade20k
 from d2go_fbnetv5.data.coco import CocoDetection
 from d2go_fbnetv5.data.digits import DigitScenes
+from d2go_fbnetv5.data.fashion import FashionScenes
 from d2go_fbnetv5.data.image_folders import ImageFolders
 from d2go_fbnetv5.data.imagenet import ImageNetFolder
 from d2go_fbnetv5.data.loader import build_eval_loader, build_train_loader, read_batches
@@ -18,6 +19,7 @@ __all__ = [
     "CocoDetection",
     "DigitScenes",
     "EvalTransform",
+    "FashionScenes",
     "ImageFolders",
     "ImageNetFolder",
     "MultitaskDataset",

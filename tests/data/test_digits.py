@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.data import DigitScenes, digits
+from d2go_fbnetv5.data import scenes as scenes_module
 from d2go_fbnetv5.data.digits import digit_indices
 
 
@@ -41,7 +42,7 @@ def test_every_labelled_digit_is_visible():
     dataset = DigitScenes(num_images=150)
     overlaps = 0
     for index in range(150):
-        drawn, owner = dataset._arrange(np.random.default_rng(index))
+        drawn, owner = dataset.arrange(np.random.default_rng(index))
         for number, digit in enumerate(drawn):
             visible = (owner[digit.window] == number) & digit.mask
             assert visible.sum() == (owner == number).sum() >= 0.75 * digit.mask.sum()
@@ -68,7 +69,7 @@ def test_digits_come_in_many_sizes():
 
 
 def test_ink_is_brighter_than_any_photograph(monkeypatch):
-    monkeypatch.setattr(digits, "_photographs", lambda: (np.full((200, 200, 3), 255, np.uint8),))
+    monkeypatch.setattr(scenes_module, "_photographs", lambda: (np.full((200, 200, 3), 255, np.uint8),))
     luminance = torch.tensor([0.299, 0.587, 0.114])
     for sample in scenes(count=60):
         grey = sample["image"].permute(1, 2, 0).float() @ luminance
@@ -95,7 +96,7 @@ def test_rendering_leaves_global_generators_alone():
 def test_splits_share_no_digit():
     train, val = digit_indices("train"), digit_indices("val")
     assert sorted([*train, *val]) == list(range(1797)) and len(val) == 359
-    glyphs, labels = digits._digits()
+    glyphs, labels = digits.glyphs()
     assert set(labels[train]) == set(labels[val]) == set(range(10))
     pixels = [glyph.tobytes() + bytes(glyph.shape) for glyph in glyphs]
     assert not {pixels[index] for index in train} & {pixels[index] for index in val}
@@ -103,13 +104,13 @@ def test_splits_share_no_digit():
 
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 def test_a_split_draws_its_own_digits_and_halves_only(monkeypatch, seed):
-    glyphs, _ = digits._digits()
+    glyphs, _ = digits.glyphs()
     labels = np.full(len(glyphs), 3)
     labels[digit_indices("val")] = 9
     photograph = np.zeros((200, 300, 3), np.uint8)
     photograph[:, :150, 0] = photograph[:, 150:, 2] = 200
-    monkeypatch.setattr(digits, "_digits", lambda: (glyphs, labels))
-    monkeypatch.setattr(digits, "_photographs", lambda: (photograph,))
+    monkeypatch.setattr(digits, "glyphs", lambda: (glyphs, labels))
+    monkeypatch.setattr(scenes_module, "_photographs", lambda: (photograph,))
     for split, label, channel in (("train", 3, 0), ("val", 9, 2)):
         for sample in scenes(split, count=20, seed=seed):
             assert (sample["box_labels"] == label).all()

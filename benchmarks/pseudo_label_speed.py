@@ -69,7 +69,7 @@ def pseudo_label_rate(folder: Path, output: Path, batch_size: int, workers: int)
     settings.DEVICE, settings.OUTPUT_DIR = "cpu", str(output)
     shutil.rmtree(output, ignore_errors=True)
     start = time.perf_counter()
-    count = prepare(settings)
+    count = prepare(settings).num_chunks
     label_chunks(settings, range(count))
     seconds = time.perf_counter() - start
     return len(open_images(settings)) / seconds

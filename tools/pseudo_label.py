@@ -13,12 +13,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from fvcore.common.config import CfgNode
 from rich.console import Console
 
 from d2go_fbnetv5.data import MultitaskDataset
 from d2go_fbnetv5.engine.launch import launch, under_torchrun
 from d2go_fbnetv5.engine.log import setup_logging
-from d2go_fbnetv5.pseudo_labels.job import label_chunks, prepare
+from d2go_fbnetv5.pseudo_labels.job import Images, label_chunks, prepare, unlabelled
 from d2go_fbnetv5.pseudo_labels.output import Output, merge
 from d2go_fbnetv5.pseudo_labels.preview import write_preview
 from d2go_fbnetv5.pseudo_labels.settings import load_settings
@@ -73,19 +74,26 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError(f"--preview is {args.preview}, allowed: 0 or more")
     if args.preview and args.num_shards > 1 and not args.merge:
         raise InputError("--preview needs all shards, allowed with --num-shards: only together with --merge")
-    output, count = Output(settings.OUTPUT_DIR), prepare(settings)
-    if not args.merge:
-        missing = [chunk for chunk in output.missing(count) if chunk % args.num_shards == args.shard_index]
-        logger.info("%d of %d chunks are to be labelled here", len(missing), count)
-        if missing:
-            launch(
-                label_chunks,
-                (settings, missing),
-                num_processes=args.num_processes,
-                device=settings.DEVICE.split(":")[0],
-            )
-    if args.merge or args.num_shards == 1:
-        _finish(output, count, args.preview)
+    output, images = Output(settings.OUTPUT_DIR), prepare(settings)
+    count = images.num_chunks
+    mine = range(count) if args.merge else range(args.shard_index, count, args.num_shards)
+    with output.claimed(mine):
+        if not args.merge:
+            _label(settings, images, output, mine, args.num_processes)
+        if args.merge or args.num_shards == 1:
+            _finish(output, count, args.preview)
+
+
+def _label(settings: CfgNode, images: Images, output: Output, chunks: range, num_processes: int) -> None:
+    todo = unlabelled(images, output, chunks)
+    logger.info("%d of %d chunks are to be labelled here", len(todo), images.num_chunks)
+    if todo:
+        launch(
+            label_chunks,
+            (settings, todo),
+            num_processes=num_processes,
+            device=settings.DEVICE.split(":")[0],
+        )
 
 
 def _finish(output: Output, count: int, preview: int) -> None:
@@ -94,11 +102,24 @@ def _finish(output: Output, count: int, preview: int) -> None:
     summary = summarize(index, json.loads(output.statistics.read_text(encoding="utf-8")))
     write_summary(summary, output.folder / "summary.json")
     Console().print(*summary_tables(summary), sep="\n")
+    if not len(index):
+        raise InputError(f"none of {summary['skipped']} images could be read; {output.skipped} says why")
     if preview:
         path = output.folder / "preview.png"
         drawn = write_preview(MultitaskDataset(output.index), preview, path)
         print(f"{path}: {drawn} images")
     print(f"{output.index}: {len(index)} images, not read: {summary['skipped']}")
+    if summary["missing"]:
+        logger.warning(
+            "%d of the images that were not read are missing or cannot be opened; when they are there, the same "
+            "command labels them",
+            summary["missing"],
+        )
+    for task, found in summary.items():
+        if isinstance(found, dict) and found["problems"]:
+            logger.warning(
+                "%s: a teacher failed on %d images; %s says why", task, found["problems"], output.skipped
+            )
 
 
 def cli() -> None:

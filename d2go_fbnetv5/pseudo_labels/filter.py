@@ -6,6 +6,7 @@ maximum probability [is] lower than 0.5 to be the don't-care category." So what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,15 @@ BOX_COUNTS = ("given", "dropped_class", "below_threshold", "without_area", "kept
 _TOLERANCE = 1e-3
 # Probabilities that are resized at a time, so that 171 classes of a large photograph fit into memory.
 _MAX_RESIZED = 2**25
+# Beyond these an output is a mistake, and its image is not worth the memory.
+_MAX_BOXES = 2**20
+_MAX_MAP = 2**27  # pixels
+# Quantized, packed and complex numbers are none of these.
+_TYPES = (
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
 
 
 class OutputError(ValueError):
@@ -135,7 +145,7 @@ def filter_boxes(
     Raises:
         OutputError: missing, of wrong shapes, not finite, or out of range.
     """
-    boxes, scores = _floats(output, "boxes", (None, 4)), _unit(output, "scores", (None,))
+    boxes, scores = _floats(output, "boxes", (None, 4))[0], _unit(output, "scores", (None,))
     labels = _labels(output, "labels", (None,), len(classes))
     if not len(boxes) == len(scores) == len(labels):
         raise OutputError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels")
@@ -287,30 +297,48 @@ def _bins(scores: Tensor) -> Tensor:
 def _tensor(output: Mapping[str, Any], key: str, shape: Sequence[int | None]) -> Tensor:
     if key not in output:
         raise OutputError(f"the teacher gives no {key}")
-    value = torch.as_tensor(output[key])
+    value = output[key]
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(value)
+        except Exception as error:  # it is for the object to say that it is no array, in any way it likes
+            kind = type(value).__name__
+            raise OutputError(f"{key} is a {kind}, which torch makes no tensor of ({error})") from error
+    if value.is_nested or value.layout != torch.strided or value.device.type == "meta":
+        raise OutputError(f"{key} is sparse, nested or without values, expected a dense tensor")
+    if value.dtype not in _TYPES:
+        raise OutputError(f"{key} has the type {value.dtype}, expected floats or integers")
     if value.ndim != len(shape) or any(
         size not in (None, found) for size, found in zip(shape, value.shape, strict=True)
     ):
         wanted = " x ".join("any" if size is None else str(size) for size in shape)
         raise OutputError(f"{key} has the shape {tuple(value.shape)}, expected {wanted}")
-    return value
+    least, most = (0, _MAX_BOXES) if shape[0] is None else (1, _MAX_MAP)
+    places = math.prod(found for size, found in zip(shape, value.shape, strict=True) if size is None)
+    if not least <= places <= most:
+        raise OutputError(
+            f"{key} has the shape {tuple(value.shape)}, allowed are {least} to {most} boxes or pixels"
+        )
+    return value.detach()
 
 
-def _floats(output: Mapping[str, Any], key: str, shape: Sequence[int | None], cpu: bool = True) -> Tensor:
+def _floats(
+    output: Mapping[str, Any], key: str, shape: Sequence[int | None], cpu: bool = True
+) -> tuple[Tensor, float, float]:
+    """The values, the smallest and the greatest of them."""
     value = _tensor(output, key, shape)
-    if value.is_complex():
-        raise OutputError(f"{key} has the type {value.dtype}, expected floats")
-    value = value.to(torch.promote_types(value.dtype, torch.float32))
-    if not value.isfinite().all():
+    value = value.to(torch.float64 if value.dtype == torch.float64 else torch.float32)
+    low, high = (float(bound) for bound in value.aminmax()) if value.numel() else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):  # NaN is the bound of whatever it is among
         raise OutputError(f"{key} has values that are not finite")
-    return value.cpu() if cpu else value
+    return value.cpu() if cpu else value, low, high
 
 
 def _unit(output: Mapping[str, Any], key: str, shape: Sequence[int | None], cpu: bool = True) -> Tensor:
-    value = _floats(output, key, shape, cpu)
-    if value.numel() and (value.min() < -_TOLERANCE or value.max() > 1 + _TOLERANCE):
-        raise OutputError(f"{key} has values from {value.min():.4g} to {value.max():.4g}, allowed are 0 to 1")
-    return value.clamp(0, 1)
+    value, low, high = _floats(output, key, shape, cpu)
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        raise OutputError(f"{key} has values from {low:.4g} to {high:.4g}, allowed are 0 to 1")
+    return value if low >= 0 and high <= 1 else value.clamp(0, 1)
 
 
 def _labels(output: Mapping[str, Any], key: str, shape: Sequence[int | None], count: int) -> Tensor:

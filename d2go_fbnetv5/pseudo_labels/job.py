@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.data import read_batches
+from d2go_fbnetv5.data.coco_index import load_json
 from d2go_fbnetv5.engine.distributed import rank, world_size
 from d2go_fbnetv5.engine.formatting import format_duration
 from d2go_fbnetv5.engine.train import pick_device
@@ -26,14 +28,15 @@ from d2go_fbnetv5.utils.files import remove_rests, replacing_folder, write_atomi
 
 logger = logging.getLogger(__name__)
 
-# A chunk of which a teacher fails on every image, and on no fewer than these, is not kept: the fault is the teacher's.
+# A chunk is not kept where a teacher fails on every image, and on no fewer than these in a row: the fault is its own.
 _HOPELESS = 8
 
 
 class Images(torch.utils.data.Dataset):
     """The images to label, by their place: those of the data set, or LIMIT of them.
 
-    ``images[place]`` is a sample, or {"unreadable": reason}.
+    ``images[place]`` is a sample, or {"unreadable": reason, "missing": whether the file is not there or cannot be
+    opened, as where a disk is not mounted; otherwise it is broken}.
     """
 
     def __init__(self, settings: CfgNode) -> None:
@@ -52,8 +55,12 @@ class Images(torch.utils.data.Dataset):
     def __getitem__(self, place: int) -> dict[str, Any]:
         try:
             return self.dataset[int(self._chosen[place])]
-        except (ValueError, OSError) as error:
-            return {"unreadable": str(error)}
+        except OSError as error:
+            # Pillow's word on a broken file is an OSError, too, which the system has not numbered.
+            missing = error.errno is not None or isinstance(error, FileNotFoundError)
+            return {"unreadable": str(error), "missing": missing}
+        except ValueError as error:
+            return {"unreadable": str(error), "missing": False}
 
     @property
     def num_chunks(self) -> int:
@@ -63,15 +70,18 @@ class Images(torch.utils.data.Dataset):
         """Of the images of a chunk."""
         return range(chunk * self.chunk_size, min(len(self), (chunk + 1) * self.chunk_size))
 
+    def most_missing(self, chunk: int) -> int:
+        """How many images of a chunk may be missing: few, as from now and then a file is deleted."""
+        count = len(self.places(chunk))
+        return min(count // 2, max(_HOPELESS - 1, count // 10))
 
-def prepare(settings: CfgNode) -> int:
+
+def prepare(settings: CfgNode) -> Images:
     """Begins a labelling in OUTPUT_DIR, or checks that it is the one that was begun there.
-
-    Returns:
-        The number of chunks.
 
     Raises:
         ValueError: settings or images are not those of the labelling begun, or OUTPUT_DIR is among the images.
+        OSError: OUTPUT_DIR cannot be written.
     """
     images, output = Images(settings), Output(settings.OUTPUT_DIR)
     for folder in getattr(images.dataset, "folders", ()):
@@ -87,14 +97,42 @@ def prepare(settings: CfgNode) -> int:
         "settings": label_settings(settings),
         "images": {"number": len(images), "names_sha256": digest.hexdigest()},
     }
-    if output.job.is_file():
-        begun = json.loads(output.job.read_text(encoding="utf-8"))
+    text = json.dumps(job, indent=1) + "\n"
+    if output.job.exists():
+        begun, job = _read_job(output.job), json.loads(text)
         _compare(f"{output.folder} holds labels that were made with", begun["settings"], job["settings"])
         _compare(f"{output.folder} holds labels of other images, with", begun["images"], job["images"])
-    else:
+    try:
         output.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(output.job, json.dumps(job, indent=1) + "\n")
-    return images.num_chunks
+        if not output.job.exists():
+            write_atomically(output.job, text)
+    except OSError as error:
+        raise OSError(f"OUTPUT_DIR is {settings.OUTPUT_DIR}, which cannot be written: {error}") from error
+    return images
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    job = load_json(path)
+    if not all(isinstance(job.get(key), dict) for key in ("settings", "images")):
+        raise InputError(
+            f"{path} lacks the settings or images that a labelling begins with; allowed: the file as it was, or "
+            "another OUTPUT_DIR"
+        )
+    return job
+
+
+def unlabelled(images: Images, output: Output, chunks: Sequence[int]) -> list[int]:
+    """Which of ``chunks`` are to be labelled: what is not there yet, and what has images that could not be read and
+    now can be."""
+    found, names = set(output.missing(chunks)), RelativeNames(output.folder)
+    for chunk in [chunk for chunk in chunks if chunk not in found]:
+        unread = output.unread(chunk)
+        for place in images.places(chunk) if unread else ():
+            if names(images.path(place)) in unread and "unreadable" not in images[place]:
+                logger.info("%s can be read now: its chunk %d is labelled anew", images.path(place), chunk)
+                found.add(chunk)
+                break
+    return sorted(found)
 
 
 def _compare(what: str, begun: Any, found: Any, key: str = "") -> None:
@@ -120,21 +158,37 @@ def label_chunks(settings: CfgNode, chunks: Sequence[int]) -> None:
     batches = _Batches(images, mine, settings.BATCH_SIZE)
     samples = iter(read_batches(images, batches, settings.NUM_WORKERS))
     start, done = time.monotonic(), 0
+    failed: Counter[str] = Counter()  # images in a row, by task
     for position, chunk in enumerate(mine):
-        remove_rests(output.chunk(chunk))
-        failures, successes = labeller.failures, labeller.successes
-        with replacing_folder(output.chunk(chunk)) as folder:
-            final = str(output.chunk(chunk).relative_to(output.folder))
+        count = len(images.places(chunk))
+        for name in output.cut_off(chunk):
+            logger.warning("an earlier process was ended while it labelled %s", name)
+        target = output.chunk(chunk)
+        remove_rests(target)
+        if not target.is_dir():
+            target.unlink(missing_ok=True)  # a file that somebody has put there
+        with replacing_folder(target) as folder:
+            final = str(target.relative_to(output.folder))
             writer = ChunkWriter(folder, final, labeller.info, labeller.has_teacher("DET"))
+            most_missing = count if settings.SKIP_MISSING else images.most_missing(chunk)
             for places in batches.of(chunk):
-                _label_batch(images, names, labeller, writer, places, next(samples))
-            if labeller.failures - failures >= _HOPELESS and labeller.successes == successes:
-                raise InputError(
-                    f"a teacher failed on all of the {len(images.places(chunk))} images of chunk {chunk}: "
-                    f"{writer.last_problem}"
-                )
+                missing = _label_batch(images, names, labeller, writer, places, next(samples))
+                if missing > most_missing:
+                    raise InputError(
+                        f"{missing} images of chunk {chunk} are missing or cannot be opened, among them "
+                        f"{images.path(places[-1])}; as soon as they are there the same command goes on; SKIP_MISSING "
+                        "True leaves out what is missing"
+                    )
+            problems = writer.problems()
+            failed = Counter({task: failed[task] + writer.num_images for task in problems})
+            for task, reason in problems.items():
+                if failed[task] >= _HOPELESS:
+                    raise InputError(
+                        f"{task}: a teacher failed on all of the {writer.num_images} images of chunk {chunk}: {reason}"
+                    )
             writer.write()
-        done += len(images.places(chunk))
+            (folder / "chunk.json").write_text(output.seal(chunk, folder), encoding="utf-8")
+        done += count
         _report(
             chunk, done, time.monotonic() - start, sum(len(images.places(c)) for c in mine[position + 1 :])
         )
@@ -166,15 +220,18 @@ def _label_batch(
     writer: ChunkWriter,
     places: range,
     samples: list[dict[str, Any]],
-) -> None:
+) -> int:
+    """Labels and writes a batch; gives how many images of the chunk are missing so far."""
+    found, missing = [names(images.path(place)) for place in places], 0
+    writer.begin(found)
     labels = iter(labeller([sample for sample in samples if "unreadable" not in sample]))
-    for place, sample in zip(places, samples, strict=True):
-        name = names(images.path(place))
+    for place, name, sample in zip(places, found, samples, strict=True):
         if "unreadable" in sample:
-            writer.skip(name, sample["unreadable"])
+            missing = writer.skip(name, sample["unreadable"], sample["missing"])
         else:
             size = tuple(sample["image"].shape[-2:])
             writer.add(place, name, sample["image_id"], size, next(labels))
+    return missing
 
 
 def _report(chunk: int, done: int, seconds: float, left: int) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -61,7 +65,6 @@ class Labeller:
 
     Attributes:
         info: the names of what is labelled.
-        failures, successes: how many images a teacher failed on, and how many it did not.
 
     Raises:
         ValueError: a task and its source do not fit together. Whatever building a teacher raises.
@@ -71,7 +74,6 @@ class Labeller:
         self._device = device
         self._teachers: list[Teacher] = []
         self._sources: dict[str, _Source] = {}
-        self.failures = self.successes = 0
         places: dict[str, int] = {}
         names = {}
         for task, attribute in FIELDS.items():
@@ -123,10 +125,15 @@ class Labeller:
         """What a teacher gives for each image, or why it gives nothing."""
         versions = [image._version for image in images]
         outputs, failure = None, None
-        try:
-            outputs = teacher(list(images))
-        except Exception as error:  # whatever it raises, the other images have their labels
-            failure = error
+        with _noting_ctrl_c() as pressed:
+            try:
+                outputs = teacher(list(images))
+            except KeyboardInterrupt as error:
+                if pressed:
+                    raise
+                failure = error
+            except (Exception, SystemExit) as error:  # whatever it raises, the other images have their labels
+                failure = error
         if versions != [image._version for image in images]:
             raise InputError("a teacher has changed the images that it was given; it must work on copies")
         if failure is None and (not isinstance(outputs, list | tuple) or len(outputs) != len(images)):
@@ -135,7 +142,6 @@ class Labeller:
             )
         if failure is not None:
             return self._retry(teacher, images, failure)
-        self.successes += len(images)
         return [
             output
             if isinstance(output, dict)
@@ -144,19 +150,38 @@ class Labeller:
         ]
 
     def _retry(
-        self, teacher: Teacher, images: list[torch.Tensor], failure: Exception
+        self, teacher: Teacher, images: list[torch.Tensor], failure: BaseException
     ) -> list[dict[str, Any] | OutputError]:
         """One by one, so that an image that is too large, say, does not cost the others their labels."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # raises if the GPU is lost, and with it every other image
         if len(images) > 1:
             return [self._ask(teacher, [image])[0] for image in images]
-        self.failures += 1
         if isinstance(failure, OutputError):
             return [failure]
         logger.debug("a teacher failed", exc_info=failure)
         reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
         return [OutputError(f"the teacher failed with {reason}")]
+
+
+@contextmanager
+def _noting_ctrl_c() -> Iterator[list[int]]:
+    """A list that is no longer empty when SIGINT has come, which tells it from a teacher's own KeyboardInterrupt."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _build(task: str, name: str, device: torch.device, options: dict[str, Any]) -> Teacher:

@@ -8,6 +8,8 @@
         index/                  in the format of ``data.index_files``
         sem_seg/000000.png      label maps by the image's place: 8 bits, 255 = don't care
         skipped.jsonl, statistics.json
+        chunk.json              of which job it is, and the digests of its files: a chunk that was swapped, cut or
+                                flipped is labelled anew
       index/                    merged: what MultitaskDataset opens; file names are relative to OUTPUT_DIR
       skipped.jsonl             merged; one line an image without labels, or without those of a task: {"image": file
                                 name, "task": null (no image at all), "CLS", "DET" or "SEG", "reason": ...}
@@ -17,7 +19,8 @@ Images stay where they are. Of an image that cannot be read there is only the li
 
 ``statistics.json`` is made of counts, so that the merged one is the sum of the chunks'::
 
-    {"images": in the index, "skipped": that cannot be read, "unlabelled": in the index, without a label of any task,
+    {"images": in the index, "skipped": that cannot be read, "missing": those of them that are not there or cannot be
+     opened, "unlabelled": in the index, without a label of any task,
      "CLS": {"images": with a label, "problems": in skipped.jsonl, "scores": [SCORE_BINS of each image's best class]},
      "DET": {"images", "problems", "given", "dropped_class", "below_threshold", "without_area", "kept": boxes,
              "boxes": [kept, of each class], "scores": [[SCORE_BINS of all boxes] of each class]},
@@ -30,9 +33,14 @@ the threshold, in SCORE_BINS equal parts of 0 to 1 (``filter``).
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +56,11 @@ from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import remove_rests, write_atomically
 
+logger = logging.getLogger(__name__)
+
+# In the temporary folder of a chunk: the images that are being labelled, so that it is known which ended a process.
+_NOTE = "labelling"
+
 
 class Output:
     """The files of a labelling."""
@@ -60,9 +73,75 @@ class Output:
     def chunk(self, number: int) -> Path:
         return self.folder / "chunks" / f"{number:05d}"
 
-    def missing(self, count: int) -> list[int]:
-        """Which of the first ``count`` chunks are not there."""
-        return [number for number in range(count) if not self.chunk(number).is_dir()]
+    def seal(self, number: int, folder: Path) -> str:
+        """The text of a chunk's ``chunk.json``: whose chunk its files are, and what is in them."""
+        job = json.dumps(json.loads(self.job.read_text(encoding="utf-8")), sort_keys=True)
+        files = sorted([*(folder / "index").glob("*"), folder / "skipped.jsonl", folder / "statistics.json"])
+        digests = {str(file.relative_to(folder)): _sha256(file) for file in files}
+        sizes = [
+            file.stat().st_size for file in (folder / "sem_seg").glob("*")
+        ]  # a PNG has checksums of its own
+        seal = {
+            "job": hashlib.sha256(job.encode()).hexdigest(),
+            "number": number,
+            "files": digests,
+            "maps": {"number": len(sizes), "bytes": sum(sizes)},
+        }
+        return json.dumps(seal, indent=1) + "\n"
+
+    def missing(self, chunks: Collection[int]) -> list[int]:
+        """Which of ``chunks`` are not there, or are not what this labelling wrote."""
+        return [number for number in chunks if not self._is_whole(number)]
+
+    def _is_whole(self, number: int) -> bool:
+        folder = self.chunk(number)
+        if not folder.exists():
+            return False
+        try:
+            whole = (folder / "chunk.json").read_bytes() == self.seal(number, folder).encode()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            whole = False
+        if not whole:
+            logger.warning("%s is not as this labelling wrote it", folder)
+        return whole
+
+    def unread(self, number: int) -> set[str]:
+        """The file names of a whole chunk's images that could not be read."""
+        lines = (self.chunk(number) / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+        return {line["image"] for line in map(json.loads, lines) if line["task"] is None}
+
+    def cut_off(self, number: int) -> list[str]:
+        """The images that killed processes were labelling in a chunk, first and last of each batch."""
+        notes = self.folder.glob(f"chunks/{number:05d}.*.tmp/{_NOTE}")
+        return [os.fsdecode(note.read_bytes()) for note in notes]
+
+    @contextmanager
+    def claimed(self, chunks: Collection[int]) -> Iterator[None]:
+        """Keeps other processes from labelling ``chunks`` or merging them, until the block or this process ends.
+
+        Raises:
+            ValueError: another process has one of them.
+            OSError: the folder cannot be written.
+        """
+        with open(self.folder / "labelling.lock", "ab") as file:
+            for number in chunks:
+                try:
+                    fcntl.lockf(
+                        file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number
+                    )  # a byte that need not be there
+                except OSError as error:
+                    if error.errno in (errno.EACCES, errno.EAGAIN):
+                        raise InputError(
+                            f"another process is labelling {self.chunk(number)}; allowed is one command at a time for "
+                            "each --shard-index"
+                        ) from None
+                    logger.warning("%s: this disk has no locks (%s)", self.folder, error)
+                    break
+            yield
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 class RelativeNames:
@@ -94,14 +173,20 @@ class ChunkWriter:
         self._images: list[tuple[int, tuple[int, int], str, int, str, bool]] = []
         self._boxes: list[BoxArrays] = []
         self._skipped: list[dict[str, Any]] = []
-        self._statistics: dict[str, Any] = {"images": 0, "skipped": 0, "unlabelled": 0}
+        self._statistics: dict[str, Any] = {"images": 0, "skipped": 0, "missing": 0, "unlabelled": 0}
         if info.sem_seg_names:
             (folder / "sem_seg").mkdir()
 
-    def skip(self, name: str, reason: str) -> None:
-        """An image that cannot be read."""
+    def begin(self, names: Sequence[str]) -> None:
+        """A batch of images that are about to be labelled."""
+        (self._folder / _NOTE).write_bytes(os.fsencode(" to ".join(dict.fromkeys([names[0], names[-1]]))))
+
+    def skip(self, name: str, reason: str, is_missing: bool) -> int:
+        """An image that is broken, or is missing; gives how many are missing so far."""
         self._skipped.append({"image": name, "task": None, "reason": reason})
         self._statistics["skipped"] += 1
+        self._statistics["missing"] += is_missing
+        return self._statistics["missing"]
 
     def add(self, place: int, name: str, image_id: int, size: tuple[int, int], labels: Labels) -> None:
         map_name = ""
@@ -151,10 +236,20 @@ class ChunkWriter:
         return BoxArrays(starts, boxes, np.zeros(0, np.int32), scores=scores)
 
     @property
-    def last_problem(self) -> str:
-        return self._skipped[-1]["reason"] if self._skipped else ""
+    def num_images(self) -> int:
+        """How many images were added so far."""
+        return self._statistics["images"]
+
+    def problems(self) -> dict[str, str]:
+        """The tasks whose source was wrong about every image so far, with the last reason."""
+        reasons = {line["task"]: line["reason"] for line in self._skipped}
+        tasks = [task for task in FIELDS if task in self._statistics]
+        return {
+            task: reasons[task] for task in tasks if self._statistics[task]["problems"] == self.num_images
+        }
 
     def write(self) -> None:
+        (self._folder / _NOTE).unlink(missing_ok=True)
         info = self._info
         ids, sizes, names, labels, maps, has_boxes = (
             zip(*self._images, strict=True) if self._images else [()] * 6
@@ -183,7 +278,7 @@ def merge(output: Output, count: int) -> MultitaskIndex:
     Raises:
         ValueError: chunks are missing.
     """
-    missing = output.missing(count)
+    missing = output.missing(range(count))
     if missing:
         raise InputError(
             f"{output.folder}: {len(missing)} of {count} chunks are not labelled yet, the first is {missing[0]}; "

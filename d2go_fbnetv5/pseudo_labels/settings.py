@@ -13,6 +13,7 @@
       REMAP: {sofa: couch, bed: ""} # the source's class: the set's, "" drops it; several may become one
       NAMES: []                     # the set's classes in order, others are dropped; empty: all of the source's
     LIMIT: 0                        # label only so many images, evenly spread over all; 0: all
+    SKIP_MISSING: False             # whether to go on where many images are not there or cannot be opened
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def default_settings() -> CfgNode:
         for group in ("OPTIONS", "REMAP"):
             settings[task][group] = CfgNode(new_allowed=True)
     settings.LIMIT = 0
+    settings.SKIP_MISSING = False
     # Images that are labelled and kept together: what a killed run has to do again, at most, in each process.
     settings.CHUNK_SIZE = 1024
     settings.BATCH_SIZE = 8

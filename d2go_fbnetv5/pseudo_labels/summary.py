@@ -29,8 +29,9 @@ def summarize(index: MultitaskIndex, statistics: Mapping[str, Any]) -> dict[str,
         statistics: what the labelling counted, in the form that ``output`` describes.
 
     Returns:
-        ``images``: in the set; ``skipped``: that could not be read; ``unlabelled``: in the set, of which no task has
-        a label; and for each task that is labelled, "CLS", "DET" and "SEG":
+        ``images``: in the set; ``skipped``: that could not be read; ``missing``: those of them that are not there or
+        cannot be opened; ``unlabelled``: in the set, of which no task has a label; and for each task that is
+        labelled, "CLS", "DET" and "SEG":
 
         - ``images``: with a label of the task, ``problems``: whose teacher gave a wrong one;
         - ``classes``: of each class the images, boxes or pixels that are labelled so, by name;
@@ -40,7 +41,7 @@ def summarize(index: MultitaskIndex, statistics: Mapping[str, Any]) -> dict[str,
           labelled images without any, ``class_scores``: ``scores`` of each class;
         - SEG: ``ignored``: pixels that are don't care, and their share of all, ``ignored_share``.
     """
-    summary: dict[str, Any] = {key: statistics[key] for key in ("images", "skipped", "unlabelled")}
+    summary: dict[str, Any] = {key: statistics[key] for key in ("images", "skipped", "missing", "unlabelled")}
     info = index.info
     if "CLS" in statistics:
         labels = index.class_labels

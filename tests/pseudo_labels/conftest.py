@@ -6,8 +6,15 @@ import yaml
 from d2go_fbnetv5.tools.pseudo_label import main
 
 from d2go_fbnetv5.data import DigitScenes, write_multitask
+from d2go_fbnetv5.engine.log import setup_logging
 
 sys.path.insert(0, str(Path(__file__).parent))  # where planted_teachers:Truth is looked for
+
+
+@pytest.fixture(scope="session", autouse=True)
+def console():
+    """Messages go where they go for the whole session, not where the first test's are caught."""
+    setup_logging(is_main=True)
 
 
 @pytest.fixture(scope="session")

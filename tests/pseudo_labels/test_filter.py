@@ -183,3 +183,87 @@ def test_the_best_class_counts():
 def test_a_samples_own_map_is_remapped():
     merged = ClassMap("SEG", ["cat", "dog", "sky"], {"cat": "animal", "dog": "animal", "sky": ""})
     assert map_label_map(torch.tensor([[0, 1, 2, 255]]), merged).tolist() == [[0, 0, 255, 255]]
+
+
+def wrong_values():
+    """What teachers give in place of M scores, M = 1; each is no array of numbers from 0 to 1 of that shape."""
+    quantized = torch.quantize_per_tensor(torch.tensor([0.5]), 0.1, 0, torch.quint8)
+    cyclic = []
+    cyclic.append(cyclic)
+    return {
+        "none": None,
+        "text": "0.5",
+        "dict": {"a": 0.5},
+        "set": {0.5},
+        "object": object(),
+        "cyclic list": cyclic,
+        "ragged list": [[0.5], [0.5, 0.5]],
+        "list of texts": ["0.5"],
+        "list of nothing": [None],
+        "huge integer": [10**400],
+        "array of objects": np.array([None]),
+        "array of texts": np.array(["0.5"]),
+        "array of times": np.array(["2020-01-01"], dtype="datetime64[D]"),
+        "generator": (0.5 for _ in range(1)),
+        "number": 0.5,
+        "two": torch.tensor([0.5, 0.5]),
+        "column": torch.tensor([[0.5]]),
+        "nan": torch.tensor([float("nan")]),
+        "infinite": torch.tensor([float("inf")]),
+        "minus infinite": torch.tensor([float("-inf")], dtype=torch.float16),
+        "logit": torch.tensor([3.2]),
+        "negative": torch.tensor([-0.4]),
+        "integer": torch.tensor([2**62]),
+        "complex": torch.tensor([0.5 + 0j]),
+        "sparse": torch.tensor([0.5]).to_sparse(),
+        "compressed": torch.tensor([[0.5]]).to_sparse_csr(),
+        "nested": torch.nested.nested_tensor([torch.tensor([0.5])]),
+        "meta": torch.zeros(1, device="meta"),
+        "quantized": quantized,
+        "packed": torch.zeros(1, dtype=torch.uint8).view(torch.bits8),
+        "float8 nan": torch.tensor([float("nan")]).to(torch.float8_e4m3fn),
+        "millions": torch.zeros(1).expand(2**40),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch: nested tensors are a prototype
+def test_any_wrong_value_is_the_outputs_error():
+    for key in ("scores", "labels", "boxes", "probabilities", "sem_seg", "sem_seg_scores", "class_scores"):
+        for name, value in wrong_values().items():
+            good = {**boxes([0.9]), "class_scores": [0.2, 0.3, 0.5]}
+            good["probabilities"] = torch.full((3, 2, 2), 0.3)
+            if key.startswith("sem_seg"):
+                del good["probabilities"]
+                good |= {"sem_seg": torch.zeros(2, 2).long(), "sem_seg_scores": torch.ones(2, 2)}
+            output = {**good, key: value}
+            run = filter_map if key in ("probabilities", "sem_seg", "sem_seg_scores") else filter_boxes
+            arguments = (output, (2, 2), ABC, 0.5)
+            if key == "class_scores":
+                run, arguments = filter_class, (output, ABC, 0.5)
+            with pytest.raises(OutputError, match=key):
+                run(*arguments)
+                pytest.fail(f"{key}: {name} was taken")
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 0, 0), (3, 0, 4), (2, 4, 4), (0, 4, 4), (3, 4), (1, 3, 4, 4), (3, 2**20, 2**20)]
+)
+def test_a_map_of_no_or_endless_pixels_is_the_outputs_error(shape):
+    with pytest.raises(OutputError, match="probabilities has the shape"):
+        filter_map({"probabilities": torch.full((1,), 0.3).expand(shape)}, (4, 4), ABC, 0.5)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32", "float64"]
+)
+def test_what_is_odd_and_right_is_taken(dtype):
+    scores = torch.tensor([0.25, 0.5, 1.0]).to(getattr(torch, dtype)).requires_grad_(dtype != "float8_e5m2")
+    assert filter_class({"class_scores": scores}, ABC, 0.5)[0] == 2
+    given = torch.full((3, 2, 2), 0.25, requires_grad=True) + torch.tensor([0, 0.5, 0]).view(3, 1, 1)
+    labels, _ = filter_map({"probabilities": given}, (4, 4), ABC, 0.5)
+    assert (labels == 1).all()
+    corners = np.array([[1, 2, 3, 4]], dtype=np.uint16)[::-1]
+    found = filter_boxes(
+        {"boxes": corners.copy(), "scores": (0.9,), "labels": np.uint64([2])}, (9, 9), ABC, 0.5
+    )
+    assert found.boxes.tolist() == [[1, 2, 3, 4]] and found.labels.tolist() == [2]

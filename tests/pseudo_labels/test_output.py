@@ -26,10 +26,12 @@ def write(output, number, samples):
         boxes = None if one is None else map_boxes(one, (20, 10), ClassMap("DET", INFO.box_names))
         writer.add(place, f"{place}.png", 10 * number + place, (20, 10), Labels(boxes=boxes))
     writer.write()
+    (folder / "chunk.json").write_text(output.seal(number, folder))
 
 
 def test_parts_that_say_more_of_their_boxes_join_with_those_that_say_less(tmp_path):
     output = Output(tmp_path)
+    output.job.write_text("{}")
     areas = torch.tensor([7.5, 2.25], dtype=torch.float64)
     write(output, 0, [None, sample(), sample(box_areas=areas)])
     write(output, 1, [])

@@ -84,7 +84,7 @@ def labelled(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(images=folder, output=tmp_path / "out", module=__name__))
     settings = load_settings(config)
-    count = prepare(settings)
+    count = prepare(settings).num_chunks
     label_chunks(settings, range(count))
     output = Output(settings.OUTPUT_DIR)
     merge(output, count)

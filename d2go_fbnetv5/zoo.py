@@ -19,9 +19,9 @@ from typing import Any
 from d2go_fbnetv5.arch import Backbone, Topology, list_families
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
-from d2go_fbnetv5.models.base import checked_options
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import bind_options
 
 FAMILIES = ("A_C", "A_R", "A", "C", "F")
 _NAME = re.compile(r"FBNetV5-(?P<family>.+)-(?P<task>[A-Z]+)")
@@ -94,7 +94,7 @@ def create_model(
     elif not isinstance(topology, Topology):
         topology = load_topologies(topology).task(match["task"].lower()).topology
     backbone = Backbone(match["family"], topology, entry.model.in_features)
-    options = checked_options(entry.model, options, f"model {name!r}", ("backbone", "num_classes"))
+    options = bind_options(f"model {name!r}", entry.model, options, ("backbone", "num_classes"))
     model = entry.model(backbone, num_classes, **options)
     if weights is not None:
         load_weights(model, weights, supernet=True)

@@ -1,10 +1,10 @@
 """Data sets by name, so that a config can choose them, and the registry that other plugins use as well."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import bind_options
 
 Factory = Callable[..., Any]
 
@@ -43,18 +43,12 @@ class Registry:
 
 
 def call_with_options(what: str, factory: Factory, options: Mapping[str, Any]) -> Any:
-    """``factory(**options)``; options that it lacks or misses are a ValueError naming those allowed.
+    """Return ``factory(**options)``; options that it lacks, misses or has of another kind are a ValueError.
 
     Args:
         what: the name of what is made, for messages, such as "data set 'coco'".
     """
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        allowed = ", ".join(str(parameter) for parameter in signature.parameters.values())
-        raise InputError(f"{what}: {error}; its options are ({allowed})") from None
-    return factory(**options)
+    return factory(**bind_options(what, factory, options))
 
 
 _DATASETS = Registry("data set")
@@ -72,7 +66,7 @@ def list_datasets() -> list[str]:
     return _DATASETS.names()
 
 
-def build_dataset(name: str, **options: Any) -> Any:
+def build_dataset(name: str, /, **options: Any) -> Any:
     """The data set of that name: ``len()``, ``[index] -> sample`` and ``.info``.
 
     Raises ValueError for an unknown name or option, naming those allowed, and whatever opening the set raises.

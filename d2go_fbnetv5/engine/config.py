@@ -1,17 +1,27 @@
 """Reading a configuration: defaults, a YAML file with `_BASE_`, `KEY VALUE` pairs, and clear errors."""
 
 import difflib
-from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fvcore.common.config import CfgNode
 
-from d2go_fbnetv5.engine.defaults import add_fbnetv5_config, detectron2_config
+from d2go_fbnetv5.engine.defaults import PATHS, TEXTS, add_fbnetv5_config, detectron2_config
+from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import (
+    MisfitError,
+    exact_value,
+    plain_value,
+    scalars,
+    shown,
+    to_float,
+    to_integer,
+    to_switch,
+)
+from d2go_fbnetv5.utils.text_files import Scalar, expand_user, read_yaml
 
 
 def get_cfg() -> CfgNode:
@@ -38,12 +48,35 @@ def load_cfg(
     cfg = defaults()
     if path is not None:
         file = find_config(path)
-        try:
-            merge(cfg, _read_yaml(file))
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from error
+        for each, values in _with_bases(file):
+            try:
+                merge(cfg, values)
+            except InputError as error:
+                raise InputError(f"{each}: {error}") from error
+        if cfg.IMPORTS:
+            cfg.IMPORT_FOLDERS = [*cfg.IMPORT_FOLDERS, str(file.absolute().parent)]
     merge(cfg, _nested(opts))
+    expand_paths(cfg)
+    import_modules(cfg)
     return cfg
+
+
+def expand_paths(cfg: CfgNode) -> None:
+    """Replace `~` and `~user` in the keys that are paths, in place; options are expanded where they are used.
+
+    Raises:
+        ValueError: names the key and the user that there is not.
+    """
+    for key in PATHS:
+        *groups, last = key.split(".")
+        node = cfg
+        for group in groups:
+            node = node.get(group, CfgNode())
+        if last in node:
+            try:
+                node[last] = expand_user(node[last])
+            except InputError as error:
+                raise InputError(f"{key} is {error}") from error
 
 
 def find_config(path: str | Path) -> Path:
@@ -52,18 +85,22 @@ def find_config(path: str | Path) -> Path:
     Raises:
         FileNotFoundError: it names the recipes that exist.
     """
-    path = Path(path).expanduser()
+    path = Path(expand_user(path))
     if path.is_file():
         return path
-    shipped = _shipped_folder()
-    if not path.is_absolute():
-        # `configs/search.yaml` is what one types in a checkout; elsewhere it means the shipped recipe.
-        name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
-        if (shipped / name).is_file():
-            return shipped / name
-    files = (file for file in shipped.rglob("*.yaml") if not file.name.startswith("_"))
-    names = ", ".join(sorted(str(file.relative_to(shipped)) for file in files))
-    raise FileNotFoundError(f"--config-file {path} is neither a file nor a shipped recipe ({names})")
+    shipped = _shipped(path)
+    if shipped is None:
+        raise FileNotFoundError(
+            f"--config-file {path} is neither a file nor a shipped recipe ({_shipped_names()})"
+        )
+    return shipped
+
+
+def _shipped(path: Path) -> Path | None:
+    """The shipped recipe of a name; `configs/search.yaml` is what one types in a checkout, and means it elsewhere."""
+    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    file = _shipped_folder() / name
+    return file if not path.is_absolute() and file.is_file() else None
 
 
 def _shipped_folder() -> Path:
@@ -72,37 +109,75 @@ def _shipped_folder() -> Path:
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = CfgNode.load_yaml_with_base(str(file), allow_unsafe=False)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{file}: _BASE_ names {error.filename}, which does not exist") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"not plain YAML: {' '.join(str(error).split())}") from error
-    except (AssertionError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"not a mapping of keys to values ({error})") from error
-    if not isinstance(values, Mapping):
-        raise InputError(f"expected a mapping of keys to values, found {type(values).__name__}")
-    return values
+def _shipped_names() -> str:
+    folder = _shipped_folder()
+    files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
+    return ", ".join(sorted(str(file.relative_to(folder)) for file in files))
+
+
+def _with_bases(file: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+    """A YAML file and those that it builds on, each with its values; the one that all others override comes first."""
+    chain: list[tuple[Path, Mapping[str, Any]]] = []
+    while True:
+        values = read_yaml(file)
+        if not isinstance(values, dict):
+            found = (
+                "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
+            )
+            raise InputError(f"{file}: expected a mapping of keys to values, found {found}")
+        base = values.pop("_BASE_", None)
+        chain.insert(0, (file, values))
+        if base is None:
+            return chain
+        file = _find_base(file, base)
+        if any(file.resolve() == other.resolve() for other, _ in chain):
+            circle = " -> ".join(str(name) for name, _ in reversed(chain))
+            raise InputError(f"_BASE_ goes in a circle: {circle} -> {file}")
+
+
+def _find_base(file: Path, base: Any) -> Path:
+    """What a file's `_BASE_` names: a file beside it, or else a shipped recipe."""
+    if not isinstance(base, Scalar) or not base.text:
+        raise InputError(f"{file}: _BASE_ is {shown(plain_value(base))}, allowed: the name of one YAML file")
+    path = Path(expand_user(base.text))
+    beside = file.parent / path
+    if beside.is_dir():
+        raise InputError(f"{file}: _BASE_ names {beside}, which is a folder, allowed: a YAML file")
+    found = beside if beside.is_file() else _shipped(path)
+    if found is None:
+        raise FileNotFoundError(
+            f"{file}: _BASE_ names {base.text}, which is neither a file beside it nor a shipped recipe "
+            f"({_shipped_names()})"
+        )
+    return found
 
 
 def _nested(opts: Sequence[str]) -> dict[str, Any]:
+    """`KEY VALUE` pairs as a file would have them; what is in quotes is a text."""
     if len(opts) % 2:
         raise InputError(f"overrides are KEY VALUE pairs, but {opts[-1]!r} has no value")
     values: dict[str, Any] = {}
-    for key, value in zip(opts[::2], opts[1::2], strict=True):
+    for key, text in zip(opts[::2], opts[1::2], strict=True):
+        try:
+            f"{key} {text}".encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{key!r} {text!r}: is no UTF-8") from None
         node = values
         *parents, last = key.split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise InputError(f"{key}: {parent} is given a value and keys below it at once")
-        node[last] = _literal(value)
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        node[last] = Scalar(text[1:-1] if quoted else text, quoted or not text)
     return values
 
 
 def merge(cfg: CfgNode, values: Mapping[str, Any]) -> None:
     """Override values of `cfg` in place.
+
+    Args:
+        values: of `read_yaml`, or plain ones.
 
     Raises:
         ValueError: names the key, what was found, and what is allowed.
@@ -113,55 +188,74 @@ def merge(cfg: CfgNode, values: Mapping[str, Any]) -> None:
 def _merge(node: CfgNode, values: Mapping[str, Any], root: CfgNode, prefix: str) -> None:
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if key not in node:
-            if not node.is_new_allowed():
-                raise InputError(f"unknown key {name}{_suggestion(name, root)}")
-            node[key] = _new_value(value, type(node))
+        if node.is_new_allowed():
+            _set_free(node, key, value, root, name)
+        elif key not in node:
+            raise InputError(f"unknown key {name}{_suggestion(name, root)}")
         elif isinstance(node[key], CfgNode):
+            value = scalars(value.text) if isinstance(value, Scalar) else value
             if not isinstance(value, Mapping):
-                raise InputError(f"{name} is a group of keys, found the value {value!r}")
+                raise InputError(f"{name} is a group of keys, found the value {shown(plain_value(value))}")
             _merge(node[key], value, root, f"{name}.")
         else:
-            node[key] = _coerce(name, value, node[key])
+            try:
+                node[key] = _of_type(value, node[key], name)
+            except MisfitError as error:
+                raise InputError(
+                    f"{name} is {shown(_written(value))}, allowed: {error}, such as {node[key]!r}"
+                ) from None
 
 
-def _new_value(value: Any, node_type: type[CfgNode]) -> Any:
+def _set_free(node: CfgNode, key: str, value: Any, root: CfgNode, name: str) -> None:
+    """A key of an open group, whose type is known where it is used."""
+    if isinstance(value, Scalar) and not value.quoted and value.text[:1] in ("[", "{"):
+        value = scalars(value.text)  # of a command line
     if not isinstance(value, Mapping):
-        return _literal(value)
-    node = node_type(new_allowed=True)
-    for key, child in value.items():
-        node[key] = _new_value(child, node_type)
-    return node
+        node[key] = exact_value(value)
+        return
+    if not isinstance(node.get(key), CfgNode):
+        node[key] = type(node)(new_allowed=True)
+    _merge(node[key], value, root, f"{name}.")
 
 
-def _coerce(name: str, value: Any, default: Any) -> Any:
-    """`value` as the type of `default`; whole numbers may stand for floats, lists for tuples."""
-    if isinstance(default, str):
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-    else:
-        value = _literal(value)
-        if type(value) is type(default):
-            return value
-        if isinstance(default, float) and type(value) is int:
-            return float(value)
-        if isinstance(default, tuple) and isinstance(value, (list, int)):
-            return tuple(value) if isinstance(value, list) else (value,)
-        if isinstance(default, list) and isinstance(value, tuple):
-            return list(value)
-    raise InputError(
-        f"{name} must be of type {type(default).__name__} (such as {default!r}), found {value!r}"
-    )
+_KINDS = {str: "a text", bool: "True or False", int: "a whole number", float: "a finite number"}
+_CONVERT = {bool: to_switch, int: to_integer, float: to_float}
 
 
-def _literal(value: Any) -> Any:
-    # YAML reads 1e-4 as text, and so is everything on a command line.
+def _of_type(value: Any, default: Any, name: str) -> Any:
+    """`value` as the type of `default`; a whole number may stand for a float, and for a list of one."""
+    if isinstance(default, (list, tuple)):
+        return type(default)(_items(value, default, name))
+    if isinstance(value, (list, tuple, Mapping)):
+        raise MisfitError(_KINDS[type(default)])
+    return _text(value) if isinstance(default, str) else _CONVERT[type(default)](_written(value))
+
+
+def _text(value: Any) -> str:
+    """The very characters; an empty value is none, and null is left to quotes to be a name."""
+    if isinstance(value, Scalar):
+        if not value.quoted and value.text.lower() == "null":
+            raise MisfitError("a text ('' for none, 'null' in quotes)")
+        return value.text
     if not isinstance(value, str):
-        return value
-    try:
-        return literal_eval(value)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(value.lower(), value)
+        raise MisfitError("a text")
+    return value
+
+
+def _items(value: Any, default: Sequence[Any], name: str) -> list[Any]:
+    value = scalars(value.text) if isinstance(value, Scalar) else value
+    if isinstance(value, (str, int)) and default and type(default[0]) is int:
+        value = [to_integer(value)]
+    if not isinstance(value, (list, tuple)):
+        raise MisfitError("a list")
+    if name in TEXTS or (default and isinstance(default[0], str)):
+        return [_text(item) for item in value]
+    return plain_value(value)
+
+
+def _written(value: Any) -> Any:
+    """A scalar's text; whatever else it is as it is."""
+    return value.text if isinstance(value, Scalar) else plain_value(value)
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

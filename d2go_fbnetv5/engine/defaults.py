@@ -6,6 +6,25 @@ in every host. Only keys that this host reads are listed.
 
 from fvcore.common.config import CfgNode
 
+# Keys that are paths of files or folders, in which `~` is the home folder; those of pseudo-labels among them.
+PATHS = (
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.FBNETV5.TOPOLOGY",
+    "MODEL.FBNETV5.DISTILLATION.TEACHER_WEIGHTS",
+    "SEARCH.COST.TABLE",
+)
+# Lists of texts that are empty by default; what other lists hold, their defaults say.
+TEXTS = (
+    "IMPORTS",
+    "IMPORT_FOLDERS",
+    "DATASETS.TRAIN",
+    "DATASETS.TEST",
+    "CLS.NAMES",
+    "DET.NAMES",
+    "SEG.NAMES",
+)
+
 
 def detectron2_config() -> CfgNode:
     """The part of Detectron2's default configuration which this host reads."""
@@ -70,6 +89,7 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     Keys of D2Go that our recipes use are added where they are missing (plain Detectron2, this host).
     """
     node = type(cfg)
+    add_imports(cfg)
     _add_missing(cfg, "MODEL_EMA", node())
     _add_missing(cfg.MODEL_EMA, "ENABLED", False)
     _add_missing(cfg.MODEL_EMA, "DECAY", 0.999)
@@ -154,6 +174,14 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     search.COST = node({"METRIC": "flops", "TABLE": "", "TARGET": 0.5, "WEIGHT": 1.0, "SIZE": []})
     # MAX_IMAGES of the validation set are used, 0 for all of them.
     search.EVAL = node({"RANDOM_TOPOLOGIES": 8, "BN_ITERS": 20, "MAX_IMAGES": 0})
+
+
+def add_imports(cfg: CfgNode) -> None:
+    """Add the keys by which users have modules of their own imported, in place."""
+    # Modules to import first: they register tasks, readers, families, teachers or formats. Their code runs.
+    cfg.IMPORTS = []
+    # Where they are looked for besides the current folder; the configuration file's folder is added.
+    cfg.IMPORT_FOLDERS = []
 
 
 def _add_missing(node: CfgNode, key: str, value: object) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 from d2go_fbnetv5.arch import Backbone, Topology, list_families
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.models import SearchedModel
-from d2go_fbnetv5.models.base import checked_options
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
-from d2go_fbnetv5.utils.json_files import read_json_object
+from d2go_fbnetv5.utils.options import bind_options
+from d2go_fbnetv5.utils.text_files import read_json_object
 
 NETWORK_FILE = "network.json"
 _FORMAT = 1
@@ -137,8 +137,8 @@ class Network:
 
 
 def checked_head(kind: type[SearchedModel], head: Mapping[str, Any], what: str = "head") -> dict[str, Any]:
-    """`checked_options` of a model's class, without those that a configuration has keys of their own for."""
-    return checked_options(kind, head, what, _SET_ELSEWHERE)
+    """Return the options of a model's class (`bind_options`) but for those that a configuration has other keys for."""
+    return bind_options(what, kind, head, _SET_ELSEWHERE)
 
 
 _SET_ELSEWHERE = (

@@ -21,7 +21,7 @@ from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.json_files import read_json_object
+from d2go_fbnetv5.utils.text_files import read_json_object
 from d2go_fbnetv5.zoo import create_model
 
 MOST_PIXELS = 2**24  # of a resized image; a model needs some hundred bytes for each

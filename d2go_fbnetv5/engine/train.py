@@ -32,6 +32,7 @@ from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadca
 from d2go_fbnetv5.engine.ema import EMA, EMAHook
 from d2go_fbnetv5.engine.history import History, write_evaluation
 from d2go_fbnetv5.engine.hooks import AfterStepHook, CheckpointHook, EvalHook, ScheduleHook, Stopwatch
+from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.engine.log import log_to_file
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop, sampled_topologies
 from d2go_fbnetv5.engine.rank_agreement import rank_agreement
@@ -87,6 +88,7 @@ def train(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> dic
     Returns:
         the final metrics by name.
     """
+    import_modules(cfg)  # a process that was spawned has not loaded the configuration itself
     run = Run(cfg, resume=resume or eval_only)
     if not eval_only:
         run.train()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import Backbone
-from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, checked_option
+from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator
 from d2go_fbnetv5.tasks.images import Output, batch_images, image_sizes, run_in_groups
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -99,28 +98,6 @@ class SearchedModel(nn.Module):
         divisor = self.size_divisibility
         height, width = (max(-(-side // divisor) * divisor, self._least) for side in size)
         return height, width
-
-
-def checked_options(
-    kind: type[SearchedModel], options: Mapping[str, Any], what: str, kept: Collection[str]
-) -> dict[str, Any]:
-    """Return arguments of a model's class, with lists as tuples and whole numbers as floats where it has these.
-
-    Args:
-        what: holds the options, for messages.
-        kept: arguments that are no options.
-
-    Raises:
-        InputError: the class has no such option, or it is of another type.
-    """
-    parameters = inspect.signature(kind.__init__).parameters
-    allowed = [name for name in parameters if name != "self" and name not in kept]
-    for name in options:
-        if name not in allowed:
-            raise InputError(f"{what} has {name!r}, allowed for {kind.__name__}: {', '.join(allowed)}")
-    return {
-        name: checked_option(what, name, value, parameters[name].default) for name, value in options.items()
-    }
 
 
 def require_range(least: float, most: float, **options: float) -> None:

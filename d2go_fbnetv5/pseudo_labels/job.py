@@ -19,6 +19,7 @@ from d2go_fbnetv5.data import read_batches
 from d2go_fbnetv5.data.coco_index import load_json
 from d2go_fbnetv5.engine.distributed import rank, world_size
 from d2go_fbnetv5.engine.formatting import format_duration
+from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.engine.train import pick_device
 from d2go_fbnetv5.pseudo_labels.labeller import Labeller
 from d2go_fbnetv5.pseudo_labels.output import ChunkWriter, Output, RelativeNames
@@ -149,6 +150,7 @@ def label_chunks(settings: CfgNode, chunks: Sequence[int]) -> None:
     Raises:
         ValueError: the settings, the teachers or the data set do not fit together, or a teacher fails on everything.
     """
+    import_modules(settings)  # a process that was spawned has not loaded the settings itself
     mine = list(chunks)[rank() :: world_size()]
     if not mine:
         return

@@ -26,6 +26,7 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.data import build_dataset
 from d2go_fbnetv5.engine.config import as_dict, load_cfg
+from d2go_fbnetv5.engine.defaults import add_imports
 from d2go_fbnetv5.engine.validate import check_choice, check_device, check_range
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -38,6 +39,7 @@ LABEL_KEYS = ("IMAGES", *FIELDS, "LIMIT", "CHUNK_SIZE")
 
 def default_settings() -> CfgNode:
     settings = CfgNode()
+    add_imports(settings)
     settings.IMAGES = CfgNode({"READER": "image_folders"}, new_allowed=True)
     for task in FIELDS:
         settings[task] = CfgNode({"SOURCE": "none", "TEACHER": "", "THRESHOLD": 0.5, "NAMES": []})

@@ -62,7 +62,7 @@ def list_teachers() -> list[str]:
     return _TEACHERS.names()
 
 
-def build_teacher(name: str, device: torch.device | str = "cpu", **options: Any) -> Teacher:
+def build_teacher(name: str, /, device: torch.device | str = "cpu", **options: Any) -> Teacher:
     """The teacher of a registered name, or of a function of one's own, ``module:function``.
 
     A function is called as registered ones are, with ``device`` and the options, and gives the teacher. Its module is

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import bind_options
 
 Sample = dict[str, Any]
 
@@ -111,7 +112,7 @@ def list_tasks() -> list[str]:
     return sorted(_TASKS)
 
 
-def build_task(name: str, channels: Mapping[str, int], info: DatasetInfo, **options: Any) -> Task:
+def build_task(name: str, channels: Mapping[str, int], info: DatasetInfo, /, **options: Any) -> Task:
     """Builds a registered task.
 
     Args:
@@ -130,7 +131,8 @@ def build_task(name: str, channels: Mapping[str, int], info: DatasetInfo, **opti
     missing = [feature for feature in cls.in_features if feature not in channels]
     if missing:
         raise InputError(f"task {name!r} needs the features {missing}; the network has {sorted(channels)}")
-    return cls(channels, info, **_checked_options(name, cls, options))
+    given = list(inspect.signature(cls).parameters)[:2]  # channels and info
+    return cls(channels, info, **bind_options(f"task {name!r}", cls, options, given))
 
 
 def require_names(task: str, field: str, info: DatasetInfo) -> tuple[str, ...]:
@@ -158,43 +160,3 @@ def require_range(task: str, low: float = 0.0, high: float = float("inf"), **opt
         if value is not None and not low <= value <= high:
             allowed = f"between {low} and {high}" if high != float("inf") else f"{low} or more"
             raise InputError(f"option {option!r} of task {task!r} is {value}; it must be {allowed}")
-
-
-def _checked_options(task: str, cls: type[Task], options: dict[str, Any]) -> dict[str, Any]:
-    parameters = list(inspect.signature(cls).parameters.values())[2:]  # after channels and info
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return options
-    defaults = {parameter.name: parameter.default for parameter in parameters}
-    for option in options:
-        if option not in defaults:
-            allowed = ", ".join(sorted(defaults)) or "none"
-            raise InputError(f"task {task!r} has no option {option!r}; allowed: {allowed}")
-    return {
-        option: checked_option(f"task {task!r}", option, value, defaults[option])
-        for option, value in options.items()
-    }
-
-
-def checked_option(what: str, option: str, value: Any, default: Any) -> Any:
-    """Return an option's value as its default's type: whole numbers may stand for floats, lists for tuples.
-
-    Args:
-        what: has the option, for messages, such as "task 'det'".
-
-    Raises:
-        InputError: the value is of another type.
-    """
-    if default is None or default is inspect.Parameter.empty:
-        return value
-    expected = type(default)
-    if expected is float and type(value) is int:
-        return float(value)
-    if expected is tuple and isinstance(value, (list, tuple)):
-        element = default[0] if default else None
-        return tuple(checked_option(what, f"{option}[{i}]", item, element) for i, item in enumerate(value))
-    if type(value) is not expected:
-        raise InputError(
-            f"option {option!r} of {what} is {value!r} ({type(value).__name__}); "
-            f"it must be of type {expected.__name__}, such as {default!r}"
-        )
-    return value

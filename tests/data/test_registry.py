@@ -22,9 +22,7 @@ def test_register_and_build():
 def test_unknown_name_and_options():
     with pytest.raises(ValueError, match="no data set named 'nope', registered are .*digit_scenes_train"):
         build_dataset("nope")
-    with pytest.raises(
-        ValueError, match=r"'digit_scenes_val': .*sizes.*its options are \(size: .*num_images"
-    ):
+    with pytest.raises(ValueError, match=r"'digit_scenes_val' .*sizes.*its options are \(size: .*num_images"):
         build_dataset("digit_scenes_val", sizes=3)
     with pytest.raises(ValueError, match="'multitask': .*index"):
         build_dataset("multitask")

@@ -4,13 +4,14 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.arch import BlockCosts, build_family
 from d2go_fbnetv5.arch.latency_table import write_latency_table
-from d2go_fbnetv5.engine.config import find_config, get_cfg, load_cfg
-from d2go_fbnetv5.engine.defaults import add_fbnetv5_config, detectron2_config
+from d2go_fbnetv5.engine.config import as_dict, find_config, get_cfg, load_cfg
+from d2go_fbnetv5.engine.defaults import PATHS, add_fbnetv5_config, detectron2_config
 from d2go_fbnetv5.engine.search_recipe import search_arguments
 from d2go_fbnetv5.engine.train import prepare
-from d2go_fbnetv5.engine.validate import scale_to_world_size
+from d2go_fbnetv5.engine.validate import get, scale_to_world_size
 from d2go_fbnetv5.search import search_class
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
 
 
 def test_base_file_then_file_then_options(tmp_path):
@@ -27,10 +28,10 @@ def test_base_file_then_file_then_options(tmp_path):
     [
         ("SOLVER: {BASE_LRR: 1.0}", "unknown key SOLVER.BASE_LRR; did you mean SOLVER.BASE_LR"),
         ("BASE_LR: 1.0", "unknown key BASE_LR; did you mean SOLVER.BASE_LR"),
-        ("SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER must be of type int .* found 'many'"),
-        ("SOLVER: {MAX_ITER: 1.5}", "SOLVER.MAX_ITER must be of type int .* found 1.5"),
-        ("SOLVER: {MAX_ITER: True}", "SOLVER.MAX_ITER must be of type int .* found True"),
-        ("SOLVER: 3", "SOLVER is a group of keys, found the value 3"),
+        ("SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER is 'many', allowed: a whole number, such as 40000"),
+        ("SOLVER: {MAX_ITER: 1.5}", "SOLVER.MAX_ITER is '1.5', allowed: a whole number"),
+        ("SOLVER: {MAX_ITER: True}", "SOLVER.MAX_ITER is 'True', allowed: a whole number"),
+        ("SOLVER: 3", "SOLVER is a group of keys, found the value '3'"),
         ("SOLVER: [", "not plain YAML"),
         ("- a\n- b", "mapping"),
         ("", "mapping"),
@@ -62,6 +63,251 @@ def test_values_take_the_type_of_their_key():
     assert cfg.SOLVER.BASE_LR == 1.0 and isinstance(cfg.SOLVER.BASE_LR, float)
     assert cfg.SOLVER.STEPS == (3, 5)
     assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == ("2024", "a.pth")
+
+
+@pytest.mark.parametrize(
+    "text", ["2024_01_15", "1.10", "08", "1e5", "0x1F", "12:30", "2024-01-15", "yes", "~x"]
+)
+def test_a_key_that_is_a_text_gets_the_very_characters(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"MODEL: {{META_ARCHITECTURE: {text}}}\nDATASETS: {{TRAIN: [{text}, '{text}']}}\n")
+    for cfg in (
+        load_cfg(file),
+        load_cfg(None, ["MODEL.META_ARCHITECTURE", text, "DATASETS.TRAIN", f"[{text}, '{text}']"]),
+    ):
+        assert text == cfg.MODEL.META_ARCHITECTURE
+        assert (text, text) == cfg.DATASETS.TRAIN
+        saved = tmp_path / "saved.yaml"
+        saved.write_text(cfg.dump())
+        assert text == load_cfg(saved).MODEL.META_ARCHITECTURE
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("CUDNN_BENCHMARK", "yes", True),
+        ("MODEL_EMA.ENABLED", "off", False),
+        ("SOLVER.NESTEROV", "TRUE", True),
+        ("SOLVER.MAX_ITER", "'12'", 12),
+        ("SOLVER.MAX_ITER", "10_000", 10000),
+        ("SOLVER.BASE_LR", "1e-4", 1e-4),
+        ("SOLVER.BASE_LR", "08", 8.0),
+        ("SOLVER.BASE_LR", "'.5'", 0.5),
+        ("SOLVER.STEPS", "(3, 5)", (3, 5)),
+        ("SOLVER.STEPS", "'[3, 5]'", (3, 5)),
+        ("SOLVER.STEPS", "7", (7,)),
+        ("SOLVER.STEPS", "[]", ()),
+        ("SEARCH.TASKS", "[cls, 'det']", ["cls", "det"]),
+        ("SEARCH.TASKS", "('cls', 'det')", ["cls", "det"]),
+        ("SEARCH.COST.SIZE", "[96, 1_28]", [96, 128]),
+        ("FBNETV5_DATA.CROP_AREA", "[1e-1, 1]", [0.1, 1]),
+        ("SOLVER.LR_MULTIPLIER_OVERWRITE", "[{backbone: 1e-1}]", [{"backbone": 0.1}]),
+        ("MODEL.WEIGHTS", "''", ""),
+        ("MODEL.WEIGHTS", "'null'", "null"),
+    ],
+)
+def test_a_file_and_a_command_line_mean_the_same(tmp_path, key, value, expected):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml_line(key, value))
+    for cfg in (load_cfg(file), load_cfg(None, [key, value])):
+        assert get(cfg, key) == expected and type(get(cfg, key)) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("CUDNN_BENCHMARK", "1", "True or False"),
+        ("CUDNN_BENCHMARK", "nope", "True or False"),
+        ("SOLVER.MAX_ITER", "08", "a whole number"),
+        ("SOLVER.MAX_ITER", "1e5", "a whole number"),
+        ("SOLVER.MAX_ITER", "1:30", "a whole number"),
+        ("SOLVER.MAX_ITER", "2024-01-15", "a whole number"),
+        ("SOLVER.MAX_ITER", "[3]", "a whole number"),
+        ("SOLVER.MAX_ITER", "9223372036854775808", "at most 19 digits"),
+        ("SOLVER.MAX_ITER", "9" * 5000, "a whole number"),
+        ("SOLVER.BASE_LR", ".inf", "a finite number"),
+        ("SOLVER.BASE_LR", "nan", "a finite number"),
+        ("SOLVER.BASE_LR", "1e999", "a finite number"),
+        ("SOLVER.BASE_LR", "yes", "a finite number"),
+        ("SOLVER.BASE_LR", "-" * 100000, "a finite number"),
+        ("DATASETS.TRAIN", "mine", "a list"),
+        ("SEARCH.TASKS", "cls", "a list"),
+        ("SEARCH.TASKS", "[cls, [det]]", "a text"),
+    ],
+)
+def test_what_a_key_cannot_mean_is_refused_by_its_name(tmp_path, key, value, allowed):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml_line(key, value))
+    for load in (lambda: load_cfg(file), lambda: load_cfg(None, [key, value])):
+        with pytest.raises(InputError, match=f"{key} is .*, allowed: .*{allowed}") as error:
+            load()
+        assert len(str(error.value)) < 500
+
+
+def yaml_line(key, value):
+    *groups, last = key.split(".")
+    return (
+        "".join(f"{'  ' * i}{group}:\n" for i, group in enumerate(groups))
+        + "  " * len(groups)
+        + (f"{last}: {value}\n")
+    )
+
+
+def test_null_is_no_text_and_an_empty_value_is_none(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("OUTPUT_DIR: null\n")
+    with pytest.raises(InputError, match="OUTPUT_DIR is 'null', allowed: a text"):
+        load_cfg(file)
+    file.write_text("MODEL: {WEIGHTS: }\n")
+    assert load_cfg(file).MODEL.WEIGHTS == ""
+
+
+def test_options_keep_what_was_written_until_it_is_known_what_they_are(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "FBNETV5_DATA: {DATASETS: {mine: {root: 1.10, name: 2024_01, size: 104, on: yes, none: null,"
+        " rate: 0.25, small: 1e-4, names: [1, '2', x], 7: 8}}}"
+    )
+    options = as_dict(load_cfg(file).FBNETV5_DATA.DATASETS)["mine"]
+    assert options == {
+        "root": "1.10",
+        "name": "2024_01",
+        "size": 104,
+        "on": True,
+        "none": None,
+        "rate": 0.25,
+        "small": "1e-4",
+        "names": [1, "2", "x"],
+        "7": 8,
+    }
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(load_cfg(file).dump())
+    assert as_dict(load_cfg(saved).FBNETV5_DATA.DATASETS)["mine"] == options
+
+
+def test_an_option_may_change_its_kind_on_the_way_from_a_base_to_the_command_line(tmp_path):
+    (tmp_path / "base.yaml").write_text("SEARCH: {HEADS: {det: {sizes: 8, more: {a: 1}}}}")
+    file = tmp_path / "c.yaml"
+    file.write_text("_BASE_: base.yaml\nSEARCH: {HEADS: {det: {more: {b: 2}}}}")
+    det = load_cfg(file, ["SEARCH.HEADS.det.sizes", "[8, 16]"]).SEARCH.HEADS.det
+    assert as_dict(det) == {"sizes": [8, 16], "more": {"a": 1, "b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("SOLVER: {MAX_ITER: 7}\nSOLVER: {BASE_LR: 1.0}\n", "the key SOLVER stands twice, in lines 1 and 2"),
+        ("SOLVER:\n  MAX_ITER: 7\n  GAMMA: 1\n  MAX_ITER: 7\n", "key SOLVER.MAX_ITER .* lines 2 and 4"),
+        ("SEARCH: {HEADS: {det: {a: 1, 'a': 2}}}", "key SEARCH.HEADS.det.a stands twice"),
+        ("SOLVER: {LR_MULTIPLIER_OVERWRITE: [{a: 1, a: 2}]}", "LR_MULTIPLIER_OVERWRITE.a stands twice"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path, text, lines):
+    (tmp_path / "base.yaml").write_text(text)
+    (tmp_path / "c.yaml").write_text("_BASE_: base.yaml\n")
+    for name in ("base.yaml", "c.yaml"):
+        with pytest.raises(InputError, match=rf"base\.yaml: .*{lines}"):
+            load_cfg(tmp_path / name)
+
+
+def test_anchors_and_merges_of_yaml_are_read(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "SEARCH: {HEADS: {det: &head {feature: path1, input_norm: True}, seg: {<<: *head, feature: path0}}}\n"
+        "FBNETV5_DATA: {DATASETS: {a: *head, b: *head}}\n"
+    )
+    cfg = load_cfg(file)
+    assert as_dict(cfg.SEARCH.HEADS.seg) == {"feature": "path0", "input_norm": True}
+    assert cfg.FBNETV5_DATA.DATASETS.b == cfg.SEARCH.HEADS.det
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SEARCH: {HEADS: {a: &a [*a]}}", "nested too deeply"),
+        ("SEARCH: {HEADS: {a: " + "[" * 5000 + "]" * 5000 + "}}", "nested too deeply"),
+        ("SEARCH: {HEADS: " + "{a: " * 5000 + "1" + "}" * 5001, "nested too deeply"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+            + "".join(
+                f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 10)}]\n" for i in range(9)
+            ),
+            "more than 200000 values",
+        ),
+        ("? [a, b]\n: 1\n", "a list or mapping is a key"),
+        ('OUTPUT_DIR: "\\ud800"', "line 1: .*half a character"),
+        ("OUTPUT_DIR: !!binary aGk=", "the tag .*binary is not read"),
+        ("a: 1\n---\nb: 2\n", "not plain YAML"),
+        ("\0", "not plain YAML"),
+    ],
+)
+def test_yaml_that_is_made_to_break_readers_is_one_sentence(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        load_cfg(file)
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfeO\0U\0", b"OUTPUT_DIR: caf\xe9\n"])
+def test_a_configuration_that_is_no_utf8_is_one_sentence(tmp_path, content):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.yaml: not a text file"):
+        load_cfg(file)
+
+
+@pytest.mark.parametrize("opts", [["OUTPUT_DIR", "\udcff"], ["\udcff", "1"], ["OUTPUT_DIR", "\ud800"]])
+def test_a_command_line_that_is_no_utf8_is_one_sentence(opts):
+    with pytest.raises(InputError, match="is no UTF-8"):
+        load_cfg(None, opts)
+
+
+def test_a_base_is_a_shipped_recipe_unless_there_is_a_file_beside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.yaml"
+    for name in ("search.yaml", "configs/search.yaml", "det/det_digits.yaml", "configs/det/det_digits.yaml"):
+        file.write_text(f"_BASE_: {name}\nSOLVER: {{MAX_ITER: 3}}\n")
+        cfg = load_cfg(file)
+        assert ("MultitaskSearch" if "search" in name else "LiteRCNN") == cfg.MODEL.META_ARCHITECTURE
+        assert cfg.SOLVER.MAX_ITER == 3
+    (tmp_path / "search.yaml").write_text("SEED: 5\n")
+    file.write_text("_BASE_: search.yaml\n")
+    assert load_cfg(file).SEED == 5 and load_cfg(file).MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("c.yaml", r"_BASE_ goes in a circle: .*c\.yaml -> .*c\.yaml$"),
+        ("./c.yaml", "_BASE_ goes in a circle"),
+        ("d.yaml", r"in a circle: .*c\.yaml -> .*d\.yaml -> .*c\.yaml$"),
+        ("[a.yaml, b.yaml]", r"_BASE_ is \['a.yaml', 'b.yaml'\], allowed: the name of one YAML file"),
+        ("{a: 1}", "_BASE_ is .*allowed: the name"),
+        ("", "_BASE_ is None, allowed"),
+        (".", "which is a folder"),
+        ("/tmp", "/tmp, which is a folder"),
+        ("3", "names 3, which is neither a file beside it nor a shipped recipe"),
+        ("http://x/y.yaml", "names http://x/y.yaml, which is neither"),
+    ],
+)
+def test_a_wrong_base_is_one_sentence(tmp_path, base, message):
+    (tmp_path / "c.yaml").write_text(f"_BASE_: {base}\n")
+    (tmp_path / "d.yaml").write_text("_BASE_: c.yaml\n")
+    with pytest.raises((InputError, FileNotFoundError), match=message) as error:
+        load_cfg(tmp_path / "c.yaml")
+    assert "c.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_home_is_expanded_in_every_key_that_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    opts = [part for key in PATHS for part in (key, "~/x")]
+    cfg = load_cfg(None, opts)
+    assert {get(cfg, key) for key in PATHS} == {f"{tmp_path}/x"}
+    assert str(tmp_path) == load_cfg(None, ["OUTPUT_DIR", "~"]).OUTPUT_DIR
+    assert load_cfg(None, ["OUTPUT_DIR", "~root"]).OUTPUT_DIR == "/root"
+    with pytest.raises(InputError, match="OUTPUT_DIR is ~nobody.*: there is no user 'nobody-at-all'"):
+        load_cfg(None, ["OUTPUT_DIR", "~nobody-at-all/x"])
 
 
 def test_free_groups_take_new_keys_from_files_and_options(tmp_path):

@@ -366,7 +366,7 @@ TEACHER = {"SOURCE": "teacher", "TEACHER": "planted_teachers:Bright"}
         ),
         (
             {"DET": {**TEACHER, "OPTIONS": {"size": 3}}},
-            "DET: teacher 'planted_teachers:Bright': .*'size'; its",
+            "DET: teacher 'planted_teachers:Bright' .*'size'; its",
         ),
         ({"DET": {**TEACHER, "OPTIONS": {"device": 3}}}, "DET.OPTIONS has 'device', which DEVICE sets"),
         ({"DET": {**TEACHER, "TEACHER": "planted_teachers:Nobody"}}, "no function 'Nobody', it has .*Bright"),

@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.data import list_datasets
 from d2go_fbnetv5.engine.build import build_transforms, open_dataset
+from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
 from d2go_fbnetv5.tasks.base import DatasetInfo
 
@@ -28,8 +29,9 @@ def register_datasets(cfg: CfgNode) -> None:
     """Register those of DATASETS that are ours in DatasetCatalog and MetadataCatalog, from the paths in ``cfg``.
 
     A set is opened when it is asked for. One that an earlier call registered with other options is replaced; a name
-    that others have registered keeps its meaning.
+    that others have registered keeps its meaning. First the modules of IMPORTS are imported, whose readers count too.
     """
+    import_modules(cfg)
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if not is_ours(cfg, name):
             continue

@@ -221,33 +221,6 @@ def test_seed_must_be_given(d2go):
         FBNetV5Runner().build_model(cfg)
 
 
-def test_a_search_starts_from_anothers_weights_alone(d2go, tmp_path):
-    from d2go_fbnetv5 import MultitaskSearch, Supernet
-    from d2go_fbnetv5.plugins.d2go.checkpoint import FBNetV5Checkpointer
-    from d2go_fbnetv5.tasks import DatasetInfo, build_task
-
-    def search():
-        supernet = Supernet("N", 2)
-        return MultitaskSearch(supernet, [build_task("cls", supernet.channels, DatasetInfo(("a", "b")))])
-
-    old, new = search(), search()
-    with torch.no_grad():
-        old.distribution.probs.fill_(0.9)
-        old.iteration_count.fill_(7)
-    FBNetV5Checkpointer(old, str(tmp_path)).save("model_final", iteration=7)
-
-    FBNetV5Checkpointer(new, "").resume_or_load(str(tmp_path / "model_final.pth"), resume=False)
-    assert all(
-        torch.equal(old.state_dict()[n], v) for n, v in new.state_dict().items() if n.startswith("supernet.")
-    )
-    assert new.iteration == 0
-    assert new.distribution.probs.eq(0.5).all()
-
-    FBNetV5Checkpointer(new, str(tmp_path)).resume_or_load("", resume=True)
-    assert new.iteration == 7
-    assert new.distribution.probs.allclose(torch.tensor(0.9))
-
-
 def test_detection_on_a_coco_file_by_d2gos_own_loaders(d2go, tmp_path):
     from detectron2.data.datasets import register_coco_instances
 

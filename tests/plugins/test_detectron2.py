@@ -15,26 +15,6 @@ ROOT = Path(__file__).parent.parent.parent
 SIZES = [(64, 64), (96, 130)]
 
 
-@pytest.fixture
-def cfg(detectron2):
-    from detectron2.config import get_cfg
-
-    from d2go_fbnetv5.plugins.detectron2 import add_fbnetv5_config
-
-    cfg = get_cfg()
-    add_fbnetv5_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.FBNETV5.FAMILY = "N"
-    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digit_scenes_train",), ("digit_scenes_val",)
-    options = type(cfg)({"size": 64, "num_images": 8})
-    cfg.FBNETV5_DATA.DATASETS.digit_scenes_train = cfg.FBNETV5_DATA.DATASETS.digit_scenes_val = options
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
-    cfg.SEED = 0
-    return cfg
-
-
 def make_it_matter(model, seed=0):
     """Random batch norms and biases: a fresh residual block is the identity, and anything would pass."""
     generator = torch.Generator().manual_seed(seed)
@@ -47,20 +27,23 @@ def make_it_matter(model, seed=0):
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["GeneralizedRCNN", "RetinaNet"])
-def test_ten_lines_train_under_detectron2_alone(detectron2, kind, tmp_path):
+def test_readmes_programs_search_and_train_under_detectron2_alone(detectron2, tmp_path):
     write_multitask(DigitScenes("train", size=96, num_images=8), tmp_path / "data")
     program = [sys.executable, str(Path(__file__).parent / "detectron2_project.py"), str(ROOT / "README.md")]
     run = subprocess.run(
-        [*program, str(tmp_path / "data"), kind, str(tmp_path / "run")],
+        [*program, str(tmp_path / "data"), str(tmp_path / "run")],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.splitlines()[-1] == f"trained {kind}"
+    said = [line for line in run.stdout.splitlines() if line.startswith(("trained ", "refused "))]
+    assert said == [
+        *("trained MultitaskSearch", "refused DefaultTrainer", "refused no after_step"),
+        *("trained GeneralizedRCNN", "refused DetectionCheckpointer", "trained RetinaNet"),
+    ]
 
 
 def test_backbones_by_name(cfg):
@@ -139,27 +122,6 @@ def test_a_detector_converted_to_detectron2_and_back_is_the_same(cfg):
         to_generalized_rcnn({"mask_head.x": torch.zeros(1)})
 
 
-def test_weights_of_a_search_reach_the_backbone_wherever_it_is(cfg):
-    from detectron2.modeling import build_model
-
-    from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights
-
-    supernet = make_it_matter(Supernet("N", 7))
-    search = {f"supernet.{name}": value for name, value in supernet.state_dict().items()}
-    search["tasks.cls.fc.weight"] = torch.zeros(1)
-    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
-    cfg.MODEL.BACKBONE.NAME = "build_retinanet_fbnetv5_fpn_backbone"
-    cfg.MODEL.FPN.IN_FEATURES = ["path1", "path2", "path3"]
-    retinanet = build_model(cfg)
-    for state in (search, supernet.state_dict()):
-        adapted = adapt_weights(state, retinanet.state_dict())
-        left = retinanet.load_state_dict(adapted, strict=False)
-        assert not left.unexpected_keys
-        assert not [name for name in left.missing_keys if name.startswith("backbone.bottom_up.")]
-    name = "stage0.path0.0.conv.weight"
-    assert torch.equal(retinanet.state_dict()[f"backbone.bottom_up.{name}"], supernet.state_dict()[name])
-
-
 def test_other_search_algorithms_than_the_papers_last_are_refused(cfg):
     from detectron2.modeling import build_model
 
@@ -211,17 +173,6 @@ def test_meta_architectures_train_and_predict(cfg, kind):
     }
     assert list(results) == ([metrics[kind]] if kind in metrics else ["cls", "det", "seg"])
     assert all(0 <= value <= 1 for task in results.values() for value in task.values())
-
-
-def test_weights_that_do_not_fit_are_refused(detectron2):
-    from d2go_fbnetv5.plugins.detectron2.convert import require_fit
-
-    ours = {"backbone.x": torch.zeros(2, 3), "head.x": torch.zeros(4)}
-    require_fit({"backbone.x": torch.zeros(2, 3), "head.x": torch.zeros(5)}, ours)
-    with pytest.raises(ValueError, match=r"'backbone.x' is \(2, 4\) in the file, \(2, 3\) in the model"):
-        require_fit({"backbone.x": torch.zeros(2, 4)}, ours)
-    with pytest.raises(ValueError, match=r"none of its weights \(fc, ...\) fits"):
-        require_fit({"fc": torch.zeros(1)}, ours)
 
 
 def test_mask_former_under_detectron2_predicts_what_it_does_elsewhere(cfg):

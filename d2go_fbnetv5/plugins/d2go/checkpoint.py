@@ -1,40 +1,9 @@
 """D2Go's checkpointer, which also starts from a search and from what the embedded host has trained."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from d2go.checkpoint.fsdp_checkpoint import FSDPCheckpointer
 
-from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_fit
-from d2go_fbnetv5.search import MultitaskSearch
-
-# Of another search, such as the pretraining, neither its probabilities nor how far it came.
-_SEARCH_WEIGHTS = ("supernet.", "tasks.")
+from d2go_fbnetv5.plugins.detectron2.checkpoint import StartsFromSearches
 
 
-class FBNetV5Checkpointer(FSDPCheckpointer):
-    """MODEL.WEIGHTS may be a search, a supernet, or a model of the same kind, of either host.
-
-    Raises, on loading:
-        ValueError: no weight fits the model, or one of the backbone or the supernet has another shape. (Detectron2
-            passes over what does not fit; heads of another number of classes still may.)
-    """
-
-    _start = False  # whether the weights are those to begin with, rather than a run's own
-
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        self._start = not (resume and self.has_checkpoint())
-        try:
-            return super().resume_or_load(path, resume=resume)
-        finally:
-            self._start = False
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        ours = self.model.state_dict()
-        state = adapt_weights(checkpoint["model"], ours)
-        if self._start and isinstance(self.model, MultitaskSearch):
-            state = {name: value for name, value in state.items() if name.startswith(_SEARCH_WEIGHTS)}
-        require_fit(state, ours)
-        checkpoint["model"] = state
-        return super()._load_model(checkpoint)
+class FBNetV5Checkpointer(StartsFromSearches, FSDPCheckpointer):
+    """D2Go's checkpointer for a model with our backbone or for a search; see `StartsFromSearches`."""

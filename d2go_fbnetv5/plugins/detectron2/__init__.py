@@ -2,10 +2,12 @@
 
     from d2go_fbnetv5.plugins.detectron2 import add_fbnetv5_config, use_lite_rcnn
 
-Data sets of FBNETV5_DATA enter Detectron2's catalogs by `register_datasets(cfg)`; `SampleMapper` reads them.
+`FBNetV5Trainer` trains a search and what it found. Data sets of FBNETV5_DATA enter Detectron2's catalogs by
+`register_datasets(cfg)`; `SampleMapper` reads them.
 """
 
 from d2go_fbnetv5.plugins.detectron2.backbones import FBNetV5Backbone, FBNetV5Supernet
+from d2go_fbnetv5.plugins.detectron2.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.detectron2.config import add_fbnetv5_config, use_lite_rcnn
 from d2go_fbnetv5.plugins.detectron2.convert import from_generalized_rcnn, to_generalized_rcnn
 from d2go_fbnetv5.plugins.detectron2.datasets import SampleMapper, register_datasets
@@ -18,10 +20,14 @@ from d2go_fbnetv5.plugins.detectron2.heads import (
 )
 from d2go_fbnetv5.plugins.detectron2.meta_arch import ImageClassifier, LiteMaskFormer, MultitaskSearch
 from d2go_fbnetv5.plugins.detectron2.rcnn import LiteRCNN
+from d2go_fbnetv5.plugins.detectron2.solver import build_optimizer
+from d2go_fbnetv5.plugins.detectron2.trainer import FBNetV5Trainer
 
 __all__ = [
     "FBNetV5Backbone",
+    "FBNetV5Checkpointer",
     "FBNetV5Supernet",
+    "FBNetV5Trainer",
     "ImageClassifier",
     "LiteMaskFormer",
     "LiteMaskFormerHead",
@@ -33,6 +39,7 @@ __all__ = [
     "SampleEvaluator",
     "SampleMapper",
     "add_fbnetv5_config",
+    "build_optimizer",
     "from_generalized_rcnn",
     "register_datasets",
     "to_generalized_rcnn",

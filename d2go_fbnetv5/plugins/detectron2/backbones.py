@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import PATHS, Backbone, Family, Supernet, Topology
 from d2go_fbnetv5.plugins.detectron2.config import configured_topology
+from d2go_fbnetv5.plugins.detectron2.convert import require_whole
 from d2go_fbnetv5.utils.errors import InputError
 
 
@@ -46,6 +47,7 @@ class FBNetV5Supernet(Supernet, _PathBackbone):
     @configurable
     def __init__(self, family: str | Family, num_stages: int) -> None:
         super().__init__(family, num_stages)
+        require_whole(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class FBNetV5Backbone(Backbone, _PathBackbone):
     ) -> None:
         super().__init__(family, topology, outputs)
         self.exact_sizes = exact_sizes
+        require_whole(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, exact_sizes: bool = False) -> dict[str, Any]:

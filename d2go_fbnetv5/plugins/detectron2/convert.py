@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from d2go_fbnetv5.arch import Supernet
 from d2go_fbnetv5.utils.errors import InputError
 
 _NAMES = {
@@ -14,7 +16,9 @@ _NAMES = {
     "roi_head.predictor.classes.": "roi_heads.box_predictor.cls_score.",
     "roi_head.predictor.deltas.": "roi_heads.box_predictor.bbox_pred.",
 }
-_SUPERNET = "supernet."
+_STAGE0 = "stage0."
+# Counters, and what quantisation adds to a network.
+_DISPENSABLE = ("num_batches_tracked", "fake_quant", "activation_post_process")
 
 
 def to_generalized_rcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -45,40 +49,71 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
     )
 
 
+def network_prefix(names: Iterable[str]) -> str | None:
+    """What stands before the supernet's or the searched network's names in a model's, such as "backbone.bottom_up.";
+    None if it has neither."""
+    return next((name.split(_STAGE0)[0] for name in names if _STAGE0 in name), None)
+
+
 def adapt_weights(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint's weights for a model to start from.
 
-    Of a search, or of a supernet alone, the searched backbone takes its part; a Lite R-CNN of the embedded host gets
-    Detectron2's names. Anything else stays as it is.
+    Of a search, of a supernet alone or of another model, the network takes its part, wherever it is in this one; a
+    Lite R-CNN of the embedded host gets Detectron2's names. Anything else stays as it is.
 
     Args:
         ours: the model's own ``state_dict``.
     """
     state = dict(state)
-    ours_is_searched = any(name.startswith("backbone.") for name in ours)
-    if ours_is_searched and any(name.startswith(_SUPERNET) for name in state):
-        state = {name.removeprefix(_SUPERNET): v for name, v in state.items() if name.startswith(_SUPERNET)}
-    if ours_is_searched and any(name.startswith("stage0.") for name in state):
-        # Under an FPN the network is one level further down.
-        inner = (
-            "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in ours) else "backbone."
-        )
-        return {name: v for key, v in state.items() if (name := inner + key) in ours}
-    detectron2 = any(name.startswith("proposal_generator.") for name in ours)
-    if detectron2 and any(name.startswith("roi_head.") for name in state):
-        return to_generalized_rcnn(state)
-    return state
+    if any(name.startswith("proposal_generator.") for name in ours) and any(
+        name.startswith("roi_head.") for name in state
+    ):
+        state = to_generalized_rcnn(state)
+    theirs, here = network_prefix(state), network_prefix(ours)
+    if theirs is None or here is None or theirs == here:
+        return state
+    renamed = {here + name.removeprefix(theirs): v for name, v in state.items() if name.startswith(theirs)}
+    return {name: value for name, value in renamed.items() if name in ours}
 
 
-def require_fit(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Raises a ValueError if no weight is one of ``ours``, or one of a backbone or a supernet has another shape."""
-    if not any(name in ours for name in state):
-        raise InputError(
-            f"MODEL.WEIGHTS: none of its weights ({', '.join(list(state)[:2])}, ...) fits this model"
-        )
+def require_shapes(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Raise an InputError if a weight of the network has another shape than in ``ours``. (Detectron2 passes over what
+    does not fit, which heads of another number of classes may.)"""
+    prefix = network_prefix(ours)
     for name, value in state.items():
-        if name.startswith(("backbone.", _SUPERNET)) and name in ours and value.shape != ours[name].shape:
+        if (
+            prefix is not None
+            and name.startswith(prefix)
+            and name in ours
+            and value.shape != ours[name].shape
+        ):
             raise InputError(
                 f"MODEL.WEIGHTS: {name!r} is {tuple(value.shape)} in the file, {tuple(ours[name].shape)} in the model; "
                 "is it of another family?"
             )
+
+
+def require_whole(network: nn.Module) -> None:
+    """Make it an error to load a checkpoint that lacks weights of a supernet or a searched network.
+
+    Detectron2 passes over missing weights with a warning, and a search's have other names than a model's: training
+    would start from random weights. A supernet may do without all stages but Stage 0, for which there are public
+    weights.
+    """
+    network.register_load_state_dict_pre_hook(_refuse_partial)
+
+
+def _refuse_partial(network: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    needed = [name for name in network.state_dict() if not any(part in name for part in _DISPENSABLE)]
+    if isinstance(network, Supernet) and not any(
+        prefix + name in state for name in needed if not name.startswith(_STAGE0)
+    ):
+        needed = [name for name in needed if name.startswith(_STAGE0)]
+    missing = [name for name in needed if prefix + name not in state]
+    if missing:
+        where = prefix.removesuffix(".") or type(network).__name__
+        raise InputError(
+            f"the weights to load lack {len(missing)} of the {len(needed)} that the network {where} needs "
+            f"({prefix}{missing[0]}, ...); those of a search, a supernet or another model of the same family and "
+            "topology are taken over by FBNetV5Checkpointer and FBNetV5Trainer of d2go_fbnetv5.plugins.detectron2"
+        )

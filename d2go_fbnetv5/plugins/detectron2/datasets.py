@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import get_event_storage
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.data import list_datasets
-from d2go_fbnetv5.engine.build import build_transforms, open_dataset
+from d2go_fbnetv5.engine.build import Data, build_data, build_transforms, open_dataset
 from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
 from d2go_fbnetv5.tasks.base import DatasetInfo
@@ -23,6 +24,11 @@ EVALUATOR_TYPE = "fbnetv5"
 def is_ours(cfg: CfgNode, name: str) -> bool:
     """Whether a name in DATASETS is one of FBNETV5_DATA.DATASETS or of our readers."""
     return name in cfg.FBNETV5_DATA.DATASETS or name in list_datasets()
+
+
+def all_ours(cfg: CfgNode) -> bool:
+    """Whether every name in DATASETS is."""
+    return all(is_ours(cfg, name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -79,6 +85,26 @@ class CatalogDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.dataset[index]
+
+
+def open_data(cfg: CfgNode) -> Data:
+    """The data of a run, of sets that the catalog has open."""
+    return build_data(cfg, cfg.SEED, lambda _, name: DatasetCatalog.get(name))
+
+
+class TrainLoader:
+    """Endless batches for Detectron2's and D2Go's trainers, which start at the iteration that these start with.
+
+    Order and augmentation are the embedded host's: a function of (SEED, position), the same for any number of
+    workers, and after a resume.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self.data.train_batches(get_event_storage().iter):
+            yield [to_detectron2(sample, training=True) for sample in batch]
 
 
 class SampleMapper:

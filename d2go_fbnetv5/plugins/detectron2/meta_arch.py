@@ -13,10 +13,13 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor
 
 from d2go_fbnetv5 import models, search
-from d2go_fbnetv5.engine.model_recipes import class_names, model_arguments
+from d2go_fbnetv5.engine.model_recipes import class_names, model_arguments, searched_network
+from d2go_fbnetv5.engine.recipe import get_recipe
 from d2go_fbnetv5.engine.search_recipe import search_arguments
+from d2go_fbnetv5.plugins.detectron2.convert import require_whole
 from d2go_fbnetv5.plugins.detectron2.datasets import register_datasets
 from d2go_fbnetv5.plugins.detectron2.samples import to_sample
+from d2go_fbnetv5.plugins.detectron2.solver import SearchGuard
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -29,12 +32,29 @@ def dataset_info(cfg: CfgNode) -> DatasetInfo:
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     if metadata.get("info") is None and metadata.get("thing_classes") is None:
         DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])  # some loaders replace the entry
     info = metadata.get("info")
     return info or DatasetInfo(
         box_names=tuple(metadata.get("thing_classes", ())),
         sem_seg_names=tuple(metadata.get("stuff_classes", ())),
         sem_seg_ignore=metadata.get("ignore_label", DatasetInfo.sem_seg_ignore),
     )
+
+
+def set_numbers_of_classes(cfg: CfgNode) -> None:
+    """Give Detectron2's keys the numbers of classes that the first of DATASETS.TRAIN labels, in place."""
+    info = dataset_info(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(info.box_names)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(info.sem_seg_names)
+
+
+def describe_model(cfg: CfgNode) -> None:
+    """Leave NETWORK_FILE in OUTPUT_DIR for a model that the embedded host has under the same names, so that its
+    `predict` opens the folder."""
+    if cfg.MODEL.META_ARCHITECTURE in ("ImageClassifier", "LiteMaskFormer"):
+        recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
+        network = searched_network(cfg, class_names(cfg, dataset_info(cfg)))
+        network.write(cfg.OUTPUT_DIR, recipe.task, recipe.kind.in_features)
 
 
 class SampleModel:
@@ -52,6 +72,11 @@ class SampleModel:
 
 
 class _SearchedSampleModel(SampleModel):
+    @configurable
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        require_whole(self.backbone)
+
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         info = dataset_info(cfg)
@@ -65,9 +90,21 @@ class MultitaskSearch(SampleModel, search.MultitaskSearch):
     Takes the arguments of `d2go_fbnetv5.MultitaskSearch`, or a configuration. SEED, 0 or more, seeds the
     sampled topologies.
 
+    Args:
+        base_lr, arch_lr_factor: what an optimizer's groups are compared with, see `SearchGuard`.
+
     Raises:
-        ValueError: SEARCH.ALGORITHM is another one; those run in `d2go_fbnetv5.train_net`.
+        ValueError: SEARCH.ALGORITHM is another one; those run in `d2go_fbnetv5.train_net`. In training: the optimizer
+            treats the probabilities as weights, or `after_step` was not called after its step.
     """
+
+    @configurable
+    def __init__(
+        self, *, base_lr: float = 0.0, arch_lr_factor: float | None = None, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
+        require_whole(self.supernet)
+        self.guard = SearchGuard(self, base_lr, arch_lr_factor)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -76,7 +113,20 @@ class MultitaskSearch(SampleModel, search.MultitaskSearch):
                 f"SEARCH.ALGORITHM is {cfg.SEARCH.ALGORITHM!r}, allowed in Detectron2 and D2Go: multitask "
                 "(d2go_fbnetv5.train_net has the others)"
             )
-        return search_arguments(cfg, dataset_info(cfg), cfg.SEED)
+        return {
+            "base_lr": cfg.SOLVER.BASE_LR,
+            "arch_lr_factor": cfg.SEARCH.ARCH_LR_FACTOR,
+            **search_arguments(cfg, dataset_info(cfg), cfg.SEED),
+        }
+
+    def forward(self, batch: Batch) -> dict[str, Tensor] | list[dict[str, Any]]:
+        if self.training:
+            self.guard.before_forward()
+        return super().forward(batch)
+
+    def after_step(self) -> None:
+        super().after_step()
+        self.guard.stepped = False
 
 
 @META_ARCH_REGISTRY.register()

@@ -1,0 +1,45 @@
+"""Detectron2's checkpointer, which also starts from a search and from what the embedded host has trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_shapes
+from d2go_fbnetv5.search import MultitaskSearch
+
+# Of another search, such as the pretraining, neither its probabilities nor how far it came.
+_SEARCH_WEIGHTS = ("supernet.", "tasks.")
+
+
+class StartsFromSearches:
+    """What it adds to a `DetectionCheckpointer`: MODEL.WEIGHTS may be a search, a supernet, or a model of the same
+    network, of any host.
+
+    Raises, on loading:
+        ValueError: a weight of the backbone or the supernet is missing or has another shape. (Heads of another number
+            of classes stay as they are, with Detectron2's warning.)
+    """
+
+    _start = False  # whether the weights are those to begin with, rather than a run's own
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        self._start = not (resume and self.has_checkpoint())
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._start = False
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        ours = self.model.state_dict()
+        state = adapt_weights(checkpoint["model"], ours)
+        if self._start and isinstance(self.model, MultitaskSearch):
+            state = {name: value for name, value in state.items() if name.startswith(_SEARCH_WEIGHTS)}
+        require_shapes(state, ours)
+        checkpoint["model"] = state
+        return super()._load_model(checkpoint)
+
+
+class FBNetV5Checkpointer(StartsFromSearches, DetectionCheckpointer):
+    """Detectron2's checkpointer for a model with our backbone or for a search; see `StartsFromSearches`."""

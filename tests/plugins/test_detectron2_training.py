@@ -1,0 +1,302 @@
+"""Detectron2's trainer: what a search and its results need of optimizer, checkpointer and configuration."""
+
+import pytest
+import torch
+
+from d2go_fbnetv5.arch import Supernet, Topology
+from d2go_fbnetv5.data import DigitScenes
+from d2go_fbnetv5.utils.errors import InputError
+
+
+@pytest.fixture
+def search_cfg(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "MultitaskSearch"
+    cfg.MODEL.FBNETV5.NUM_STAGES, cfg.SEARCH.SAMPLES_PER_RANK, cfg.SEARCH.TASKS = 1, 1, ["cls"]
+    cfg.SEARCH.COST.WEIGHT = 0.0
+    cfg.SOLVER.BASE_LR, cfg.SEARCH.ARCH_LR_FACTOR = 0.1, 0.01
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [64, 64]
+    return cfg
+
+
+@pytest.fixture
+def search(search_cfg):
+    from detectron2.modeling import build_model
+
+    return build_model(search_cfg)
+
+
+def one_group(search, **options):
+    """The probabilities beside the weights, with options of their own."""
+    probs = search.distribution.probs
+    weights = [p for p in search.parameters() if p is not probs]
+    usual = {"lr": 0.001, "weight_decay": 0.0, "momentum": 0.0}
+    return torch.optim.SGD(
+        [{"params": weights}, {"params": [probs], **usual, **options}],
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=1e-4,
+    )
+
+
+def test_detectron2s_own_optimizer_is_no_searchs(search, search_cfg):
+    from detectron2.solver import build_optimizer
+
+    before = search.distribution.probs.clone()
+    message = (
+        "probabilities weight decay 0.0001, allowed: 0 and momentum 0.9, allowed: 0 and the rate 0.1, allowed: the "
+        "weights' times SEARCH.ARCH_LR_FACTOR 0.01: FBNetV5Trainer"
+    )
+    search.distribution.probs.grad = torch.ones_like(before)
+    with pytest.raises(InputError, match=message):
+        build_optimizer(search_cfg, search).step()
+    assert torch.equal(search.distribution.probs, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.1}, "probabilities the rate 0.1, allowed"),
+        ({"momentum": 0.9}, "probabilities momentum 0.9, allowed: 0:"),
+        ({"weight_decay": 1e-4}, "probabilities weight decay 0.0001, allowed: 0:"),
+    ],
+)
+def test_each_wrong_option_of_the_probabilities_is_named(search, options, message):
+    with pytest.raises(InputError, match=message):
+        one_group(search, **options).step()
+
+
+def test_adam_has_momentum_too(search):
+    with pytest.raises(InputError, match=r"momentum 0.9, allowed: 0"):
+        torch.optim.Adam(search.param_groups(0.1, 0.01)).step()
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_our_optimizer_gives_the_probabilities_their_rate(search, search_cfg, clip):
+    from d2go_fbnetv5.plugins.detectron2 import build_optimizer
+
+    search_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip
+    optimizer = build_optimizer(search_cfg, search)
+    arch = optimizer.param_groups[-1]
+    assert arch["params"][0] is search.distribution.probs
+    assert (arch["lr"], arch["weight_decay"], arch["momentum"]) == (pytest.approx(0.001), 0, 0)
+    assert optimizer.param_groups[0]["weight_decay"] == search_cfg.SOLVER.WEIGHT_DECAY
+    for parameter in search.parameters():
+        parameter.grad = torch.full_like(parameter, 5.0)
+    optimizer.step()
+    moved = 0.001 * (search_cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE if clip else 5.0)
+    assert search.distribution.probs.allclose(torch.tensor(0.5 - moved))
+
+
+def test_loops_of_ones_own_are_let_alone(search):
+    """Other rates than the configuration's, a schedule, weights by factors, an optimizer without probabilities."""
+    optimizer = torch.optim.SGD(search.param_groups(0.5, 0.01), momentum=0.9)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    optimizer.step()
+    search.after_step()
+    one_group(search).step()
+    scaled = one_group(search)
+    scaled.param_groups[0]["lr"] = 0.02
+    scaled.step()
+    torch.optim.SGD(search.supernet.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1).step()
+
+
+def test_a_forgotten_projection_is_noticed_at_the_next_step(search, search_cfg):
+    from d2go_fbnetv5.plugins.detectron2 import build_optimizer
+
+    scenes = DigitScenes("train", size=64, num_images=4)
+    batch, optimizer = [scenes[i] for i in range(4)], build_optimizer(search_cfg, search)
+    for _ in range(2):
+        for _ in range(2):  # gradients may be accumulated
+            sum(search(batch).values()).backward()
+        optimizer.step()
+        search.after_step()
+    optimizer.step()
+    search.eval()(batch)
+    with pytest.raises(InputError, match=r"after_step\(\) was not called after the optimizer's step"):
+        search.train()(batch)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL_EMA.ENABLED", True, "MODEL_EMA.ENABLED is True, allowed in Detectron2's trainer: False"),
+        ("SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.BIAS_LR_FACTOR is 2.0, allowed in Detectron2's trainer: 1.0"),
+        (
+            "SEARCH.ALGORITHM",
+            "random",
+            "SEARCH.ALGORITHM is 'random', allowed in Detectron2 and D2Go: multitask",
+        ),
+        (
+            "TEST.PRECISE_BN.ENABLED",
+            True,
+            "TEST.PRECISE_BN.ENABLED is True, allowed in Detectron2's trainer: False",
+        ),
+        ("SEED", -1, "SEED is -1, allowed under Detectron2 and D2Go: 0 or more"),
+        ("SEARCH.INIT_PROB", 2.0, "SEARCH.INIT_PROB is 2.0, allowed"),
+    ],
+)
+def test_what_the_trainer_would_pass_over_is_refused(search_cfg, tmp_path, key, value, message):
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Trainer
+
+    search_cfg.OUTPUT_DIR = str(tmp_path)
+    search_cfg.merge_from_list([key, value])
+    with pytest.raises(InputError, match=message):
+        FBNetV5Trainer(search_cfg)
+    assert not list(tmp_path.iterdir())
+
+
+def test_our_solver_keys_hold_for_models(cfg, tmp_path):
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Trainer
+
+    cfg.MODEL.META_ARCHITECTURE, cfg.OUTPUT_DIR = "LiteRCNN", str(tmp_path)
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.LR_MULTIPLIER_OVERWRITE = "adamw", [{"backbone": 0.1}]
+    cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.CHECKPOINT_KEEP = "WarmupPolyLR", 2
+    cfg.MODEL.WEIGHTS = "somewhere.pth"
+    trainer = FBNetV5Trainer(cfg)
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    rates = {group["name"]: group["initial_lr"] for group in trainer.optimizer.param_groups}
+    assert rates["weights x 0.1"] == pytest.approx(rates["weights"] / 10)
+    assert trainer.model.roi_heads.num_classes == 10
+    with pytest.raises(InputError, match="resume_or_load"):
+        trainer.train()
+
+
+def test_a_search_on_others_sets_is_refused_before_it_starts(search_cfg):
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Trainer
+
+    search_cfg.DATASETS.TRAIN = ("coco_2017_train",)
+    with pytest.raises(
+        InputError, match=r"DATASETS names coco_2017_train, allowed for a search: .*READER: coco"
+    ):
+        FBNetV5Trainer(search_cfg)
+
+
+def test_names_that_a_set_tells_when_it_is_opened_are_found(cfg):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from d2go_fbnetv5.plugins.detectron2.meta_arch import dataset_info
+
+    def load():  # as D2Go's does
+        MetadataCatalog.pop("renewed", None)
+        MetadataCatalog.get("renewed").set(thing_classes=["box", "tri"])
+        return []
+
+    DatasetCatalog.register("renewed", load)
+    cfg.DATASETS.TRAIN = ("renewed",)
+    assert dataset_info(cfg).box_names == ("box", "tri")
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    torch.manual_seed(0)
+    return Supernet("N", 7).state_dict()
+
+
+def written(folder, state):
+    torch.save({"model": state}, folder / "model.pth")
+    return str(folder / "model.pth")
+
+
+def load(model, path, own=True):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Checkpointer
+
+    kind = FBNetV5Checkpointer if own else DetectionCheckpointer
+    return kind(model).resume_or_load(path, resume=False)
+
+
+@pytest.fixture
+def retinanet(cfg):
+    from detectron2.modeling import build_model
+
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_fbnetv5_fpn_backbone"
+    cfg.MODEL.FPN.IN_FEATURES = ["path1", "path2", "path3"]
+    return build_model(cfg)
+
+
+@pytest.mark.parametrize("prefix", ["supernet.", "", "backbone."])
+def test_weights_reach_the_backbone_wherever_it_is(retinanet, supernet, prefix, tmp_path):
+    state = {f"{prefix}{name}": value for name, value in supernet.items()}
+    load(retinanet, written(tmp_path, {**state, "tasks.cls.fc.weight": torch.zeros(1)}))
+    inner = "backbone.bottom_up."
+    loaded = {n.removeprefix(inner): v for n, v in retinanet.state_dict().items() if n.startswith(inner)}
+    assert len(loaded) > 100
+    assert all(torch.equal(value, supernet[name]) for name, value in loaded.items())
+
+
+def test_detectron2s_checkpointer_cannot_pass_over_a_search(retinanet, supernet, tmp_path):
+    path = written(tmp_path, {f"supernet.{name}": value for name, value in supernet.items()})
+    with pytest.raises(InputError, match=r"lack (\d+) of the \1 that the network backbone.bottom_up needs"):
+        load(retinanet, path, own=False)
+
+
+def test_missing_and_misshapen_weights_of_the_network_are_refused(retinanet, supernet, tmp_path):
+    name = "stage0.path0.0.conv.weight"
+    some = {f"supernet.{key}": value for key, value in supernet.items() if key != name}
+    with pytest.raises(InputError, match=rf"lack 1 of the \d+ .*\(backbone.bottom_up.{name}, ...\)"):
+        load(retinanet, written(tmp_path, some))
+    other = {**some, f"supernet.{name}": torch.zeros(3, 3, 3, 3)}
+    with pytest.raises(InputError, match=r"is \(3, 3, 3, 3\) in the file, .* is it of another family"):
+        load(retinanet, written(tmp_path, other))
+
+
+@pytest.mark.parametrize("kind", ["ImageClassifier", "LiteMaskFormer", "LiteRCNN", "MultitaskSearch"])
+def test_no_model_of_ours_starts_from_another_kind_of_file(cfg, kind, tmp_path):
+    from detectron2.modeling import build_model
+
+    cfg.MODEL.META_ARCHITECTURE = kind
+    model = build_model(cfg)
+    path = written(tmp_path, {"res2.0.conv1.weight": torch.zeros(1)})
+    for own in (True, False):
+        with pytest.raises(InputError, match="the weights to load lack"):
+            load(model, path, own)
+
+
+def test_heads_of_another_number_of_classes_may_stay(cfg, tmp_path):
+    from detectron2.modeling import build_model
+
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "LiteRCNN", 3
+    path = written(tmp_path, build_model(cfg).state_dict())
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    load(build_model(cfg), path)
+
+
+def test_a_search_starts_from_anothers_weights_alone(search, search_cfg, tmp_path):
+    from detectron2.modeling import build_model
+
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Checkpointer
+
+    new = build_model(search_cfg)
+    with torch.no_grad():
+        search.distribution.probs.fill_(0.9)
+        search.iteration_count.fill_(7)
+    FBNetV5Checkpointer(search, str(tmp_path)).save("model_final", iteration=7)
+    load(new, str(tmp_path / "model_final.pth"))
+    old = search.state_dict()
+    assert all(torch.equal(old[n], v) for n, v in new.state_dict().items() if n.startswith("supernet."))
+    assert new.iteration == 0
+    assert new.distribution.probs.eq(0.5).all()
+
+    FBNetV5Checkpointer(new, str(tmp_path)).resume_or_load("", resume=True)
+    assert new.iteration == 7
+    assert new.distribution.probs.allclose(torch.tensor(0.9))
+
+
+def test_a_search_starts_from_public_weights_of_stage_0(search, supernet, tmp_path):
+    """Which is all that there are; with some weights of later stages, the others must be there too."""
+    stage0 = {f"supernet.{n}": v for n, v in supernet.items() if n.startswith("stage0.")}
+    load(search, written(tmp_path, stage0))
+    name = next(n for n in search.supernet.state_dict() if not n.startswith("stage0."))
+    with pytest.raises(InputError, match="the weights to load lack"):
+        load(search, written(tmp_path, {**stage0, f"supernet.{name}": supernet[name]}))
+
+
+def test_a_named_topology_has_fewer_weights_than_the_supernet(supernet):
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Backbone
+
+    backbone = FBNetV5Backbone("N", Topology.named("linear", stages=7))
+    backbone.load_supernet(supernet)
+    with pytest.raises(InputError, match="FBNetV5Backbone needs"):
+        backbone.load_state_dict({}, strict=False)

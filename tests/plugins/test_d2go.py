@@ -217,7 +217,7 @@ def test_seed_must_be_given(d2go):
 
     cfg = FBNetV5Runner.get_default_cfg()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digit_scenes_train",), ("digit_scenes_val",)
-    with pytest.raises(ValueError, match="SEED is -1, allowed under D2Go: 0 or more"):
+    with pytest.raises(ValueError, match="SEED is -1, allowed under Detectron2 and D2Go: 0 or more"):
         FBNetV5Runner().build_model(cfg)
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from d2go_fbnetv5.data.coco_index import image_arrays, load_json, read_boxes, read_images
+from d2go_fbnetv5.data.coco_boxes import read_boxes
+from d2go_fbnetv5.data.coco_index import image_arrays, load_json, read_images
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo

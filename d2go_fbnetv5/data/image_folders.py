@@ -1,15 +1,15 @@
 """Images in any folders, with or without a class by the folder's name."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from d2go_fbnetv5.data.image_files import image_names, warn_of_copies
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.data.index_arrays import Strings
+from d2go_fbnetv5.data.names import checked_names
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
@@ -20,7 +20,8 @@ class ImageFolders(torch.utils.data.Dataset):
     """All images of some folders and the folders in them, in the order of their names.
 
     An image in a subfolder has that one's name as its class (of the uppermost subfolder, where they are nested); the
-    names of all subfolders, sorted, are the classes 0, 1, ... ``image_id`` is an image's place.
+    names of all subfolders, sorted, are the classes 0, 1, ... ``image_id`` is an image's place. Hidden files and
+    folders are left out.
 
     Args:
         folders: one or several.
@@ -39,9 +40,10 @@ class ImageFolders(torch.utils.data.Dataset):
         for folder in self.folders:
             if not folder.is_dir():
                 raise FileNotFoundError(f"folder of images {folder} does not exist")
-            names = sorted(_image_names(str(folder)))
+            names = sorted(image_names(folder))
             if not names:
                 raise FileNotFoundError(f"folder of images {folder} has no images")
+            warn_of_copies(folder, names)
             found += names
             counts.append(len(names))
         classes = sorted({_class_name(name) for name in found} - {""})
@@ -49,7 +51,8 @@ class ImageFolders(torch.utils.data.Dataset):
         self._labels = np.array([labels[_class_name(name)] for name in found], dtype=np.int32)
         self._names = Strings.of(found)
         self._folder_ends = np.cumsum(counts)
-        self.info = DatasetInfo(class_names=tuple(classes))
+        where = f"{', '.join(map(str, self.folders))}: class folders"
+        self.info = DatasetInfo(class_names=checked_names(where, classes))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -67,15 +70,6 @@ class ImageFolders(torch.utils.data.Dataset):
         if self._labels[index] >= 0:
             sample["class_label"] = int(self._labels[index])
         return sample
-
-
-def _image_names(folder: str) -> Iterator[str]:
-    """Paths relative to the folder."""
-    for parent, _, names in os.walk(folder, followlinks=True):
-        inside = os.path.relpath(parent, folder)
-        for name in names:
-            if name.lower().endswith(IMG_EXTENSIONS):
-                yield name if inside == os.curdir else f"{inside}/{name}"
 
 
 def _class_name(name: str) -> str:

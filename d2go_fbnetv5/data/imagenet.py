@@ -1,11 +1,15 @@
 """Image classification from folders named by class."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+from d2go_fbnetv5.data.image_files import image_names, subfolders, warn_of_copies
 from d2go_fbnetv5.data.images import read_image
+from d2go_fbnetv5.data.index_arrays import Strings
+from d2go_fbnetv5.data.names import checked_names
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
 
@@ -15,7 +19,7 @@ class ImageNetFolder(torch.utils.data.Dataset):
     """``root/<class>/**/<image>``, as ImageNet's ``train`` and ``val`` are usually unpacked.
 
     The class folders in sorted order are the labels 0, 1, ...; ``image_id`` is the place of the file in the
-    sorted list of all files.
+    sorted list of all files. Hidden files and folders are left out.
 
     Args:
         root: folder of the class folders.
@@ -29,20 +33,32 @@ class ImageNetFolder(torch.utils.data.Dataset):
         if not Path(root).is_dir():
             raise FileNotFoundError(f"folder of classes {root} does not exist")
         self.folders = [Path(root)]
-        names, labels = find_classes(str(root))
-        self._files = make_dataset(str(root), labels, extensions=IMG_EXTENSIONS)
-        self.info = DatasetInfo(class_names=tuple(names))
+        classes = subfolders(root)
+        if not classes:
+            raise FileNotFoundError(f"folder of classes {root} has no class folder")
+        self.info = DatasetInfo(class_names=checked_names(f"{root}: class folders", classes))
+        found: list[str] = []
+        counts = []
+        for name in classes:
+            images = sorted(image_names(self.folders[0] / name), key=os.path.split)
+            if not images:
+                raise FileNotFoundError(f"class folder {self.folders[0] / name} has no images")
+            warn_of_copies(self.folders[0] / name, images)
+            found += (f"{name}/{image}" for image in images)
+            counts.append(len(images))
+        self._names = Strings.of(found)
+        self._labels = np.repeat(np.arange(len(classes)), counts)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
     def image_path(self, index: int) -> Path:
-        return Path(self._files[index][0])
+        return self.folders[0] / self._names[index]
 
     def __getitem__(self, index: int) -> dict:
         """The sample: ``image`` 3 x H x W uint8, ``class_label``, ``image_id``, ``height``, ``width``."""
         index = range(len(self))[index]
-        path, label = self._files[index]
-        image = read_image(path)
+        image = read_image(self.image_path(index))
         height, width = image.shape[-2:]
+        label = int(self._labels[index])
         return {"image": image, "class_label": label, "image_id": index, "height": height, "width": width}

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from d2go_fbnetv5.data.coco_index import image_arrays, is_int, load_json, names_of, read_boxes, read_images
+from d2go_fbnetv5.data.coco_boxes import read_boxes
+from d2go_fbnetv5.data.coco_index import image_arrays, is_file_name, is_int, load_json, names_of, read_images
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, MultitaskIndex, Strings
+from d2go_fbnetv5.data.names import shown
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -40,12 +42,14 @@ def read_json_index(path: Path) -> MultitaskIndex:
 
 def _check_types(where: str, image: dict) -> None:
     map_name, label = image.get("sem_seg_file_name"), image.get("class_label")
-    if not isinstance(map_name, str | None) or map_name == "":
-        raise InputError(f"{where}: sem_seg_file_name is {map_name!r}, it must be a string")
+    if map_name is not None and not is_file_name(map_name):
+        raise InputError(
+            f"{where}: sem_seg_file_name is {shown(map_name)}, it must be a string that names a file"
+        )
     if not isinstance(image.get("has_boxes", True), bool):
-        raise InputError(f"{where}: has_boxes is {image['has_boxes']!r}, allowed are true and false")
+        raise InputError(f"{where}: has_boxes is {shown(image['has_boxes'])}, allowed are true and false")
     if label is not None and not is_int(label):
-        raise InputError(f"{where}: class_label is {label!r}, it must be an integer")
+        raise InputError(f"{where}: class_label is {shown(label)}, it must be an integer")
 
 
 def _class_label(image: dict) -> int:

@@ -1,13 +1,14 @@
 """Semantic segmentation from a folder of images beside a folder of label maps."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from d2go_fbnetv5.data.image_files import file_names, image_names
 from d2go_fbnetv5.data.images import read_image, read_label_map
+from d2go_fbnetv5.data.names import checked_names, shown
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
@@ -39,7 +40,8 @@ class SemSegFolder(torch.utils.data.Dataset):
         values: Sequence[int] | None = None,
         ignore_values: Sequence[int] = (DatasetInfo.sem_seg_ignore,),
     ) -> None:
-        self.info = DatasetInfo(sem_seg_names=tuple(names))
+        names = checked_names("label maps: names", names)
+        self.info = DatasetInfo(sem_seg_names=names)
         class_values = list(range(len(names)) if values is None else values)
         self._table = _lookup_table(class_values, len(names), list(ignore_values))
         self._allowed = f"{_ranges(class_values)}, and {_ranges(ignore_values)} (don't care)"
@@ -47,14 +49,23 @@ class SemSegFolder(torch.utils.data.Dataset):
         for kind, folder in (("images", image_root), ("label maps", map_root)):
             if not folder.is_dir():
                 raise FileNotFoundError(f"folder of {kind} {folder} does not exist")
-        self._images = sorted(path for path in image_root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-        if not self._images:
+        names_of_images = sorted(image_names(image_root), key=lambda name: PurePath(name).parts)
+        if not names_of_images:
             raise FileNotFoundError(f"folder of images {image_root} has no images")
-        there = set(map_root.rglob("*.png"))
-        self._maps = [map_root / path.relative_to(image_root).with_suffix(".png") for path in self._images]
-        for image, label_map in zip(self._images, self._maps, strict=True):
+        there = set(file_names(map_root))
+        images_of: dict[str, str] = {}
+        for image in names_of_images:
+            label_map = str(PurePath(image).with_suffix(".png"))
             if label_map not in there:
-                raise FileNotFoundError(f"image {image} has no label map {label_map}")
+                raise FileNotFoundError(f"image {image_root / image} has no label map {map_root / label_map}")
+            other = images_of.setdefault(label_map, image)
+            if other != image:
+                raise InputError(
+                    f"the images {image_root / other} and {image_root / image} have the same label map "
+                    f"{map_root / label_map}"
+                )
+        self._images = [image_root / image for image in names_of_images]
+        self._maps = [map_root / label_map for label_map in images_of]
 
     def __len__(self) -> int:
         return len(self._images)
@@ -72,7 +83,8 @@ class SemSegFolder(torch.utils.data.Dataset):
         if (sem_seg < 0).any():
             wrong = found[sem_seg < 0][0]
             raise InputError(
-                f"label map {self._maps[index]} has the value {wrong}, allowed are {self._allowed}"
+                f"label map {self._maps[index]} has the value {wrong}, allowed are {self._allowed}; options values and "
+                "ignore_values say which value is which class, or none"
             )
         return {
             "image": image,
@@ -88,7 +100,10 @@ def _lookup_table(values: list[int], num_names: int, ignore_values: list[int]) -
     ignore = DatasetInfo.sem_seg_ignore
     if not 1 <= num_names <= ignore:
         raise InputError(f"label maps: there are {num_names} names, allowed are 1 to {ignore}")
-    if len(values) != num_names or len(set(values)) != num_names or min(values) < 0:
+    for option, given in (("values", values), ("ignore_values", ignore_values)):
+        if not all(type(value) is int and 0 <= value <= 0xFFFF for value in given):
+            raise InputError(f"label maps: {option} is {shown(given)}, allowed are integers of 0 to 65535")
+    if len(values) != num_names or len(set(values)) != num_names:
         raise InputError(
             f"label maps: values is {values}, it must hold one number of at least 0 for each of {num_names} names"
         )

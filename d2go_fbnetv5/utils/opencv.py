@@ -29,9 +29,10 @@ def check_opencv() -> None:
         return
     oldest = ".".join(map(str, OLDEST))
     packages = [name for name in _PACKAGES if _is_installed(name)] or _PACKAGES[:1]
+    wanted = " ".join(f"'{name}>={oldest}'" for name in packages)
     raise InputError(
         f"OpenCV {cv2.__version__} in {Path(cv2.__file__).parent} reads cut images as if they were whole, at least "
-        f"{oldest} is needed: pip install --upgrade {' '.join(f'{name}>={oldest}' for name in packages)}"
+        f"{oldest} is needed: pip install --upgrade {wanted}"
     )
 
 

@@ -208,6 +208,8 @@ def test_an_old_opencv_is_one_sentence(tmp_path, found, monkeypatch, capsys):
         with pytest.raises(InputError, match=f"OpenCV {found} in .*cv2 reads cut images"):
             read_image(tmp_path / "x.png")
         assert run_tool("tool", lambda: 0) == 2
-        assert capsys.readouterr().err.endswith("4.13 is needed: pip install --upgrade opencv-python>=4.13\n")
+        assert capsys.readouterr().err.endswith(
+            "4.13 is needed: pip install --upgrade 'opencv-python>=4.13'\n"
+        )
     finally:
         opencv.check_opencv.cache_clear()

@@ -108,9 +108,12 @@ def test_an_area_that_is_none_is_refused(coco, area):
         CocoDetection(**coco(lambda index: index["annotations"][0].update(area=area)))
 
 
-def test_boxes_without_area_are_reported(coco, caplog):
+def test_boxes_that_are_changed_are_reported(coco, caplog):
     CocoDetection(**coco())
-    assert "left out 1 boxes without area" in caplog.text
+    assert "1 of 5 boxes without area are left out, such as bbox [5, 5, 0, 2] of annotation 5" in caplog.text
+    assert (
+        "1 of 5 boxes reach outside of their image and are cut off, such as bbox [2, 2, 30, 3]" in caplog.text
+    )
 
 
 def test_empty_images_can_be_left_out(coco):

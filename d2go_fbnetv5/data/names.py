@@ -1,0 +1,58 @@
+"""Names of classes, as files and folders give them."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from d2go_fbnetv5.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def checked_names(where: str, names: Iterable[Any]) -> tuple[str, ...]:
+    """Return the names of classes, which are texts and, if they can be confused, have been warned of.
+
+    Args:
+        where: they come from, for messages, such as "index.json: 'class_names'".
+
+    Raises:
+        InputError: ``names`` is a single text, or one of them is none, is empty, or cannot be written as UTF-8.
+    """
+    if isinstance(names, str):
+        raise InputError(f"{where} must be a list of strings, it is {shown(names)}")
+    names = tuple(names)
+    first: dict[str, str] = {}
+    alike = []
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or not is_utf8(name):
+            raise InputError(
+                f"{where} must be a list of strings, none of them empty, it has {shown(name)} (a number is a string "
+                "in quotes)"
+            )
+        key = " ".join(name.split()).casefold()
+        if key in first:
+            alike.append((first[key], name))
+        first.setdefault(key, name)
+    if alike:
+        logger.warning(
+            "%s: %d of %d names are like another one, such as %r and %r; they are classes of their own",
+            where,
+            len(alike),
+            len(names),
+            *alike[0],
+        )
+    return names
+
+
+def is_utf8(text: str, errors: str = "strict") -> bool:
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(value: Any) -> str:
+    """What a file holds, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

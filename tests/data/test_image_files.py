@@ -1,0 +1,112 @@
+"""What systems and programs leave in folders of images is no image and no class."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from d2go_fbnetv5.data import ImageFolders, ImageNetFolder, SemSegFolder
+from d2go_fbnetv5.utils.errors import InputError
+
+FOREIGN = (
+    ".ipynb_checkpoints/1-checkpoint.png",
+    "__MACOSX/1.png",
+    "@eaDir/1.png",
+    "._1.png",
+    ".DS_Store",
+    "Thumbs.db",
+)
+
+
+def image(path, value=7):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((4, 6), value, np.uint8))
+
+
+def foreign(folder):
+    for name in FOREIGN:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0\5\26\7")
+
+
+def test_hidden_files_and_folders_are_left_out_by_every_reader(tmp_path):
+    for name in ("i/cat/1.png", "i/cat/deep/2.png", "i/dog/1.PNG"):
+        image(tmp_path / name)
+    for name in ("m/cat/1.png", "m/cat/deep/2.png", "m/dog/1.png"):
+        image(tmp_path / name, 1)
+    for folder in ("i", "i/cat", "i/cat/deep", "m", "m/cat"):
+        foreign(tmp_path / folder)
+    readers = (
+        ImageNetFolder(tmp_path / "i"),
+        ImageFolders(tmp_path / "i"),
+        SemSegFolder(tmp_path / "i", tmp_path / "m", ["a", "b"]),
+    )
+    for dataset in readers:
+        found = [dataset.image_path(index).relative_to(tmp_path / "i") for index in range(len(dataset))]
+        assert found == [Path("cat/1.png"), Path("cat/deep/2.png"), Path("dog/1.PNG")]
+        assert [dataset[index]["image_id"] for index in range(3)] == [0, 1, 2]
+    assert [dataset.info.class_names for dataset in readers[:2]] == [("cat", "dog")] * 2
+
+
+@pytest.mark.parametrize("inside", [[], ["Thumbs.db"], [".hidden.png"], ["notes.txt"]])
+def test_an_empty_class_folder_is_named_with_its_path(tmp_path, inside):
+    image(tmp_path / "cat" / "1.png")
+    (tmp_path / "dog").mkdir()
+    for name in inside:
+        (tmp_path / "dog" / name).touch()
+    with pytest.raises(FileNotFoundError, match=f"class folder {tmp_path / 'dog'} has no images"):
+        ImageNetFolder(tmp_path)
+
+
+def test_links_in_circles_end_and_others_are_followed(tmp_path):
+    image(tmp_path / "elsewhere" / "3.png")
+    image(tmp_path / "set" / "cat" / "1.png")
+    os.symlink(tmp_path / "set" / "cat", tmp_path / "set" / "cat" / "again")
+    os.symlink("..", tmp_path / "set" / "cat" / "up")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "set" / "cat" / "more")
+    dataset = ImageNetFolder(tmp_path / "set")
+    assert [dataset.image_path(i).relative_to(tmp_path / "set").as_posix() for i in range(len(dataset))] == [
+        "cat/1.png",
+        "cat/more/3.png",
+    ]
+
+
+def test_files_that_differ_in_their_ending_alone_are_warned_of(tmp_path, caplog):
+    for name in ("1.jpg", "1.png", "2.png"):
+        image(tmp_path / "cat" / name)
+    ImageNetFolder(tmp_path)
+    assert (
+        "1 of 3 images differ from another one in the ending or in capitals alone, such as 1.jpg and 1.png"
+        in (caplog.text)
+    )
+    image(tmp_path / "m" / "1.png")
+    image(tmp_path / "m" / "2.png")
+    with pytest.raises(InputError, match="1.jpg and .*1.png have the same label map .*1.png"):
+        SemSegFolder(tmp_path / "cat", tmp_path / "m", ["a", "b"])
+
+
+def test_class_folders_that_are_alike_are_warned_of(tmp_path, caplog):
+    for name in ("cat", "Cat", "dog"):
+        image(tmp_path / name / "1.png")
+    assert ImageFolders(tmp_path).info.class_names == ("Cat", "cat", "dog")
+    assert "1 of 3 names are like another one, such as 'Cat' and 'cat'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": "ab"}, "names must be a list of strings, it is 'ab'"),
+        ({"names": ["a", 1]}, r"it has 1 \(a number is a string in quotes\)"),
+        ({"values": [0, "255"]}, r"values is \[0, '255'\], allowed are integers of 0 to 65535"),
+        ({"values": [0, True]}, r"values is \[0, True\]"),
+        ({"ignore_values": [-1]}, r"ignore_values is \[-1\], allowed are integers of 0 to 65535"),
+        ({"ignore_values": [10**12]}, r"ignore_values is \[1000000000000\]"),
+    ],
+)
+def test_names_and_values_of_maps(tmp_path, options, message):
+    image(tmp_path / "1.png")
+    with pytest.raises(InputError, match=message):
+        SemSegFolder(tmp_path, tmp_path, **{"names": ["a", "b"], **options})

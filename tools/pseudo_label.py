@@ -55,10 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after one sentence about what the user can mend, or 130 if interrupted."""
+    """Returns the exit code: 0, or 2 after one sentence about what the user can mend, or 130 or 143 if interrupted."""
     args = build_parser().parse_intermixed_args(argv)
     setup_logging(is_main=True)
-    return run_tool("pseudo_label", lambda: _run(args), "interrupted; the same command goes on")
+    return run_tool("pseudo_label", lambda: _run(args), "the same command goes on")
 
 
 def _run(args: argparse.Namespace) -> None:

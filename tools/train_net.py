@@ -40,11 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after one sentence about what the user can mend, or 130 if interrupted."""
+    """Returns the exit code: 0, or 2 after one sentence about what the user can mend, or 130 or 143 if interrupted."""
     # Flags may stand before, between and after KEY VALUE pairs.
     args = build_parser().parse_intermixed_args(argv)
     setup_logging(is_main=True)
-    return run_tool("train_net", lambda: _run(args), "interrupted; go on with --resume")
+    return run_tool("train_net", lambda: _run(args), "go on with --resume")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -61,6 +61,7 @@ def _run(args: argparse.Namespace) -> None:
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         device=cfg.MODEL.DEVICE.split(":")[0],
+        timeout_minutes=cfg.DISTRIBUTED.TIMEOUT_MINUTES,
     )
 
 

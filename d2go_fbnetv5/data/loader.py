@@ -1,8 +1,14 @@
 """Loaders for training (endless, exactly resumable) and evaluation (every image once over all ranks)."""
 
+import errno
+import multiprocessing
 import pickle
+import signal
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
+from multiprocessing.connection import wait
 from typing import Any
 
 import cv2
@@ -11,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from d2go_fbnetv5.data.order import TrainOrder, upright_images
-from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.errors import InputError, LostProcessError, RemoteTraceback, describe_signal
 
 Transform = Callable[[dict, int], dict]
 
@@ -112,19 +118,21 @@ class _Reader(torch.utils.data.Dataset):
             if self.transform is not None:
                 state = np.random.SeedSequence((self.seed, position)).generate_state(1, np.uint64)
                 sample = self.transform(sample, int(state[0] >> np.uint64(1)))
-        except (ValueError, OSError) as error:
+        except Exception as error:
             if get_worker_info() is None:
                 raise
             # torch would wrap the message into the worker's traceback.
-            return _Failure(error, traceback.format_exc())
+            return _Failure(_portable(error), traceback.format_exc())
         return sample
 
 
-class _RemoteTraceback(Exception):  # noqa: N818
-    """Shows, as the cause of an error, where in a worker it was raised."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
+def _portable(error: Exception) -> Exception:
+    """The error, or where it cannot be sent to another process, one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 class _Failure:
@@ -137,17 +145,45 @@ class _Loader:
 
     def __init__(self, loader: DataLoader) -> None:
         self._loader = loader
+        self._workers: list[multiprocessing.Process] = []
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self._loader:
+        batches = self._start()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                self._blame_a_dead_worker(error)
+                raise
             samples = _unpack(batch) if isinstance(batch, tuple) else batch
             for sample in samples:
                 if isinstance(sample, _Failure):
-                    raise sample.error from _RemoteTraceback(sample.where)
+                    raise sample.error from RemoteTraceback(sample.where)
             yield samples
+
+    def _start(self) -> Iterator[Any]:
+        before, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
+        batches = iter(self._loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch's would raise in the midst of whatever runs when a worker dies; who waits for it finds it as well.
+            signal.signal(signal.SIGCHLD, handler)
+        self._workers += [child for child in multiprocessing.active_children() if child not in before]
+        return batches
+
+    def _blame_a_dead_worker(self, error: Exception) -> None:
+        if self._workers:
+            wait([worker.sentinel for worker in self._workers], timeout=1)
+        for worker in self._workers:
+            if worker.exitcode is not None and worker.exitcode < 0:
+                how = describe_signal(-worker.exitcode)
+                raise LostProcessError(
+                    f"a worker that reads images (DATALOADER.NUM_WORKERS) was {how}"
+                ) from error
 
 
 def _make_loader(reader: _Reader, batches: Any, num_workers: int) -> _Loader:
@@ -161,10 +197,21 @@ def _make_loader(reader: _Reader, batches: Any, num_workers: int) -> _Loader:
             collate_fn=_pack if num_workers else list,
             worker_init_fn=_start_worker,
             persistent_workers=num_workers > 0,
+            multiprocessing_context=_start_method() if num_workers else None,
             # DataLoader draws a seed for its workers; without this it would be from the global generator.
             generator=torch.Generator(),
         )
     )
+
+
+def _start_method() -> str | None:
+    """How workers start: on Linux as forks, whatever Python's own choice is, in a process that was spawned as well.
+
+    Anything else starts a Python for each, which reads all modules anew and has the data set sent. A fork has copies of
+    the locks of its parent's threads, and no GPU. Workers need neither: they read, transform and send, without
+    threads of their own (`_start_worker`; torch allows itself one there).
+    """
+    return "fork" if sys.platform == "linux" else None
 
 
 def _start_worker(worker: int) -> None:
@@ -190,6 +237,12 @@ def _pack(samples: list) -> tuple[bytes, list[tuple[int, int]], torch.Tensor]:
         end = start + view.nbytes
         places.append((start, end))
     block = torch.empty(end, dtype=torch.uint8)
+    try:
+        block.share_memory_()  # here, as an error in the thread that sends it would be lost
+    except RuntimeError as error:
+        raise OSError(
+            errno.ENOSPC, f"shared memory (/dev/shm) has no room for a batch of {end} bytes"
+        ) from error
     memory = memoryview(block.numpy())
     for (start, stop), view in zip(places, views, strict=True):
         memory[start:stop] = view

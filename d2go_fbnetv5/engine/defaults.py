@@ -113,6 +113,10 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     # A crop is drawn again, ten times at most, while one class has more than this share of its labelled pixels.
     _add_missing(cfg.INPUT.CROP, "SINGLE_CATEGORY_MAX_AREA", 1.0)
 
+    # How many minutes a process waits for another one before the run ends and says so. Process 0 may
+    # have more to evaluate or to write than the others, so it is not to be short.
+    cfg.DISTRIBUTED = node({"TIMEOUT_MINUTES": 60.0})
+
     # How many of the newest checkpoints are kept.
     cfg.SOLVER.CHECKPOINT_KEEP = 3
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.engine.distributed import rank, unwrap
+from d2go_fbnetv5.engine.heartbeat import reach
 from d2go_fbnetv5.engine.nonfinite import FiniteGuard
 from d2go_fbnetv5.engine.precision import Precision
 from d2go_fbnetv5.engine.seeding import seed_all
@@ -88,6 +89,7 @@ class TrainLoop:
                 hook.before_train(self)
             for iteration in range(self.start_iteration, self.max_iter):
                 self.iteration = iteration
+                reach(iteration)
                 for hook in self.hooks:
                     hook.before_step(self)
                 self.step()

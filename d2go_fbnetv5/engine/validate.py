@@ -1,6 +1,6 @@
 """Ranges and choices of a configuration, checked before anything is built or written."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ def validate(cfg: CfgNode, world_size: int = 1) -> None:
     """
     for check in (_solver, _input, _runtime):
         check(cfg)
+    check_device("MODEL.DEVICE", cfg.MODEL.DEVICE, world_size)
     _batches(cfg, world_size)
 
 
@@ -153,22 +154,30 @@ def _runtime(cfg: CfgNode) -> None:
         check_range(cfg, key, 0)
     check_range(cfg, "TEST.PRECISE_BN.NUM_ITER", 1)
     check_range(cfg, "WRITER_PERIOD", 1)
+    check_range(cfg, "DISTRIBUTED.TIMEOUT_MINUTES", 0, 10080, open_low=True)
     if not cfg.OUTPUT_DIR:
         raise InputError("OUTPUT_DIR is empty, allowed: a folder")
-    check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
 
 
-def check_device(key: str, name: str) -> None:
-    """ValueError unless a device's name, found under `key`, is one that torch finds here."""
+def check_device(key: str, name: str, num_processes: int = 1) -> None:
+    """ValueError unless a device's name, found under `key`, is one that torch finds here and all processes can use."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"{key} is {name!r}, allowed: cpu, cuda") from error
-    available: dict[str, Callable[[], bool]] = {"cpu": lambda: True, "cuda": torch.cuda.is_available}
-    if device.type not in available:
+    if device.type not in ("cpu", "cuda"):
         raise InputError(f"{key} is {name!r}, allowed: cpu, cuda")
-    if not available[device.type]():
+    if device.type == "cpu":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
         raise InputError(f"{key} is {name!r}, but torch finds no such device here; allowed: cpu")
+    if device.index is not None and num_processes > 1:
+        raise InputError(
+            f"{key} is {name!r}, allowed for {num_processes} processes: cuda, as each takes a GPU of its own"
+        )
+    if device.index is not None and device.index >= count:
+        raise InputError(f"{key} is {name!r}, allowed: cuda, cuda:0 to cuda:{count - 1}, the GPUs here")
 
 
 def _batches(cfg: CfgNode, world_size: int) -> None:

@@ -1,9 +1,12 @@
 """Errors that are the user's to mend get one sentence; all others are bugs and keep their traceback."""
 
+import contextlib
 import logging
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from d2go_fbnetv5.version import __version__
 
@@ -16,8 +19,12 @@ class NonFiniteError(RuntimeError):
     """A loss or a weight became NaN or infinite."""
 
 
+class LostProcessError(RuntimeError):
+    """Another process that this one needs was killed, or does not answer; nothing is wrong with what it was given."""
+
+
 # An OSError is the machine's word on a file: it is missing, may not be read, or the disk is full.
-USER_ERRORS = (InputError, OSError, NonFiniteError)
+USER_ERRORS = (InputError, OSError, NonFiniteError, LostProcessError)
 
 
 def sentence(error: BaseException) -> str:
@@ -25,30 +32,75 @@ def sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def run_tool(name: str, run: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+class RemoteTraceback(Exception):  # noqa: N818
+    """Shows, as the cause of an error, where in another process it was raised."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def describe_signal(number: int) -> str:
+    """Return what a signal did to a process, and why it is most often sent."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    likely = {
+        "SIGKILL": ", as the system does when memory runs out",
+        "SIGBUS": ", as happens when the shared memory (/dev/shm) is full",
+    }.get(name, "")
+    return f"killed by {name}{likely}"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM told this process to end."""
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM ends this process as Ctrl-C does: files are closed, and what it started is ended."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_tool(name: str, run: Callable[[], int | None], goes_on: str = "") -> int:
     """Run a command line tool and return its exit status.
 
     Args:
         name: of the tool, before its messages on stderr.
         run: does the work and returns an exit status, None for 0.
-        interrupted: what to say after Ctrl-C.
+        goes_on: how the user goes on with what was interrupted.
 
     Returns:
-        what `run` returns; 2 after one sentence about what the user can mend; 130 if interrupted; 1 after the
-        traceback of anything else, which is a bug of ours.
+        what `run` returns; 2 after one sentence about what the user can mend; 130 or 143 if interrupted by SIGINT or
+        SIGTERM; 1 after the traceback of anything else, which is a bug of ours.
     """
     from d2go_fbnetv5.utils.opencv import check_opencv  # whose errors are this module's
 
+    goes_on = f"; {goes_on}" if goes_on else ""
     try:
-        check_opencv()
-        return run() or 0
+        with terminated_as_interrupted():
+            check_opencv()
+            return run() or 0
     except USER_ERRORS as error:
         logging.getLogger("d2go_fbnetv5").debug("%s ended here", name, exc_info=True)
-        print(f"{name}: {sentence(error)}", file=sys.stderr)
+        lost = isinstance(error, LostProcessError)
+        print(f"{name}: {sentence(error)}{goes_on if lost else ''}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
     except Exception:
         traceback.print_exc()
         print(

@@ -1,10 +1,14 @@
 import itertools
+import os
+import signal
+import time
 
 import pytest
 import torch
 
 from d2go_fbnetv5.data import DigitScenes, TrainTransform, build_eval_loader, build_train_loader
 from d2go_fbnetv5.data.order import TrainOrder
+from d2go_fbnetv5.utils.errors import LostProcessError
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -129,8 +133,45 @@ def test_errors_arrive_as_they_were_raised(kind, num_workers):
 
 
 def test_a_programming_error_in_a_worker_keeps_its_traceback():
-    with pytest.raises(KeyError, match="Traceback"):
+    with pytest.raises(KeyError, match="oops") as caught:
         list(build_eval_loader(Numbers(2, {1: KeyError("oops")}), None, 2, num_workers=1))
+    assert "in __getitem__" in str(caught.value.__cause__)
+
+
+class TwoReasonsError(Exception):
+    """Cannot be made again of its message alone, as pickle does."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+def test_an_error_that_cannot_be_sent_is_told():
+    with pytest.raises(RuntimeError, match="TwoReasonsError: dark and cold"):
+        list(build_eval_loader(Numbers(2, {1: TwoReasonsError("dark", "cold")}), None, 2, num_workers=1))
+
+
+class Deadly(Numbers):
+    def __getitem__(self, index):
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_killed_worker_is_told_in_one_sentence():
+    with pytest.raises(
+        LostProcessError, match="NUM_WORKERS.*killed by SIGKILL, as the system does when memory"
+    ):
+        list(build_eval_loader(Deadly(4), None, 1, num_workers=1))
+
+
+def test_workers_start_in_no_time_and_leave_the_signals_alone():
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = build_eval_loader(Numbers(4), None, 2, num_workers=2)
+    start = time.monotonic()
+    assert next(iter(batches))
+    # A Python of its own with torch takes seconds; so does a process that was spawned itself, if this is its way.
+    assert time.monotonic() - start < 2
+    assert signal.getsignal(signal.SIGCHLD) is handler
 
 
 def test_batches_of_many_tensors_need_few_open_files():

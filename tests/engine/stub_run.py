@@ -76,6 +76,8 @@ class StubModel(nn.Module):
         self.step_count += 1
         if os.environ.get("STUB_KILL") == f"{step}:{os.environ.get('RANK', 0)}":
             os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("STUB_BUG") == f"{step}:{os.environ.get('RANK', 0)}":
+            raise KeyError("a bug")
         labels = torch.tensor([sample["class_label"] for sample in batch])
         loss = nn.functional.cross_entropy(logits, labels)
         self.diagnostics = {"entropy": loss.detach(), "topologies": [f"t{step}"]}

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_arguments, open_model
 from d2go_fbnetv5.tools.prediction_files import PREDICTIONS, Place, plan, write_png
-from d2go_fbnetv5.tools.predictions import draw, label_map_at, to_json
+from d2go_fbnetv5.tools.predictions import draw, to_json
 from torch import Tensor
 
 from d2go_fbnetv5.data import EvalTransform
@@ -123,7 +123,7 @@ def _write(
         "picture_file_name": place.picture.as_posix(),
     }
     if place.label_map is not None:
-        labels = label_map_at(found, (height, width))
+        labels = found["sem_seg"]
         entry["sem_seg_file_name"] = place.label_map.as_posix()
         # More than 255 classes do not fit into a byte.
         pixels = labels.to(torch.uint16 if labels.max() > 255 else torch.uint8)

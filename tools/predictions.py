@@ -5,18 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from d2go_fbnetv5.engine.overlays import draw_boxes, draw_label_map, draw_lines
 from d2go_fbnetv5.engine.predictor import Predictor
 
 SHOWN_CLASSES = 5
-
-
-def label_map_at(output: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-    """H x W int64 labels at an image's own size."""
-    labels = output["sem_seg"][None, None].float()
-    return F.interpolate(labels, size, mode="nearest-exact")[0, 0].long()
 
 
 def to_json(predictor: Predictor, output: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Any]:
@@ -36,7 +29,7 @@ def to_json(predictor: Predictor, output: dict[str, Tensor], size: tuple[int, in
                 for box, k, s in rows
             ]
         }
-    counts = label_map_at(output, size).unique(return_counts=True)
+    counts = output["sem_seg"].unique(return_counts=True)
     total = size[0] * size[1]
     found = sorted(zip(*(values.tolist() for values in counts), strict=True), key=lambda pair: -pair[1])
     return {"sem_seg": [{"label": k, "name": names[k], "share": round(n / total, 6)} for k, n in found]}
@@ -52,4 +45,4 @@ def draw(predictor: Predictor, image: Tensor, output: dict[str, Tensor]) -> Tens
         labels, scores = output["labels"].tolist(), output["scores"].tolist()
         captions = [f"{names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)]
         return draw_boxes(image, output["boxes"], labels, captions)
-    return draw_label_map(image, label_map_at(output, size), names)
+    return draw_label_map(image, output["sem_seg"], names)

@@ -1,13 +1,21 @@
-"""Joint transforms: image, boxes and label map go through the same torchvision operators."""
+"""Joint transforms: an image's labels move as it does, each in its own way (`tasks.labels`).
 
-from collections.abc import Callable, Iterator, Sequence
+``height`` and ``width`` of a transformed sample are the frame that its labels are in and that its predictions are
+judged in. In training that is the transformed image. In evaluation it is the original one: only the image is resized.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from d2go_fbnetv5.data.moves import Move, move_labels
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.labels import LABELS, LabelKind, check_labels
 from d2go_fbnetv5.utils.errors import InputError
 
 # ImageNet's mean colour, which is zero after the usual normalisation.
@@ -20,7 +28,8 @@ class TrainTransform:
     """Resize, random crop, random flip, colour jitter.
 
     ``transform(sample, seed)`` is a pure function: torch's global generators stay as they are, and neither the
-    sample nor its tensors are written to. The image stays uint8; labels that a sample lacks stay missing.
+    sample nor its tensors are written to. The image stays uint8; labels that a sample lacks stay missing, and those
+    that evaluation alone reads are left out.
 
     Args:
         short_side: the image's short side after resizing, in pixels; of several one is drawn per sample.
@@ -51,51 +60,67 @@ class TrainTransform:
         for name, value in (("flip", flip), ("color", color), ("min_visible", min_visible)):
             if not 0 <= value <= 1:
                 raise InputError(f"TrainTransform: {name} is {value}, it must be 0 to 1")
-        self._resize = v2.RandomShortestSize(sides, max_size=max_size)
-        steps: list[torch.nn.Module] = []
-        if crop is not None:
-            fill = {tv_tensors.Image: list(FILL_COLOUR), tv_tensors.Mask: _IGNORE, "others": 0}
-            random_crop = v2.RandomCrop(crop, pad_if_needed=True, fill=fill)
-            steps.append(random_crop if max_category >= 1 else _CategoryCrop(random_crop, max_category))
-        if flip:
-            steps.append(v2.RandomHorizontalFlip(flip))
+        self._sides, self._max_size, self._flip = sides, max_size, flip
+        self._crop = (crop, crop) if isinstance(crop, int) else crop
+        self._min_visible, self._max_category = min_visible, max_category
+        self._colours: torch.nn.Module = v2.Identity()
         if color_ssd:
-            steps.append(v2.RandomPhotometricDistort())
+            self._colours = v2.RandomPhotometricDistort()
         elif color:
-            steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color))
-        self._change = v2.Compose(steps) if steps else v2.Identity()
-        self._min_visible = min_visible
+            self._colours = v2.ColorJitter(brightness=color, contrast=color, saturation=color)
+        self._labels = LABELS  # the very dict; a worker process gets what is registered by then
 
     def __call__(self, sample: dict, seed: int) -> dict:
+        check_labels(sample, self._labels)
         with _seeded(seed):
-            return _apply(sample, self._resize, self._change, self._min_visible)
+            move = self._draw(sample)
+            image = self._colours(move.image(sample["image"], FILL_COLOUR))
+        kept = {
+            k: v for k, v in sample.items() if k not in self._labels or self._labels[k].kind != "evaluation"
+        }
+        result = move_labels(kept, self._labels, move, self._min_visible)
+        result["image"] = image.as_subclass(Tensor).contiguous()
+        return result
+
+    def _draw(self, sample: dict) -> Move:
+        size = self._draw_size(*sample["image"].shape[-2:])
+        move = self._draw_crop(size)
+        if self._crop is not None and self._max_category < 1 and "sem_seg" in sample:
+            for _ in range(9):
+                if _is_balanced(move.map(sample["sem_seg"], fill=_IGNORE), self._max_category):
+                    break
+                move = self._draw_crop(size)
+        if self._flip and torch.rand(1) < self._flip:
+            move = replace(move, mirror=True)
+        return move
+
+    def _draw_size(self, height: int, width: int) -> tuple[int, int]:
+        scale = self._sides[int(torch.randint(len(self._sides), ()))] / min(height, width)
+        if self._max_size is not None:
+            scale = min(scale, self._max_size / max(height, width))
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def _draw_crop(self, size: tuple[int, int]) -> Move:
+        """A crop at random; where the image is smaller, of what the image is padded to."""
+        if self._crop is None:
+            return Move(size, crop=size)
+        padding = tuple(max(0, wanted - side) for wanted, side in zip(self._crop, size, strict=True))
+        room = [s + 2 * p - c for s, p, c in zip(size, padding, self._crop, strict=True)]
+        corner = tuple(int(torch.randint(0, r + 1, ())) if r else 0 for r in room)
+        return Move(size, self._crop, corner, padding)
 
 
-class _CategoryCrop(torch.nn.Module):
-    """A random crop, drawn up to ten times until no class has more than `limit` of the labelled pixels."""
-
-    def __init__(self, crop: torch.nn.Module, limit: float) -> None:
-        super().__init__()
-        self.crop, self.limit = crop, limit
-
-    def forward(self, fields: dict) -> dict:
-        cropped = self.crop(fields)
-        for _ in range(9):
-            if "sem_seg" not in cropped:
-                break
-            labels = cropped["sem_seg"].as_subclass(torch.Tensor)
-            counts = labels[labels != _IGNORE].unique(return_counts=True)[1]
-            if len(counts) and counts.max() <= self.limit * counts.sum():
-                break
-            cropped = self.crop(fields)
-        return cropped
+def _is_balanced(labels: Tensor, limit: float) -> bool:
+    """Whether no class has more than ``limit`` of the labelled pixels."""
+    counts = labels[labels != _IGNORE].unique(return_counts=True)[1]
+    return len(counts) > 0 and bool(counts.max() <= limit * counts.sum())
 
 
 class ClassifyTransform:
     """Training images of classifiers: a crop of random area and shape, resized; flip; colours; erasing.
 
-    ``transform(sample, seed)`` is a pure function, as that of `TrainTransform`. Boxes and label maps, which would
-    not fit any more, are left out of what it returns.
+    ``transform(sample, seed)`` is a pure function, as that of `TrainTransform`. Labels that have a place in the image
+    (boxes, maps, points) would not fit any more and are left out of what it returns.
 
     Args:
         crop: side, or (height, width), of what it returns.
@@ -125,16 +150,17 @@ class ClassifyTransform:
         if erase:
             steps.append(v2.RandomErasing(erase, value=list(FILL_COLOUR)))
         self._change = v2.Compose(steps)
+        self._labels = LABELS
 
     def __call__(self, sample: dict, seed: int) -> dict:
-        result = {key: value for key, value in sample.items() if key not in _NOT_CLASSIFIED}
+        check_labels(sample, self._labels)
+        placeless = LabelKind("plain")
+        result = {k: value for k, value in sample.items() if self._labels.get(k, placeless) == placeless}
         with _seeded(seed):
             image = self._change(tv_tensors.Image(sample["image"]))
-        result["image"] = image.as_subclass(torch.Tensor).contiguous()
+        result["image"] = image.as_subclass(Tensor).contiguous()
+        result["height"], result["width"] = (int(side) for side in result["image"].shape[-2:])
         return result
-
-
-_NOT_CLASSIFIED = ("boxes", "box_labels", "box_is_crowd", "box_areas", "sem_seg")
 
 
 @contextmanager
@@ -149,7 +175,9 @@ def _seeded(seed: int) -> Iterator[None]:
 class EvalTransform:
     """Resize, and crop the centre if ``crop`` is given. ``seed`` is there for the common signature and unused.
 
-    Boxes and label map follow, so predictions and truth share the frame of the transformed image.
+    Labels stay in the original image's pixels, whose ``height`` and ``width`` the sample has, for predictions are
+    judged there. With ``crop`` they are those of the part of the original that the crop shows, to whole pixels, and
+    ``height`` and ``width`` are that part's.
 
     Args:
         short_side: the image's short side after resizing, in pixels; None keeps the image's size.
@@ -175,12 +203,41 @@ class EvalTransform:
             if max_size is not None:
                 raise InputError("EvalTransform: crop and max_size exclude each other")
         self.short_side, self.crop, self.max_size = short_side, crop, max_size
-        self._resize = v2.Identity() if short_side is None else v2.Resize([short_side], max_size=max_size)
-        self._change = v2.Identity() if crop is None else v2.CenterCrop(crop)
         self._min_visible = min_visible
+        self._labels = LABELS
 
     def __call__(self, sample: dict, seed: int = 0) -> dict:
-        return _apply(sample, self._resize, self._change, self._min_visible)
+        check_labels(sample, self._labels)
+        size = tuple(sample["image"].shape[-2:])
+        move, resized = Move(size, size), self._resized(size)
+        image = Move(resized, resized).image(sample["image"], FILL_COLOUR)
+        if self.crop is not None:
+            crop = (self.crop, self.crop) if isinstance(self.crop, int) else tuple(self.crop)
+            image = v2.functional.center_crop(image, list(crop))
+            move = _shown(size, resized, crop)
+        result = move_labels(sample, self._labels, move, self._min_visible)
+        result["image"] = image.as_subclass(Tensor).contiguous()
+        return result
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        if self.short_side is None:
+            return size
+        short, long = self.short_side, int(self.short_side * max(size) / min(size))
+        if self.max_size is not None and long > self.max_size:
+            short, long = max(1, int(self.max_size * short / long)), self.max_size
+        return (short, long) if size[0] <= size[1] else (long, short)
+
+
+def _shown(original: Sequence[int], resized: Sequence[int], crop: Sequence[int]) -> Move:
+    """The part of the original, to whole pixels, that the centre crop of the resized image shows."""
+    corner, size = [], []
+    for whole, side, kept in zip(original, resized, crop, strict=True):
+        first = round((side - kept) / 2)  # as torchvision has it
+        low, high = (round(place * whole / side) for place in (first, first + kept))
+        low = min(low, whole - 1)
+        corner.append(low)
+        size.append(max(high - low, 1))
+    return Move(tuple(original), tuple(size), tuple(corner))
 
 
 def _check_sizes(owner: str, sides: Sequence[int], crop: Size | None, max_size: int | None) -> None:
@@ -191,35 +248,3 @@ def _check_sizes(owner: str, sides: Sequence[int], crop: Size | None, max_size: 
         raise InputError(f"{owner}: crop is {crop}, it must be at least 1")
     if max_size is not None and sides and max_size <= max(sides):
         raise InputError(f"{owner}: max_size is {max_size}, it must be greater than short_side, {max(sides)}")
-
-
-def _apply(sample: dict, resize: Callable, change: Callable, min_visible: float) -> dict:
-    """The sample resized (nothing is lost), then changed (a crop may cut boxes)."""
-    fields = {"image": tv_tensors.Image(sample["image"])}
-    if "boxes" in sample:
-        fields["boxes"] = tv_tensors.BoundingBoxes(
-            sample["boxes"].reshape(-1, 4), format="XYXY", canvas_size=tuple(sample["image"].shape[-2:])
-        )
-    if "sem_seg" in sample:
-        fields["sem_seg"] = tv_tensors.Mask(sample["sem_seg"])
-    resized = resize(fields)
-    changed = change(resized)
-
-    result = dict(sample)
-    result["image"] = changed["image"].as_subclass(torch.Tensor).contiguous()
-    if "sem_seg" in sample:
-        result["sem_seg"] = changed["sem_seg"].as_subclass(torch.Tensor).contiguous()
-    if "boxes" in sample:
-        before = resized["boxes"].as_subclass(torch.Tensor)
-        after = v2.functional.clamp_bounding_boxes(changed["boxes"]).as_subclass(torch.Tensor)
-        area = _area(after)
-        keep = (area > 0) & (area >= min_visible * _area(before))
-        result["boxes"] = after[keep]
-        for key in ("box_labels", "box_is_crowd", "box_areas"):
-            if key in sample:
-                result[key] = sample[key][keep]
-    return result
-
-
-def _area(boxes: torch.Tensor) -> torch.Tensor:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -20,6 +20,8 @@ from d2go_fbnetv5.export.images import padded_image
 from d2go_fbnetv5.export.metadata import task_of
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks
+from d2go_fbnetv5.tasks.base import Sample
+from d2go_fbnetv5.tasks.images import label_map, label_size
 from d2go_fbnetv5.utils.errors import InputError
 
 Sizes = tuple[int, int]
@@ -50,7 +52,7 @@ class ExportedModel(nn.Module):
                     f"the file takes images of {self._size[0]}x{self._size[1]} alone, found one of "
                     f"{image.shape[-2]}x{image.shape[-1]}"
                 )
-            outputs.append(self._outputs(self._run(image), image.shape[-2:], sample["image"].shape[-2:]))
+            outputs.append(self._outputs(self._run(image), image.shape[-2:], sample))
         return outputs
 
 
@@ -76,16 +78,18 @@ def evaluate_run(
     return {name: value for name, value in metrics.items() if "-" not in name}
 
 
-def _class_scores(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict[str, Tensor]:
+def _class_scores(found: tuple[Tensor, ...], padded: Sizes, sample: Sample) -> dict[str, Tensor]:
     return {"class_scores": found[0][0]}
 
 
-def _label_map(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict[str, Tensor]:
-    return {"sem_seg": weighed_masks(found[0][0], found[1][0], padded, size).argmax(0)}
+def _label_map(found: tuple[Tensor, ...], padded: Sizes, sample: Sample) -> dict[str, Tensor]:
+    scores = weighed_masks(found[0][0], found[1][0], padded, sample["image"].shape[-2:])
+    return {"sem_seg": label_map(scores, label_size(sample))}
 
 
-def _detections(found: tuple[Tensor, ...], padded: Sizes, size: Sizes) -> dict[str, Tensor]:
+def _detections(found: tuple[Tensor, ...], padded: Sizes, sample: Sample) -> dict[str, Tensor]:
     boxes, scores, labels = found
+    size = sample["image"].shape[-2:]
     there = scores > 0
     limit = torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype)
     return {

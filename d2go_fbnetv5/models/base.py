@@ -27,7 +27,8 @@ class SearchedModel(nn.Module):
 
     Training: ``forward(batch)`` returns a dict of scalar losses. A sample without the model's kind of label
     has no part in them; if no sample has it, the losses are zero. Evaluation: ``forward(batch)`` returns one
-    dict a sample, in the frame of that sample's own (unpadded) image. Images of different padded sizes are
+    dict a sample: boxes in pixels of that sample's own (unpadded) image, label maps of its ``height`` x ``width``.
+    Images of different padded sizes are
     then run apart, so that a prediction does not depend on what else is in the batch.
 
     Args:

@@ -23,6 +23,7 @@ from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPredictio
 from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.images import label_map, label_size
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -51,9 +52,10 @@ class SegmentationModule(nn.Module):
 class LiteMaskFormer(SearchedModel):
     """Pixel decoder on Path 1, transformer decoder on Path 3.
 
-    Reads ``sem_seg`` of a sample (H x W int64, ``ignore`` where nobody cares); predicts ``sem_seg``, the same at
-    the image's size: per pixel the class with the greatest sum over queries of class probability (softmax
-    without "no object") times mask probability (sigmoid).
+    Reads ``sem_seg`` of a sample (H x W int64, ``ignore`` where nobody cares); predicts ``sem_seg``, the same of
+    the sample's ``height`` x ``width`` (the image's where it has none): per pixel the class with the greatest sum
+    over queries of class probability (softmax without "no object") times mask probability (sigmoid), a sum that is
+    taken at the image's size and enlarged.
 
     Args:
         backbone: has the outputs ``path1`` and ``path3``.
@@ -132,7 +134,8 @@ class LiteMaskFormer(SearchedModel):
         return self.loss(predictions, targets)
 
     def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
-        return [{"sem_seg": scores.argmax(0)} for scores in self.pixel_scores(batch)]
+        scored = zip(batch, self.pixel_scores(batch), strict=True)
+        return [{"sem_seg": label_map(scores, label_size(sample))} for sample, scores in scored]
 
     def pixel_scores(self, batch: Sequence[Sample]) -> Iterator[Tensor]:
         """K x H x W scores of each sample, whose padded sizes are equal (`segment_scores`); one is held at a time."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from d2go_fbnetv5.data.images import encode_png
+from d2go_fbnetv5.data.moves import resize_map
 from d2go_fbnetv5.data.multitask import MultitaskDataset
 from d2go_fbnetv5.data.transforms import EvalTransform
 from d2go_fbnetv5.engine.formatting import format_plural, format_share
@@ -70,9 +71,11 @@ def _fit(sample: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor]:
     """The image and its map, resized so that the long side is ``_SIDE``, and what its boxes are multiplied by."""
     height, width = sample["image"].shape[-2:]
     short = max(1, round(_SIDE * min(height, width) / max(height, width)))
-    resized = EvalTransform(short)({key: sample[key] for key in ("image", "sem_seg") if key in sample})
-    labels = resized.get("sem_seg")
-    image = resized["image"][:, :_SIDE, :_SIDE]  # rounding may have made one pixel more
+    resized = EvalTransform(short)({"image": sample["image"]})["image"]
+    image = resized[:, :_SIDE, :_SIDE]  # rounding may have made one pixel more
+    labels = sample.get("sem_seg")
+    if labels is not None:
+        labels = resize_map(labels, tuple(resized.shape[-2:]))
     scale = torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2)
     return image, None if labels is None else labels[:_SIDE, :_SIDE], scale
 

@@ -12,6 +12,7 @@ from d2go_fbnetv5.tasks.base import (
 from d2go_fbnetv5.tasks.classification import Classification
 from d2go_fbnetv5.tasks.detection import FasterRCNN
 from d2go_fbnetv5.tasks.images import batch_images, image_sizes, padded_size
+from d2go_fbnetv5.tasks.labels import register_label
 from d2go_fbnetv5.tasks.segmentation import Segmentation
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "image_sizes",
     "list_tasks",
     "padded_size",
+    "register_label",
     "register_task",
 ]

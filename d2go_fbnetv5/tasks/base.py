@@ -33,8 +33,9 @@ class DatasetInfo:
 class Evaluator(Protocol):
     """Collects predictions, then turns them into metrics.
 
-    The truth is read from ``inputs``; an input without the task's label is skipped, and every ``image_id`` is
-    counted once, also when several ranks saw it.
+    The truth is read from ``inputs``, where it lies in pixels of the original image, ``height`` x ``width``. An input
+    without the task's label is skipped, and every ``image_id`` is counted once, also when several ranks saw it. A
+    metric of nothing is NaN.
     """
 
     def reset(self) -> None: ...
@@ -76,7 +77,8 @@ class Task(nn.Module):
 
         Returns:
             Training: scalar losses whose keys begin with ``loss_``; ``{}`` if no sample has the task's label.
-            Evaluation: N output dicts, in the frame of each sample's own (unpadded) ``image``.
+            Evaluation: N output dicts. Boxes and points are in pixels of each sample's own (unpadded) ``image``; maps
+            have the sample's ``height`` and ``width``, in which evaluation has its labels.
         """
         raise NotImplementedError
 

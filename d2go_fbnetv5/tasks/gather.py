@@ -1,14 +1,18 @@
 """What an evaluator has seen on each rank, put together."""
 
+import functools
+import logging
 from typing import TypeVar
 
 import torch.distributed as dist
 
+logger = logging.getLogger(__name__)
+Key = TypeVar("Key", int, str)
 Record = TypeVar("Record")
 
 
-def gather_records(records: dict[int, Record]) -> dict[int, Record]:
-    """One record for each image id, from all ranks, in the order of the ids; the lowest rank's where several have it.
+def gather_records(records: dict[Key, Record]) -> dict[Key, Record]:
+    """One record for each key (image id), from all ranks, in the keys' order; the lowest rank's where several have it.
 
     A collective where torch.distributed runs with several ranks: all of them must call it, and get the same.
     """
@@ -16,7 +20,13 @@ def gather_records(records: dict[int, Record]) -> dict[int, Record]:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         per_rank = [None] * dist.get_world_size()
         dist.all_gather_object(per_rank, records)
-    merged: dict[int, Record] = {}
+    merged: dict[Key, Record] = {}
     for rank_records in reversed(per_rank):
         merged.update(rank_records)
     return dict(sorted(merged.items()))
+
+
+@functools.cache  # a search judges dozens of topologies on the same set
+def warn_unlabelled(task: str, key: str) -> None:
+    """Warns, once in a process, that nothing could be counted."""
+    logger.warning("%s: none of the evaluated images has labels (%s), so that its metrics are NaN", task, key)

@@ -5,17 +5,46 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from d2go_fbnetv5.tasks.base import Sample
 from d2go_fbnetv5.utils.errors import InputError
 
 SIZE_DIVISIBILITY = 32  # the stride of Path 3
 Output = TypeVar("Output")
+_MOST_SCORES = 2**26  # enlarged at once, 256 MB
 
 
 def image_sizes(batch: Sequence[Sample]) -> list[tuple[int, int]]:
     """(height, width) of each sample's own, unpadded image."""
     return [(int(sample["image"].shape[-2]), int(sample["image"].shape[-1])) for sample in batch]
+
+
+def label_size(sample: Sample) -> tuple[int, int]:
+    """The ``height`` and ``width`` that a sample's labels lie in, its image's own where it has none."""
+    height, width = sample["image"].shape[-2:]
+    return int(sample.get("height", height)), int(sample.get("width", width))
+
+
+def label_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """The best-scored class of each pixel, H x W int64, of K x h x w scores enlarged to ``size`` first.
+
+    Bilinear, as Detectron2 and MaskFormer enlarge what they compare with the original's labels.
+    """
+    if tuple(scores.shape[-2:]) == size:
+        return scores.argmax(0)
+    step = max(1, _MOST_SCORES // (size[0] * size[1]))
+    best = labels = None
+    for first in range(0, len(scores), step):
+        part = scores[None, first : first + step].float()
+        part = F.interpolate(part, size, mode="bilinear", align_corners=False)[0]
+        highest, place = part.max(0)
+        if best is None or labels is None:
+            best, labels = highest, place
+        else:
+            labels = torch.where(highest > best, place + first, labels)
+            best = torch.maximum(highest, best)
+    return labels
 
 
 def run_in_groups(keys: Sequence[Hashable], run: Callable[[list[int]], Iterable[Output]]) -> list[Output]:

@@ -15,7 +15,7 @@ from d2go_fbnetv5.tasks.base import (
     require_feature,
     require_names,
 )
-from d2go_fbnetv5.tasks.images import image_sizes, padded_size
+from d2go_fbnetv5.tasks.images import image_sizes, label_map, label_size, padded_size
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -33,7 +33,8 @@ class Segmentation(Task):
         input_norm: batch norm before the convolution, over labelled and unlabelled samples alike. Without it the
             head meets features whose scale grows with the number of blocks that a topology keeps.
 
-    Outputs: ``sem_seg``, H x W int64, the best-scored class of each pixel of the sample's image.
+    Outputs: ``sem_seg``, H x W int64, the best-scored class of each pixel of the sample's ``height`` x ``width``,
+    to which the image's logits are enlarged.
     """
 
     in_features = ("path2",)
@@ -67,8 +68,10 @@ class Segmentation(Task):
         size, (name,) = padded_size(batch), self.in_features
         if not self.training:
             logits = self._logits(self.norm(features[name]), size)
-            sizes = image_sizes(batch)
-            return [{"sem_seg": x[:, :h, :w].argmax(0)} for x, (h, w) in zip(logits, sizes, strict=True)]
+            return [
+                {"sem_seg": label_map(x[:, :h, :w], label_size(sample))}
+                for x, (h, w), sample in zip(logits, image_sizes(batch), batch, strict=True)
+            ]
         labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
         if not labelled:
             return {}

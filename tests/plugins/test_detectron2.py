@@ -172,7 +172,8 @@ def test_meta_architectures_train_and_predict(cfg, kind):
         "LiteRCNN": "det",
     }
     assert list(results) == ([metrics[kind]] if kind in metrics else ["cls", "det", "seg"])
-    assert all(0 <= value <= 1 for task in results.values() for value in task.values())
+    # Of what there is none of, such as large objects, it is NaN.
+    assert not any(value < 0 or value > 1 for task in results.values() for value in task.values())
 
 
 def test_mask_former_under_detectron2_predicts_what_it_does_elsewhere(cfg):

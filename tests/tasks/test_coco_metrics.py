@@ -1,5 +1,6 @@
 import contextlib
 import io
+import math
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
+from d2go_fbnetv5.tasks.gather import warn_unlabelled
 
 NAMES = ("a", "b", "c")
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -41,7 +43,7 @@ def test_one_hit_and_one_miss_by_hand():
     inputs = [sample(0, [[0, 0, 20, 20], [50, 50, 70, 70]], [0, 0])]
     result = evaluate(inputs, [detections([[0, 0, 20, 20]], [0], [0.9])])
     expected = dict.fromkeys(("AP", "AP50", "AP75", "APs", "AP-a"), 51 / 101)
-    assert result == pytest.approx({**expected, "APm": 0.0, "APl": 0.0})
+    assert result == pytest.approx({**expected, "APm": math.nan, "APl": math.nan}, nan_ok=True)
 
 
 def test_thresholds_by_hand():
@@ -58,11 +60,19 @@ def test_a_crowd_is_neither_an_object_nor_makes_false_positives():
     assert evaluate([sample(0, boxes, [0, 0])], [found])["AP"] < 0.5
 
 
-def test_sizes_are_those_of_the_original_image():
-    # 20 x 20 pixels of an image at a quarter of its width and half its height: 80 x 40 pixels, a medium object.
-    inputs = [sample(0, [[0, 0, 20, 20]], [0], height=200, width=400)]
+def test_all_is_counted_in_pixels_of_the_original_image():
+    # The model saw it at a quarter of its width and half its height: 20 x 20 pixels of 80 x 40, a medium object.
+    inputs = [sample(0, [[0, 0, 80, 40]], [0], height=200, width=400)]
     result = evaluate(inputs, [detections([[0, 0, 20, 20]], [0], [0.9])])
-    assert (result["APs"], result["APm"]) == (0.0, pytest.approx(1.0))
+    assert result["AP"] == result["APm"] == pytest.approx(1.0)
+    assert math.isnan(result["APs"])
+
+
+def test_objects_are_as_large_as_the_data_set_says():
+    # A box of 40 x 40 pixels around a mask of 800, small to COCO, and one of 20 x 20 that is said to be large.
+    boxes, areas = [[0, 0, 40, 40], [50, 50, 70, 70]], torch.tensor([800.0, 9999.0], dtype=torch.float64)
+    result = evaluate([sample(0, boxes, [0, 0], box_areas=areas)], [detections(boxes[:1], [0], [0.9])])
+    assert result["APs"] == pytest.approx(1.0) and result["APl"] == 0.0 and math.isnan(result["APm"])
 
 
 def test_unlabelled_images_are_skipped_and_repeated_ones_count_once():
@@ -78,11 +88,22 @@ def test_detections_in_an_image_without_objects_are_false_positives():
     assert evaluate(inputs, [right, wrong])["AP"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("inputs", [[], [sample(0, [], [])], [sample(0, [[0, 0, 20, 20]], [2])]])
-def test_nothing_found_or_nothing_to_find_gives_zero(inputs):
-    result = evaluate(inputs, [detections([], [], [])] * len(inputs))
-    assert {key: result[key] for key in KEYS} == dict.fromkeys(KEYS, 0.0)
-    assert ("AP-c" in result) == any(len(each["boxes"]) for each in inputs)
+def test_nothing_found_gives_zero():
+    result = evaluate([sample(0, [[0, 0, 20, 20]], [2])], [detections([], [], [])])
+    assert result["AP"] == result["AP50"] == result["APs"] == result["AP-c"] == 0.0
+    assert math.isnan(result["APm"]) and "AP-a" not in result
+
+
+CROWD_ALONE = sample(0, [[0, 0, 20, 20]], [2], box_is_crowd=torch.tensor([True]))
+
+
+@pytest.mark.parametrize("inputs", [[], [{"image_id": 4}], [sample(0, [], [])], [CROWD_ALONE]])
+def test_nothing_to_find_gives_nan_and_a_warning(inputs, caplog):
+    warn_unlabelled.cache_clear()
+    for _ in range(2):
+        result = evaluate(inputs, [detections([[0, 0, 9, 9]], [0], [0.5])] * len(inputs))
+        assert list(result) == list(KEYS) and all(map(math.isnan, result.values()))
+    assert [record.message.split(":")[0] for record in caplog.records] == ["detection"]
 
 
 def random_case(images=12, objects=6, seed=0):

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,20 @@ def test_unlabelled_and_repeated_images_do_not_count():
     metric.process([{"image_id": 0, "class_label": 0}], [wrong])
     assert metric.evaluate() == {"top1": 1.0}
     metric.reset()
+    metric.process([{"image_id": 1}], [wrong])
+    assert math.isnan(metric.evaluate()["top1"])
+
+
+def test_of_three_classes_there_is_no_top5():
+    metric = TopKAccuracy()
+    metric.process([{"image_id": 0, "class_label": 1}], [{"class_scores": torch.tensor([0.5, 0.3, 0.2])}])
     assert metric.evaluate() == {"top1": 0.0}
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_class_out_of_range_is_named(label):
+    with pytest.raises(ValueError, match=f"class_label of image 7 is {label}; allowed: 0..2"):
+        TopKAccuracy().process([{"image_id": 7, "class_label": label}], [{"class_scores": torch.ones(3)}])
 
 
 def seg_sample(image_id, rows):
@@ -81,13 +95,15 @@ def test_confusion_equals_a_direct_count():
     assert metric.evaluate()["mIoU"] == pytest.approx(float(sum(ious)) / 6)
 
 
-def test_nothing_labelled_gives_zero_and_not_nan():
+def test_an_image_without_a_labelled_pixel_does_not_count_and_a_set_of_them_gives_nan():
     metric = SemSegMetrics(("a", "b"))
-    assert metric.evaluate() == {"mIoU": 0.0, "pixel_accuracy": 0.0}
-    metric.process(
-        [seg_sample(0, [[255, 255]]), {"image_id": 1}], [{"sem_seg": torch.zeros(1, 2, dtype=torch.long)}] * 2
-    )
-    assert metric.evaluate() == {"mIoU": 0.0, "pixel_accuracy": 0.0}
+    assert all(map(math.isnan, metric.evaluate().values()))
+    zeros = {"sem_seg": torch.zeros(1, 2, dtype=torch.long)}
+    metric.process([seg_sample(0, [[255, 255]]), {"image_id": 1}], [zeros] * 2)
+    assert list(metric.evaluate()) == ["mIoU", "pixel_accuracy"]
+    assert all(map(math.isnan, metric.evaluate().values()))
+    metric.process([seg_sample(2, [[0, 1]])], [zeros])
+    assert metric.evaluate() == {"mIoU": 0.25, "pixel_accuracy": 0.5, "IoU-a": 0.5, "IoU-b": 0.0}
 
 
 def test_bad_maps_are_named():
@@ -98,6 +114,8 @@ def test_bad_maps_are_named():
         metric.process([seg_sample(3, [[0, 2, 9]])], [{"sem_seg": torch.zeros(1, 3, dtype=torch.long)}])
     with pytest.raises(ValueError, match=r"sem_seg of image 4 is \(1, 1\), but its prediction \(1, 3\)"):
         metric.process([seg_sample(4, [[0]])], [{"sem_seg": torch.zeros(1, 3, dtype=torch.long)}])
+    with pytest.raises(ValueError, match=r"the prediction of sem_seg of image 5 has the classes \[2\]"):
+        metric.process([seg_sample(5, [[0, 1]])], [{"sem_seg": torch.tensor([[0, 2]])}])
 
 
 def test_two_ranks_with_a_remainder_and_a_repeated_image_equal_one(tmp_path):

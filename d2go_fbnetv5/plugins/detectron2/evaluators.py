@@ -11,6 +11,7 @@ from detectron2.evaluation import DatasetEvaluator
 from d2go_fbnetv5.plugins.detectron2.samples import to_output
 from d2go_fbnetv5.tasks import DatasetInfo, Evaluator
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
+from d2go_fbnetv5.tasks.gather import gather_records
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics, TopKAccuracy
 
 
@@ -42,7 +43,10 @@ class SampleEvaluator(DatasetEvaluator):
         self._seen: set[str] = set()
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        predictions = [{key: value.cpu() for key, value in to_output(output).items()} for output in outputs]
+        predictions = [
+            {key: value.cpu() for key, value in to_output(output, data).items()}
+            for data, output in zip(inputs, outputs, strict=True)
+        ]
         for task, key in (("cls", "class_scores"), ("det", "boxes"), ("seg", "sem_seg")):
             if task in self.metrics and predictions and key in predictions[0]:
                 self.metrics[task].process(inputs, predictions)
@@ -50,5 +54,6 @@ class SampleEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """By task, of what the model predicted. Every process must call it."""
-        results = {task: metric.evaluate() for task, metric in self.metrics.items()}
-        return OrderedDict((task, result) for task, result in results.items() if task in self._seen)
+        seen = gather_records(dict.fromkeys(self._seen))  # a process may have got no image
+        results = {task: metric.evaluate() for task, metric in self.metrics.items() if task in seen}
+        return OrderedDict(results)

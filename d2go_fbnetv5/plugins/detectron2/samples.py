@@ -9,6 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from d2go_fbnetv5.engine.loop import to_device
+from d2go_fbnetv5.tasks.images import label_size
 
 _LEAST_SIDE = 1e-2  # pixels; a thinner box has no finite regression target
 
@@ -16,10 +17,10 @@ _LEAST_SIDE = 1e-2  # pixels; a thinner box has no finite regression target
 def to_detectron2(sample: dict[str, Any], training: bool) -> dict[str, Any]:
     """The sample, with its ``boxes`` as ``instances`` too where it has them.
 
-    In training without crowds and boxes of no area. ``height`` and ``width``, to which Detectron2 rescales
-    predictions, become the image's own, because the labels are in that frame.
+    They lie in a frame of ``height`` x ``width``, to which Detectron2 rescales predictions: in evaluation that of the
+    original, in training the image's own, and then without crowds and boxes of no area.
     """
-    height, width = (int(side) for side in sample["image"].shape[-2:])
+    height, width = sample["image"].shape[-2:] if training else label_size(sample)
     data = {**sample, "height": height, "width": width}
     if "boxes" in sample:
         boxes = torch.as_tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4)
@@ -45,12 +46,16 @@ def to_sample(data: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return sample
 
 
-def to_output(output: Mapping[str, Any]) -> dict[str, Any]:
-    """A prediction in Detectron2's form as our evaluators read it."""
+def to_output(output: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """A prediction in Detectron2's form as our evaluators read it: boxes in pixels of the ``image`` of ``data``, of
+    which it was made, instead of ``height`` x ``width``."""
     converted = {key: value for key, value in output.items() if key != "instances"}
     if "instances" in output:
         instances = output["instances"]
-        converted["boxes"] = instances.pred_boxes.tensor
+        (height, width), (frame_height, frame_width) = data["image"].shape[-2:], instances.image_size
+        boxes = instances.pred_boxes.tensor.double()  # there and back changes nothing then
+        scale = [width / frame_width, height / frame_height] * 2
+        converted["boxes"] = boxes * boxes.new_tensor(scale)
         converted["scores"] = instances.scores
         converted["labels"] = instances.pred_classes
     if "sem_seg" in output and output["sem_seg"].dim() == 3:

@@ -5,6 +5,7 @@ from d2go_fbnetv5.data.ade20k import ade20k
 from d2go_fbnetv5.data.coco import CocoDetection
 from d2go_fbnetv5.data.digits import DigitScenes
 from d2go_fbnetv5.data.fashion import FashionScenes
+from d2go_fbnetv5.data.first_look import look_at_sets
 from d2go_fbnetv5.data.image_folders import ImageFolders
 from d2go_fbnetv5.data.imagenet import ImageNetFolder
 from d2go_fbnetv5.data.loader import build_eval_loader, build_train_loader, read_batches
@@ -30,6 +31,7 @@ __all__ = [
     "build_eval_loader",
     "build_train_loader",
     "list_datasets",
+    "look_at_sets",
     "read_batches",
     "register_dataset",
     "write_multitask",

@@ -56,6 +56,10 @@ class CocoDetection(torch.utils.data.Dataset):
         """N x 2: height and width of every image, as the file has them."""
         return self._sizes[self._places]
 
+    @property
+    def label_counts(self) -> dict[str, int]:
+        return {"boxes": self._boxes.total()}
+
     def image_path(self, index: int) -> Path:
         return self.root / self._file_names[self._places[index]]
 

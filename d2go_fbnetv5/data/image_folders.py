@@ -57,6 +57,10 @@ class ImageFolders(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def label_counts(self) -> dict[str, int]:
+        return {"class_label": int((self._labels >= 0).sum())}
+
     def image_path(self, index: int) -> Path:
         folder = self.folders[int(np.searchsorted(self._folder_ends, index, side="right"))]
         return folder / self._names[index]

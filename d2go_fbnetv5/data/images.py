@@ -165,7 +165,10 @@ def _check_pixels(path: str | Path, kind: str, image: Image.Image) -> None:
 def _check_size(path: str | Path, kind: str, found: tuple[int, ...], size: tuple[int, int] | None) -> None:
     if size is not None and tuple(found) != tuple(size):
         height, width = found
-        raise InputError(f"{kind} {path} is {width}x{height} (width x height), expected {size[1]}x{size[0]}")
+        turned = "; was it turned upright after its size was noted?" if (width, height) == tuple(size) else ""
+        raise InputError(
+            f"{kind} {path} is {width}x{height} (width x height), expected {size[1]}x{size[0]}{turned}"
+        )
 
 
 _warned: set[str] = set()

@@ -92,6 +92,10 @@ class BoxArrays:
             found["box_areas"] = torch.from_numpy(np.array(self.areas[rows]))
         return found
 
+    def total(self) -> int:
+        """How many boxes there are, without crowds."""
+        return int(len(self.boxes) - (0 if self.crowd is None else self.crowd.sum()))
+
     def num_objects(self, place: int) -> int:
         """How many boxes an image has, without crowds."""
         rows = slice(self.starts[place], self.starts[place + 1])
@@ -196,6 +200,15 @@ class MultitaskIndex:
                     raise InputError(
                         f"{self.where(path, owners[row])}: a box has the area {areas[row]}, it must be at least 0"
                     )
+
+    def label_counts(self) -> dict[str, int]:
+        """How many images have a "class_label" and a map, "sem_seg", and how many "boxes" there are without crowds."""
+        labels, maps = self.class_labels, self.map_names
+        return {
+            "class_label": 0 if labels is None else int((labels != NO_LABEL).sum()),
+            "boxes": 0 if self.boxes is None else self.boxes.total(),
+            "sem_seg": 0 if maps is None else int((maps.lengths() > 0).sum()),
+        }
 
     def where(self, path: Path, place: int) -> str:
         return f"{path}: image {self.ids[place]} ({self.file_names[int(place)]})"

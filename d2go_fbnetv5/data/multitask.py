@@ -81,6 +81,10 @@ class MultitaskDataset(torch.utils.data.Dataset):
         """N x 2: height and width of every image, as the index has them."""
         return self.index.sizes
 
+    @property
+    def label_counts(self) -> dict[str, int]:
+        return self.index.label_counts()
+
     def image_path(self, index: int) -> Path:
         return self.root / self.index.file_names[index]
 

@@ -17,6 +17,7 @@ from d2go_fbnetv5.data import (
     build_dataset,
     build_eval_loader,
     build_train_loader,
+    look_at_sets,
 )
 from d2go_fbnetv5.engine.compile import compile_blocks
 from d2go_fbnetv5.engine.config import as_dict
@@ -89,7 +90,7 @@ def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] 
         open_set: another way to open a set by its name, of a host that has it open already.
 
     Raises:
-        ValueError, FileNotFoundError: an unknown name, a broken index, sets that label different things.
+        ValueError, FileNotFoundError: an unknown name, a broken index, sets that label different things or nothing.
     """
     open_set = open_set or open_dataset
     train_sets = [open_set(cfg, name) for name in cfg.DATASETS.TRAIN]
@@ -102,6 +103,9 @@ def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] 
             raise InputError(
                 f"the data sets {cfg.DATASETS.TRAIN[0]} and {name} do not have the same class names"
             )
+    look_at_sets("DATASETS.TRAIN", dict(zip(cfg.DATASETS.TRAIN, train_sets, strict=True)))
+    if cfg.DATASETS.TEST[0] not in cfg.DATASETS.TRAIN:
+        look_at_sets("DATASETS.TEST", {cfg.DATASETS.TEST[0]: test_set})
     train_transform, eval_transform = build_transforms(cfg)
     return Data(
         info=info,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,15 @@ class CatalogDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.dataset[index]
+
+    # Which a set need not have.
+    @property
+    def label_counts(self) -> dict[str, int]:
+        return self.dataset.label_counts
+
+    @property
+    def image_path(self) -> Callable[[int], Path]:
+        return self.dataset.image_path
 
 
 def open_data(cfg: CfgNode) -> Data:

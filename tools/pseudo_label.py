@@ -8,6 +8,7 @@ machines give each --num-shards and its own --shard-index, and afterwards run th
 """
 
 import argparse
+import io
 import json
 import logging
 import sys
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after one sentence about what the user can mend, or 130 or 143 if interrupted."""
     args = build_parser().parse_intermixed_args(argv)
     setup_logging(is_main=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a class may be named by what is no character
     return run_tool("pseudo_label", lambda: _run(args), "the same command goes on")
 
 

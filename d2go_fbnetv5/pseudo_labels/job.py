@@ -16,7 +16,6 @@ import torch
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.data import read_batches
-from d2go_fbnetv5.data.coco_index import load_json
 from d2go_fbnetv5.engine.distributed import rank, world_size
 from d2go_fbnetv5.engine.formatting import format_duration
 from d2go_fbnetv5.engine.imports import import_modules
@@ -26,6 +25,7 @@ from d2go_fbnetv5.pseudo_labels.output import ChunkWriter, Output, RelativeNames
 from d2go_fbnetv5.pseudo_labels.settings import label_settings, open_images
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import remove_rests, replacing_folder, write_atomically
+from d2go_fbnetv5.utils.text_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def prepare(settings: CfgNode) -> Images:
 
 
 def _read_job(path: Path) -> dict[str, Any]:
-    job = load_json(path)
+    job = read_json_object(path)
     if not all(isinstance(job.get(key), dict) for key in ("settings", "images")):
         raise InputError(
             f"{path} lacks the settings or images that a labelling begins with; allowed: the file as it was, or "

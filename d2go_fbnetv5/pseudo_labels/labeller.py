@@ -30,7 +30,7 @@ from d2go_fbnetv5.pseudo_labels.filter import (
 from d2go_fbnetv5.pseudo_labels.settings import FIELDS, names_and_remap
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, build_teacher, teacher_info
 from d2go_fbnetv5.tasks.base import DatasetInfo
-from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.errors import InputError, Terminated
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Labeller:
             if group.SOURCE == "teacher":
                 options = as_dict(group.OPTIONS)
                 place = places.setdefault(
-                    json.dumps([group.TEACHER, options], sort_keys=True), len(self._teachers)
+                    json.dumps([group.TEACHER, sorted(options.items())]), len(self._teachers)
                 )
                 if place == len(self._teachers):
                     self._teachers.append(_build(task, group.TEACHER, device, options))
@@ -129,7 +129,7 @@ class Labeller:
             try:
                 outputs = teacher(list(images))
             except KeyboardInterrupt as error:
-                if pressed:
+                if pressed or isinstance(error, Terminated):
                     raise
                 failure = error
             except (Exception, SystemExit) as error:  # whatever it raises, the other images have their labels

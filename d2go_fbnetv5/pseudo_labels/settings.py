@@ -2,6 +2,7 @@
 
 ::
 
+    IMPORTS: []                     # modules of one's own, which register readers and teachers
     IMAGES:                         # any reader of files, with its options, as in FBNETV5_DATA.DATASETS
       READER: image_folders
       folders: [photos]
@@ -37,6 +38,9 @@ SOURCES = ("none", "dataset", "teacher")
 LABEL_KEYS = ("IMAGES", *FIELDS, "LIMIT", "CHUNK_SIZE")
 
 
+_MOST_WORKERS = 256  # each is a process
+
+
 def default_settings() -> CfgNode:
     settings = CfgNode()
     add_imports(settings)
@@ -68,10 +72,11 @@ def load_settings(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         _check_task(task, settings[task])
     if all(settings[task].SOURCE == "none" for task in FIELDS):
         raise InputError(f"{', '.join(f'{task}.SOURCE' for task in FIELDS)} are all none: nothing to label")
-    for key, least in (("LIMIT", 0), ("CHUNK_SIZE", 1), ("BATCH_SIZE", 1), ("NUM_WORKERS", 0)):
+    for key, least in (("LIMIT", 0), ("CHUNK_SIZE", 1), ("BATCH_SIZE", 1)):
         check_range(settings, key, least)
-    if not settings.OUTPUT_DIR:
-        raise InputError("OUTPUT_DIR is empty, allowed: a folder")
+    check_range(settings, "NUM_WORKERS", 0, _MOST_WORKERS)
+    if not settings.OUTPUT_DIR or "\0" in settings.OUTPUT_DIR:
+        raise InputError(f"OUTPUT_DIR is {settings.OUTPUT_DIR!r}, allowed: a folder")
     check_device("DEVICE", settings.DEVICE)
     return settings
 
@@ -84,8 +89,19 @@ def _check_task(task: str, group: CfgNode) -> None:
         )
     if not 0 <= group.THRESHOLD <= 1:
         raise InputError(f"{task}.THRESHOLD is {group.THRESHOLD}, allowed: 0 to 1")
+    for name in group.NAMES:
+        _check_name(f"{task}.NAMES has", name)
+    for name, new in group.REMAP.items():
+        _check_name(f"{task}.REMAP has {name!r}:", "" if new is None else new)
     if "device" in group.OPTIONS:
         raise InputError(f"{task}.OPTIONS has 'device', which DEVICE sets")
+
+
+def _check_name(what: str, name: Any) -> None:
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise InputError(
+            f"{what} {name!r}, allowed: names, in quotes where they are words such as yes or null"
+        )
 
 
 def names_and_remap(group: CfgNode) -> tuple[list[str], dict[str, str]]:

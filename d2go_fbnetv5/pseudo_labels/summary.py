@@ -11,6 +11,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, MultitaskIndex
 from d2go_fbnetv5.engine.formatting import MISSING, format_count, format_plural, format_share
@@ -70,7 +71,8 @@ def summarize(index: MultitaskIndex, statistics: Mapping[str, Any]) -> dict[str,
 
 
 def write_summary(summary: Mapping[str, Any], path: str | Path) -> None:
-    write_atomically(path, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    # In ASCII: a class may be named by a folder whose name is no UTF-8.
+    write_atomically(path, json.dumps(summary, indent=1) + "\n")
 
 
 def summary_tables(summary: Mapping[str, Any]) -> list[RenderableType]:
@@ -127,7 +129,7 @@ def _class_table(task: str, classes: Mapping[str, int]) -> Table:
     ordered = sorted(classes.items(), key=lambda entry: -entry[1])
     shown = [(name, count) for name, count in ordered[:_MOST_CLASSES] if count]
     for name, count in shown:
-        table.add_row(name, format_count(count), format_share(count / total))
+        table.add_row(Text(name), format_count(count), format_share(count / total))  # no markup
     rest = [count for _, count in ordered[len(shown) :]]
     if rest:
         words = f"{len(rest)} more, {sum(count == 0 for count in rest)} of them without any"

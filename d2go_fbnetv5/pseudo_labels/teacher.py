@@ -24,7 +24,10 @@ others their labels. Gradients are off when it is called.
 import importlib
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -33,7 +36,7 @@ from torch import Tensor
 
 from d2go_fbnetv5.data.registry import Factory, Registry, call_with_options
 from d2go_fbnetv5.tasks.base import DatasetInfo
-from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.errors import USER_ERRORS, InputError, sentence
 
 
 class Teacher(Protocol):
@@ -69,13 +72,18 @@ def build_teacher(name: str, /, device: torch.device | str = "cpu", **options: A
     looked for where Python looks, and in the current folder.
 
     Raises:
-        ValueError: an unknown name or option, naming those allowed; a module or function that does not exist; what
-            the function gives is no teacher.
-        Whatever building the teacher raises.
+        ValueError: an unknown name or option, naming those allowed; a module or function that does not exist, or
+            raises; what the function gives is no teacher.
+        Whatever building a teacher of ours raises.
     """
-    factory = load_function(name, f"teacher {name!r}") if ":" in name else _TEACHERS[name]
-    teacher = call_with_options(f"teacher {name!r}", factory, {"device": torch.device(device), **options})
-    teacher_info(name, teacher)
+    what = f"teacher {name!r}"
+    factory = load_function(name, what) if ":" in name else _TEACHERS[name]
+    options = {"device": torch.device(device), **options}
+    if getattr(factory, "__module__", "").startswith(f"{__package__}."):
+        return call_with_options(what, factory, options)
+    with users_code(f"{what} cannot be built"):
+        teacher = call_with_options(what, factory, options)
+        teacher_info(name, teacher)
     return teacher
 
 
@@ -101,20 +109,48 @@ def load_module(name: str, what: str) -> ModuleType:
         what: what names it, for messages.
 
     Raises:
-        ValueError: there is no such module.
+        ValueError: there is no such module, or it cannot be imported.
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # an installed command does not look there
+    with users_code(f"{what}: module {name!r} cannot be imported"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and what it imports is not
+            raise InputError(
+                f"{what}: there is no module {error.name!r} along Python's path or in {os.getcwd()}"
+            ) from None
+
+
+@contextmanager
+def users_code(what: str) -> Iterator[None]:
+    """What the user's own code raises in the block is the user's to mend: one sentence, with the line of that code.
+
+    Raises:
+        ValueError: begins with ``what``.
+    """
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and what it imports is not
-        raise InputError(
-            f"{what}: there is no module {error.name!r} along Python's path or in {os.getcwd()}"
-        ) from None
-    except (ValueError, TypeError) as error:  # "" or ".relative"
-        raise InputError(f"{what}: {name!r} is no module ({error})") from None
+        yield
+    except USER_ERRORS:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what}: {type(error).__name__}: {sentence(error)}{_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    """The line of the user's own code that an error comes from, else that of a library."""
+    if isinstance(error, SyntaxError):
+        return ""  # its message has it
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    own = [
+        frame for frame in frames if not frame.filename.startswith((sys.prefix, sys.base_prefix, _PACKAGE))
+    ]
+    return "".join(f" ({frame.filename}, line {frame.lineno})" for frame in (own or frames)[-1:])
+
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def load_function(name: str, what: str) -> Factory:

@@ -269,7 +269,7 @@ class Ends(Bright):
                 raise SystemExit(0)
             if self.how == "interrupt":
                 raise KeyboardInterrupt
-            os.kill(os.getpid(), signal.SIGKILL if self.how == "kill" else signal.SIGINT)
+            os.kill(os.getpid(), getattr(signal, self.how))
         return super().label(image)
 
 
@@ -293,8 +293,9 @@ def test_a_teacher_that_exits_or_interrupts_costs_that_label(label, photos, tmp_
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_is_the_users_own_while_a_teacher_runs(label, photos, tmp_path, capsys):
-    assert label(settings(photos, **ends("ctrl c"))) == 130
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_ctrl_c_is_the_users_own_while_a_teacher_runs(label, photos, tmp_path, capsys, number, status):
+    assert label(settings(photos, **ends(number))) == status
     assert "the same command goes on" in capsys.readouterr().err
     assert not list((tmp_path / "out" / "chunks").iterdir())
 
@@ -303,13 +304,13 @@ def test_the_image_that_ends_the_process_is_named_by_the_next_one(
     label, photos, tmp_path, caplog, monkeypatch
 ):
     child = multiprocessing.get_context("fork").Process(
-        target=label, args=(settings(photos, BATCH_SIZE=1, **ends("kill")),)
+        target=label, args=(settings(photos, BATCH_SIZE=1, **ends("SIGKILL")),)
     )
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     assert Output(tmp_path / "out").cut_off(0) == ["../photos/03.png"]
     monkeypatch.setattr(Ends, "label", Bright.label)
-    assert label(settings(photos, **ends("kill"))) == 0
+    assert label(settings(photos, **ends("SIGKILL"))) == 0
     assert "an earlier process was ended while it labelled ../photos/03.png" in caplog.text
     assert not list((tmp_path / "out").rglob("*.tmp")) and not list((tmp_path / "out").rglob("labelling"))

@@ -171,9 +171,9 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
             "neither a file nor torchvision's .IMAGENET1K_V1, DEFAULT",
         ),
         ({"model": DETECTOR, "names": ["cat"]}, "1 names are given, the model has 90 classes"),
-        ({"model": DETECTOR, "weights": None, "names": "cat"}, "names is 'cat', it must be a list of names"),
+        ({"model": DETECTOR, "weights": None, "names": "cat"}, "names' of .* is 'cat', allowed: a list"),
         ({"model": "resnet18", "weights": None, "arguments": {"depth": 3}}, "depth"),
-        ({"model": "resnet18", "size": 3}, "unexpected keyword argument 'size'"),
+        ({"model": "resnet18", "size": 3}, "has no option 'size'"),
     ],
 )
 def test_wrong_options_are_named(options, words):

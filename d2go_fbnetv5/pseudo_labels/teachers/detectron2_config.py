@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from d2go_fbnetv5.pseudo_labels.teacher import load_function
+from d2go_fbnetv5.pseudo_labels.teacher import load_function, users_code
 from d2go_fbnetv5.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,9 @@ def detectron2_configuration(what: str, config: str, hooks: Sequence[str], opts:
 
     cfg = get_cfg()
     for hook in hooks:
-        load_function(hook, f"{what}: config_hook")(cfg)
+        add_keys = load_function(hook, f"{what}: config_hook")
+        with users_code(f"{what}: config_hook {hook!r}"):
+            add_keys(cfg)
     try:
         if os.path.isfile(config):
             _merge_file(cfg, config)

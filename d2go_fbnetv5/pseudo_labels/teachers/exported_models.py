@@ -30,6 +30,7 @@ from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list, require_extra
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import bind_options
 
 _RANKS = {"boxes": 2, "scores": 1, "labels": 1, "probabilities": 3, "class_scores": 1}
 _NEEDED = {
@@ -43,6 +44,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda scores: scores.sigmoid(),
     "sums": bounded,
 }
+_LONGEST = 2**14  # pixels; of a side, as more fills the memory
 _PROBED = 256  # pixels; the side of the grey image that a file is tried with
 
 Network = Callable[[Tensor], Any]
@@ -102,12 +104,21 @@ class FileOptions:
         if self.size is not None:
             if self.short_side is not None:
                 raise InputError("size and short_side exclude each other")
-            if not isinstance(self.size, list | tuple) or len(self.size) != 2 or min(self.size) < 1:
+            if not isinstance(self.size, list | tuple) or len(self.size) != 2:
                 raise InputError(f"size is {self.size!r}, it must be [height, width]")
+            if not 1 <= min(self.size) <= max(self.size) <= _LONGEST:
+                raise InputError(f"size is {self.size!r}, allowed are 1 to {_LONGEST}")
         if self.max_size is not None and self.short_side is None:
             raise InputError(f"max_size is {self.max_size}, allowed without short_side: nothing")
-        if self.multiple_of < 1:
-            raise InputError(f"multiple_of is {self.multiple_of}, it must be at least 1")
+        for option, low, high in (
+            ("short_side", 1, _LONGEST),
+            ("max_size", 1, _LONGEST),
+            ("multiple_of", 1, _LONGEST),
+            ("first_label", 0, 1000),
+        ):
+            value = getattr(self, option)
+            if value is not None and not low <= value <= high:
+                raise InputError(f"{option} is {value}, allowed are {low} to {high}")
         for option in ("mean", "std"):
             if len(getattr(self, option)) != 3:
                 raise InputError(f"{option} is {getattr(self, option)!r}, it must be three numbers")
@@ -174,11 +185,9 @@ def onnx_teacher(device: torch.device, path: str, **options: Any) -> Teacher:
 
 
 def _described(what: str, path: str, options: Mapping[str, Any]) -> FileOptions:
+    bound = bind_options(what, FileOptions, {"path": path, **options})
     try:
-        return FileOptions(path, **options)
-    except TypeError as error:
-        allowed = ", ".join(FileOptions.__dataclass_fields__)
-        raise InputError(f"{what}: {error}; its options are ({allowed})") from None
+        return FileOptions(**bound)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
 
@@ -229,7 +238,7 @@ class _ExportedModel(Teacher):
     def _named(self, output: Any) -> dict[str, Tensor]:
         """The outputs that are needed by their names, without a first dimension of 1."""
         if not isinstance(output, Mapping):
-            values = [output] if isinstance(output, Tensor) else list(output)
+            values = list(output) if isinstance(output, list | tuple) else [output]
             names = list(self.options.outputs)
             if len(names) != len(values):
                 raise InputError(
@@ -242,6 +251,8 @@ class _ExportedModel(Teacher):
             if name not in output:
                 raise InputError(f"gives {', '.join(output)}, but no {name}")
             value, rank = output[name], _RANKS[name]
+            if not isinstance(value, Tensor):
+                raise InputError(f"its {name} are a {type(value).__name__}, not a tensor")
             if value.dim() == rank + 1 and len(value) == 1:
                 value = value[0]
             if value.dim() != rank:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -57,11 +59,14 @@ def torchvision_teacher(
     if kind != "classification":
         options["weights_backbone"] = None
     try:
-        network = torchvision.models.get_model(model, weights=chosen, **options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: {error}") from error
+        with _tensors_alone():
+            network = torchvision.models.get_model(model, weights=chosen, **options)
     except OSError as error:
         raise OSError(f"{what}: weights {chosen} cannot be had: {error}") from error
+    except pickle.UnpicklingError as error:  # its message advises to run what it holds
+        raise InputError(f"{what}: the file of {chosen} in torch's cache holds more than tensors") from error
+    except Exception as error:  # of torchvision, about the arguments
+        raise InputError(f"{what}: {type(error).__name__}: {error}") from error
     if chosen is None and weights is not None:
         try:
             network.load_state_dict(read_weights(weights))
@@ -134,6 +139,20 @@ class _Classifier(_Scorer):
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         return [{"class_scores": scores} for scores in self.probabilities(images)]
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """Inside, torch loads no pickle that runs code: torchvision's own weights are loaded from torch's cache without
+    asking for that, and what lies there is compared with its checksum when it is downloaded alone."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
+        os.environ.update(before)
 
 
 def _find(model: str) -> tuple[str, type[Enum]]:

@@ -78,8 +78,14 @@ def transformers_teacher(
         )
     except OSError as error:
         raise OSError(f"{what}: {error}") from error
-    except ImportError as error:  # some models need more packages than others
-        raise InputError(f"{what}: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # of transformers, about the files, options, or packages that a model needs
+        if "trust_remote_code" in str(error):  # which its message advises to set
+            raise InputError(
+                f"{what} is code of its repository, which is not run; allowed: others"
+            ) from error
+        raise InputError(f"{what}: {type(error).__name__}: {error}") from error
     missing = sorted(set(loaded["missing_keys"]) & dict(network.named_parameters()).keys())
     if missing:  # transformers would start them at random
         raise InputError(f"{what}: {len(missing)} weights are missing: {', '.join(missing[:3])}, ...")

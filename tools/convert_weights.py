@@ -16,8 +16,8 @@ import torch
 
 from d2go_fbnetv5.arch import list_families
 from d2go_fbnetv5.arch.mobile_cv import load_mobile_cv_checkpoint
+from d2go_fbnetv5.utils.checkpoints import save_tensors
 from d2go_fbnetv5.utils.errors import run_tool
-from d2go_fbnetv5.utils.files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,8 +46,7 @@ def _write(path: Path, converted: dict[str, torch.Tensor]) -> None:
         f"supernet.{name}" if name.startswith("stage0.") else f"tasks.cls.{name}": value
         for name, value in converted.items()
     }
-    with replacing(path) as temporary:
-        torch.save({"model": weights}, temporary)
+    save_tensors(path, {"model": weights})
 
 
 def cli() -> None:

@@ -21,6 +21,7 @@ from d2go_fbnetv5.tools.model_flops import model_costs, model_table
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from d2go_fbnetv5.arch import PATHS, BlockCosts, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.topology_file import TopologyEntry, load_topologies
@@ -139,7 +140,7 @@ def _network(entry: TopologyEntry, costs: dict[str, BlockCosts]) -> dict[str, An
 
 def _table(costs: dict[str, Any]) -> Table:
     height, width = costs["size"]
-    table = Table(title=f"Family {costs['family']} at {height}x{width}", box=SIMPLE_HEAD)
+    table = Table(title=Text(f"Family {costs['family']} at {height}x{width}"), box=SIMPLE_HEAD)
     table.add_column("part")
     table.add_column("FLOPs", justify="right")
     table.add_column("parameters", justify="right")
@@ -154,7 +155,7 @@ def _table(costs: dict[str, Any]) -> Table:
             blocks = network[f"blocks_kept{suffix}"]
             share = format_share(network[f"relative_cost{suffix}"])
             name = f"{network['task']}{label}: {blocks} blocks, {share} of their cost"
-            table.add_row(name, *(format_count(network[f"{metric}{suffix}"]) for metric in METRICS))
+            table.add_row(Text(name), *(format_count(network[f"{metric}{suffix}"]) for metric in METRICS))
     return table
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from d2go_fbnetv5.arch import block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import check_size
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _table(family: Family, size: tuple[int, int], runtime: str, measured: FamilyLatency) -> Table:
     title = f"Family {family.name} at {size[0]}x{size[1]}, {runtime}, one thread"
-    table = Table(title=title, box=SIMPLE_HEAD)
+    table = Table(title=Text(title), box=SIMPLE_HEAD)
     table.add_column("part")
     for column in ("ms", "spread", "FLOPs", "ms per MFLOP"):
         table.add_column(column, justify="right")

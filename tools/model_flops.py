@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from d2go_fbnetv5.engine.formatting import format_count
 from d2go_fbnetv5.models.flops import average_flops, model_flops
@@ -86,7 +87,7 @@ def read_sizes(path: str) -> list[tuple[int, int]]:
 
 def model_table(costs: dict[str, Any]) -> Table:
     height, width = costs["size"]
-    table = Table(title=f"{costs['model']} at {height}x{width}", box=SIMPLE_HEAD)
+    table = Table(title=Text(f"{costs['model']} at {height}x{width}"), box=SIMPLE_HEAD)
     table.add_column("part")
     table.add_column("FLOPs", justify="right")
     for part, flops in costs["parts"].items():

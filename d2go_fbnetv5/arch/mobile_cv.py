@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from d2go_fbnetv5.arch.families import PATHS, Family, build_family
+from d2go_fbnetv5.utils.checkpoints import read_tensors
 from d2go_fbnetv5.utils.errors import InputError
 
 _BLOCK = re.compile(r"(?:.*\.)?xif(?P<stage>\d+)_(?P<block>\d+)\.(?P<rest>.+)")
@@ -76,13 +76,7 @@ def load_mobile_cv_checkpoint(path: str | Path, family: str | Family) -> dict[st
         FileNotFoundError: there is no such file.
         ValueError: it holds something else than weights, or those of another model.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path} is not a checkpoint of tensors: {error}") from error
+    data = read_tensors(path)
     for key in ("model_ema", "state_dict"):
         if isinstance(data, Mapping) and data.get(key):
             data = data[key]

@@ -1,7 +1,6 @@
 """Checkpoints of a run: written whole or not at all, read without executing anything, the last few kept."""
 
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +10,16 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from d2go_fbnetv5.engine.distributed import is_main
+from d2go_fbnetv5.engine.distributed import average_batch_norm, is_main
 from d2go_fbnetv5.engine.nonfinite import first_nonfinite
-from d2go_fbnetv5.utils.errors import InputError, NonFiniteError
-from d2go_fbnetv5.utils.files import replacing, write_atomically
+from d2go_fbnetv5.utils.checkpoints import read_tensors, save_tensors
+from d2go_fbnetv5.utils.errors import InputError, NonFiniteError, sentence
+from d2go_fbnetv5.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 FINAL = "model_final.pth"
+_ADDED_LATER = ("means", "classes")  # checkpoints of older versions lack them
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth$")
 
 
@@ -40,9 +41,12 @@ class RunCheckpointer(Checkpointer):
     def save_iteration(self, iteration: int, final: bool = False) -> None:
         """Write the state after the step `iteration` (process 0) and forget the oldest beyond `keep`.
 
+        Every process must call it: what is stored has seen the images of all of them.
+
         Raises:
             NonFiniteError: a weight is NaN or infinite; nothing is written.
         """
+        average_batch_norm(*self._modules())
         bad = first_nonfinite(self.model)
         if bad is not None:
             raise NonFiniteError(
@@ -56,95 +60,98 @@ class RunCheckpointer(Checkpointer):
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `name`.pth under another name first, so that a half-written file is never taken for a checkpoint."""
+        data = {"model": self.model.state_dict(), **kwargs}
+        data |= {
+            key: thing.state_dict() for key, thing in self.checkpointables.items()
+        }  # may ask other processes
         if not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), **kwargs}
-        data |= {key: thing.state_dict() for key, thing in self.checkpointables.items()}
         path = Path(self.save_dir, f"{name}.pth")
-        with replacing(path) as temporary:
-            torch.save(data, temporary)
+        save_tensors(path, data)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_atomically(Path(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def resume(self) -> int | None:
-        """Load the newest checkpoint that can be read.
+        """Load the newest checkpoint that can be used.
 
         Returns:
             the iteration after which it was written, None where the folder has no checkpoint.
 
         Raises:
-            ValueError: there are checkpoints, but none can be read.
+            InputError: there are checkpoints, but none is whole, or one is of another configuration.
         """
-        candidates = self.candidates()
+        candidates, reason = self.candidates(), ""
         for path in candidates:
             try:
-                state = self._load_file(str(path))
-                iteration = int(state["iteration"])
-            except Exception as error:  # a damaged file fails in many ways, in zip, pickle or torch
-                logger.warning("%s cannot be read (%s); trying the one before", path, _first_line(error))
+                state = self._read(path)
+            except InputError as error:
+                reason = str(error)
+                logger.warning("%s cannot be read: %s; trying the one before", path.name, reason)
                 continue
             self._restore(path, state)
-            logger.info("resumed from %s, after iteration %d", path, iteration)
-            return iteration
+            bad = next(filter(None, map(first_nonfinite, self._modules())), None)
+            if bad is not None:
+                reason = f"{path}: the weight {bad} is not finite"
+                logger.warning("%s; trying the one before", reason)
+                continue
+            logger.info("resumed from %s, after iteration %d", path, state["iteration"])
+            return state["iteration"]
         if candidates:
-            raise InputError(f"{self.save_dir}: none of its {len(candidates)} checkpoints can be read")
+            raise InputError(
+                f"{self.save_dir}: none of its {len(candidates)} checkpoints can be read ({reason})"
+            )
         return None
 
     def candidates(self) -> list[Path]:
         """The checkpoints of the folder in the order to try them: the one written last, then backwards."""
         final = Path(self.save_dir, FINAL)
         files = self._numbered() + ([final] if final.is_file() else [])
-        last = Path(self.get_checkpoint_file()) if self.has_checkpoint() else None
+        tag = Path(self.save_dir, "last_checkpoint")
+        last = (
+            tag.with_name(tag.read_bytes().decode(errors="replace").strip() or ".") if tag.is_file() else None
+        )
         if last in files:
             files.remove(last)
             files.insert(0, last)
         return files
 
-    def load_weights(self, path: str, key: str = "MODEL.WEIGHTS", prefixes: tuple[str, ...] = ("",)) -> None:
-        """Load the model's weights alone from a checkpoint or a bare state dict.
-
-        Args:
-            key: that named the file.
-            prefixes: only weights whose names begin with one of them are loaded.
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Return the content of a checkpoint that is whole.
 
         Raises:
-            FileNotFoundError, ValueError: no such file, or none of its weights fits this model.
+            InputError: it is damaged, or no checkpoint of a run.
         """
-        path = os.path.expanduser(path)
-        if not self.path_manager.isfile(path):
-            raise FileNotFoundError(f"{key} names {path}, which does not exist")
-        try:
-            state = self._load_file(self.path_manager.get_local_path(path))
-            weights = {k: v for k, v in state.get("model", state).items() if k.startswith(prefixes)}
-        except Exception as error:
-            raise InputError(f"{key}: {path} is not a checkpoint ({_first_line(error)})") from error
-        ours = self.model.state_dict()
-        if not any(
-            isinstance(v, torch.Tensor) and k in ours and ours[k].shape == v.shape for k, v in weights.items()
-        ):
-            raise InputError(f"{key}: no weight of {path} fits this model")
-        self._log_incompatible_keys(self._load_model({"model": weights}))
+        state = read_tensors(path)
+        if not isinstance(state, Mapping) or type(state.get("iteration")) is not int:
+            raise InputError(f"{path} is no checkpoint of a run")
+        for key in ("model", *self.checkpointables):
+            if not isinstance(state.get(key, {}), Mapping):
+                raise InputError(f"{path}: {key!r} is {type(state[key]).__name__}, not a mapping")
+        return state
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
-        try:
-            self.model.load_state_dict(state["model"])
-            for key, thing in self.checkpointables.items():
-                if key not in state:
-                    raise InputError(f"it has no {key!r}")
+        for key, thing in {"model": self.model, **self.checkpointables}.items():
+            if key not in state and key in _ADDED_LATER:
+                continue
+            try:
                 thing.load_state_dict(state[key])
-        except (RuntimeError, ValueError, KeyError) as error:
-            message = " ".join(str(error).split())
-            raise InputError(
-                f"{path} was written with another configuration ({message[:300]}); resume with the same one"
-            ) from error
+            except InputError:
+                raise
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                # torch's own, of names, shapes and groups that are not those of the file
+                message = f"it has no {key!r}" if key not in state else f"{key}: {sentence(error)[:300]}"
+                raise InputError(
+                    f"{path} was written with another configuration ({message}); resume with the same one"
+                ) from error
 
-    def _load_file(self, f: str) -> dict[str, Any]:
-        state = torch.load(f, map_location="cpu", weights_only=True)
-        if not isinstance(state, Mapping):
-            raise InputError(f"holds a {type(state).__name__}, not a checkpoint")
-        return state
+    def _modules(self) -> list[nn.Module]:
+        """The model, and its average where there is one."""
+        return [
+            self.model,
+            *(thing for thing in self.checkpointables.values() if isinstance(thing, nn.Module)),
+        ]
 
     def _numbered(self) -> list[Path]:
         files = {
@@ -153,5 +160,28 @@ class RunCheckpointer(Checkpointer):
         return [files[iteration] for iteration in sorted(files, reverse=True)]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+class OptimizerState:
+    """An optimizer's momenta for a checkpoint; rates and decays are the configuration's, also after a resume.
+
+    Args:
+        optimizer: new, with the groups of the run's configuration.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the momenta; a ValueError where the groups are of another kind of optimizer or other weights."""
+        configured = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        for ours, theirs in zip(configured, state["param_groups"], strict=True):
+            if ours.keys() != theirs.keys() - {"params"} or ours.get("name") != theirs.get("name"):
+                raise ValueError("the optimizer is another, or has other groups of weights")
+        self.optimizer.load_state_dict(dict(state))
+        for group, options in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(options)

@@ -64,15 +64,22 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def average_batch_norm(model: nn.Module) -> None:
-    """Give every process the mean over processes of the batch-norm statistics, in place.
+def average_batch_norm(*models: nn.Module) -> None:
+    """Give every process the mean over processes of the models' batch-norm statistics, in place, in one collective.
 
-    Each process gathers its own while it trains; those that are evaluated or stored should see all images.
+    Each process gathers its own while it trains, and so does an average of its weights; those that are evaluated or
+    stored should see all images. Every process must call it.
     """
     if not is_distributed():
         return
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            for buffer in (module.running_mean, module.running_var):
-                dist.all_reduce(buffer)
-                buffer /= world_size()
+    norms = (m for model in models for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    buffers = [
+        b for norm in norms if norm.running_mean is not None for b in (norm.running_mean, norm.running_var)
+    ]
+    if not buffers:
+        return
+    flat = torch.cat(buffers)
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for buffer, mean in zip(buffers, flat.split([len(b) for b in buffers]), strict=True):
+        buffer.copy_(mean)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.files import AppendedFile, write_atomically
 
 METRICS_FILE = "metrics.json"
 
@@ -24,22 +24,24 @@ class History:
         path = Path(folder, METRICS_FILE)
         kept = [r for r in read_history(folder) if r.get("iteration", -1) < start_iteration]
         write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for as long as the run)
+        self._file = AppendedFile(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(f"{json.dumps(_plain(record))}\n")
-        self._file.flush()
+        self._file.write(f"{json.dumps(_plain(record))}\n".encode())
 
     def close(self) -> None:
         self._file.close()
 
 
 def write_evaluation(folder: str | Path, record: Mapping[str, Any]) -> None:
-    """Append an evaluation's record, in place of one that the same iteration has already."""
-    iteration = record["iteration"]
-    kept = [r for r in read_history(folder) if not (r.get("iteration") == iteration and is_evaluation(r))]
+    """Append an evaluation's record, in place of one of the same iteration under the same values ("changed")."""
+    kept = [r for r in read_history(folder) if not (is_evaluation(r) and _under(r) == _under(_plain(record)))]
     lines = [json.dumps(_plain(r)) for r in [*kept, record]]
     write_atomically(Path(folder, METRICS_FILE), "".join(f"{line}\n" for line in lines))
+
+
+def _under(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    return record.get("iteration"), record.get("changed")
 
 
 def is_evaluation(record: Mapping[str, Any]) -> bool:
@@ -52,12 +54,12 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue  # the run was killed while it wrote this line
-        if isinstance(record, dict):
+        if isinstance(record, dict) and type(record.get("iteration", 0)) is int:
             records.append(record)
     return records
 

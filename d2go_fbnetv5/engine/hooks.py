@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fvcore.common.param_scheduler import ParamScheduler
 
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
-from d2go_fbnetv5.engine.distributed import average_batch_norm, unwrap
+from d2go_fbnetv5.engine.distributed import unwrap
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop
 
 
@@ -69,7 +69,6 @@ class CheckpointHook(Hook):
         done = loop.iteration + 1
         if done % self.period == 0 or done == loop.max_iter:
             loop.guard.check()
-            average_batch_norm(loop.model)
             self.checkpointer.save_iteration(loop.iteration, final=done == loop.max_iter)
 
 

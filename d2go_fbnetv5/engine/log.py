@@ -19,9 +19,22 @@ def setup_logging(is_main: bool) -> None:
         root.addHandler(handler)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that says once that it cannot go on, as on a full disk; logging prints a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logger = logging.getLogger("d2go_fbnetv5")
+        logger.removeHandler(self)
+        logger.warning("%s cannot be written any more: %s", self.baseFilename, error.strerror)
+
+
 def log_to_file(folder: Path) -> None:
     """Append to the folder's log.txt from now on, also the tracebacks that the console spares its reader."""
-    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    handler = _LogFile(folder / LOG_FILE, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.DEBUG)
     logger = logging.getLogger("d2go_fbnetv5")

@@ -14,12 +14,11 @@ from d2go_fbnetv5.arch import Topology, build_family, list_families
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.build import build_transforms
-from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.distributed import barrier, is_main
 from d2go_fbnetv5.engine.model_table import metrics_tables
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, checked_head
-from d2go_fbnetv5.engine.recipe import Recipe, get_recipe, register_recipe
+from d2go_fbnetv5.engine.recipe import Recipe, Record, get_recipe, register_recipe
 from d2go_fbnetv5.engine.validate import check_choice, check_range
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.distillation import timm_teacher
@@ -96,16 +95,19 @@ class ModelRecipe(Recipe):
     def describe(self, output_dir: Path) -> None:
         searched_network(self.cfg, self.names).write(output_dir, self.task, self.kind.in_features)
 
-    def load_weights(self, checkpointer: RunCheckpointer, path: str) -> None:
-        try:
-            load_weights(self.model, path, supernet=True)
-        except (InputError, FileNotFoundError) as error:
-            raise type(error)(f"MODEL.WEIGHTS: {error}") from error
+    def load_weights(self, path: str) -> None:
+        load_weights(self.model, path, supernet=True)
 
     def conclude(
-        self, averaged: nn.Module | None, output_dir: Path, iterations: int, seconds: float, console: Console
+        self,
+        averaged: nn.Module | None,
+        output_dir: Path,
+        iterations: int,
+        seconds: float,
+        console: Console,
+        record: Record = lambda metrics: None,
     ) -> dict[str, float]:
-        metrics = super().conclude(averaged, output_dir, iterations, seconds, console)
+        metrics = super().conclude(averaged, output_dir, iterations, seconds, console, record)
         if is_main():
             title = f"{self.cfg.MODEL.META_ARCHITECTURE} of family {self.cfg.MODEL.FBNETV5.FAMILY}"
             for table in metrics_tables(metrics, title, self.data.num_eval_images(), iterations, seconds):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from d2go_fbnetv5.engine.formatting import format_duration, format_metric, format_plural
 
@@ -20,7 +21,8 @@ def metrics_tables(
     """A headline, a table of the whole data set's metrics, and one of the classes' where there are not too many.
 
     Args:
-        metrics: by name; "<metric>-<class>" is a class' own, "ema/<name>" one of the averaged weights.
+        metrics: by name; "<metric>-<class>" is a class' own, "ema/<name>" one of the averaged weights. Names are shown
+            as they are, square brackets too, which a console would take for its markup.
         images: in the test set; iterations, seconds: of training.
     """
     rows = {"model": {name: value for name, value in metrics.items() if not name.startswith(_AVERAGED)}}
@@ -35,17 +37,17 @@ def metrics_tables(
     table = Table(box=SIMPLE_HEAD)
     table.add_column("")
     for name in overall:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     for label, values in rows.items():
         table.add_row(label, *(format_metric(values.get(name)) for name in overall))
     classes = [name for name in rows["model"] if "-" in name]
     if not 0 < len(classes) <= _MOST_CLASSES:
-        return [headline, table]
+        return [Text(headline), table]
     by_class = Table(box=SIMPLE_HEAD)
-    by_class.add_column(f"{classes[0].split('-', 1)[0]} of")
+    by_class.add_column(Text(f"{classes[0].split('-', 1)[0]} of"))
     for label in rows:
         by_class.add_column(label, justify="right")
     for name in classes:
         values = (format_metric(row.get(name)) for row in rows.values())
-        by_class.add_row(name.split("-", 1)[1], *values)
-    return [headline, table, by_class]
+        by_class.add_row(Text(name.split("-", 1)[1]), *values)
+    return [Text(headline), table, by_class]

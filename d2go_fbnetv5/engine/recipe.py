@@ -14,9 +14,11 @@ from rich.console import Console
 from torch import nn
 
 from d2go_fbnetv5.engine.build import Data, build_param_groups
-from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.evaluation import evaluate, precise_batch_norm
+from d2go_fbnetv5.models.weights import load_state, read_weights
 from d2go_fbnetv5.utils.errors import InputError
+
+Record = Callable[[dict[str, float]], None]
 
 
 class Recipe:
@@ -56,13 +58,13 @@ class Recipe:
         """The optimizer's groups, each with its base rate."""
         return build_param_groups(self.cfg, self.model)
 
-    def load_weights(self, checkpointer: RunCheckpointer, path: str) -> None:
+    def load_weights(self, path: str) -> None:
         """Start from MODEL.WEIGHTS.
 
         Raises:
-            FileNotFoundError, ValueError: no such file, or none of its weights fits.
+            FileNotFoundError, InputError: no such file, or its weights are not those of the model.
         """
-        checkpointer.load_weights(path)
+        load_state(self.model, read_weights(path))
 
     def records(self) -> Mapping[str, Any]:
         """Further entries of each record in the history. Every process calls it."""
@@ -78,7 +80,13 @@ class Recipe:
             return evaluate(model, self.data.eval_batches(), evaluator)
 
     def conclude(
-        self, averaged: nn.Module | None, output_dir: Path, iterations: int, seconds: float, console: Console
+        self,
+        averaged: nn.Module | None,
+        output_dir: Path,
+        iterations: int,
+        seconds: float,
+        console: Console,
+        record: Record = lambda metrics: None,
     ) -> dict[str, float]:
         """Judge the trained model and leave what the user came for. Every process must call it.
 
@@ -87,13 +95,16 @@ class Recipe:
             output_dir: written to by process 0 alone.
             iterations, seconds: how long it was trained.
             console: for process 0 alone.
+            record: puts the metrics into the history; called before anything is written or printed, as judging took
+                long and the rest may fail.
 
         Returns:
-            the metrics by name, for the history.
+            the metrics by name.
         """
         metrics = self.evaluate(self.model)
         if averaged is not None:
             metrics |= {f"ema/{name}": value for name, value in self.evaluate(averaged).items()}
+        record(metrics)
         return metrics
 
 

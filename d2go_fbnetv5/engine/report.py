@@ -56,7 +56,7 @@ def search_table(results: SearchResults) -> Table:
     random = max((len(task.random_metrics) for task in results.tasks), default=0)
     rivals = format_plural(random, "topology", "topologies")
     table = Table(
-        title=f"Searched topologies of family {results.family} at {results.size[0]}x{results.size[1]}",
+        title=Text(f"Searched topologies of family {results.family} at {results.size[0]}x{results.size[1]}"),
         box=SIMPLE_HEAD,
         caption=f"In brackets: pruned for the task's head. Random: {rivals} that cost as much or more, "
         "pruned; all on validation data with the same supernet weights.",

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import BlockCosts, Supernet, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import METRICS, check_size
 from d2go_fbnetv5.arch.latency_table import read_latency_table
-from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main, world_size
 from d2go_fbnetv5.engine.history import read_history
-from d2go_fbnetv5.engine.recipe import Recipe, register_recipe
+from d2go_fbnetv5.engine.recipe import Recipe, Record, register_recipe
 from d2go_fbnetv5.engine.report import search_table, write_search_report
 from d2go_fbnetv5.engine.results import SearchResults
 from d2go_fbnetv5.engine.search_eval import SearchJudge
 from d2go_fbnetv5.engine.validate import check_choice, check_range
+from d2go_fbnetv5.models.weights import load_search_weights
 from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, search_class
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
 from d2go_fbnetv5.utils.errors import InputError
@@ -130,9 +130,9 @@ class SearchRecipe(Recipe):
             weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         )
 
-    def load_weights(self, checkpointer: RunCheckpointer, path: str) -> None:
+    def load_weights(self, path: str) -> None:
         # Of another search, such as the pretraining, neither its probabilities nor how far it came.
-        checkpointer.load_weights(path, prefixes=("supernet.", "tasks."))
+        load_search_weights(self.model, path)
 
     def records(self) -> Mapping[str, Any]:
         probs = self.model.distribution.probs.detach().tolist()
@@ -148,7 +148,13 @@ class SearchRecipe(Recipe):
         }
 
     def conclude(
-        self, averaged: nn.Module | None, output_dir: Path, iterations: int, seconds: float, console: Console
+        self,
+        averaged: nn.Module | None,
+        output_dir: Path,
+        iterations: int,
+        seconds: float,
+        console: Console,
+        record: Record = lambda metrics: None,
     ) -> dict[str, float]:
         # Averaged probabilities lag behind; what the search found is in the model itself.
         evals, size = self.cfg.SEARCH.EVAL, self.size
@@ -162,6 +168,7 @@ class SearchRecipe(Recipe):
                 for name in self.model.tasks
             )
         metrics = {f"{task.task}/{name}": value for task in tasks for name, value in task.metrics.items()}
+        record(metrics)
         if is_main():
             priced = self.cfg.SEARCH.COST.WEIGHT > 0
             results = SearchResults(

@@ -6,12 +6,12 @@ import inspect
 import logging
 import os
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from fvcore.common.config import CfgNode
 from rich.console import Console
 from torch import nn
@@ -27,7 +27,8 @@ from d2go_fbnetv5.engine.build import (
     build_precision,
     compile_model,
 )
-from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
+from d2go_fbnetv5.engine.checkpoint import OptimizerState, RunCheckpointer
+from d2go_fbnetv5.engine.continuing import CONFIG_FILE, Classes, check_continued, stored_config
 from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_distributed, is_main
 from d2go_fbnetv5.engine.ema import EMA, EMAHook
 from d2go_fbnetv5.engine.history import History, write_evaluation
@@ -39,13 +40,13 @@ from d2go_fbnetv5.engine.rank_agreement import rank_agreement
 from d2go_fbnetv5.engine.recipe import Recipe, get_recipe
 from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.engine.validate import scale_to_world_size, validate
-from d2go_fbnetv5.engine.writers import ConsoleWriter, HistoryWriter, RecordHook, TensorBoardWriter
+from d2go_fbnetv5.engine.writers import ConsoleWriter, HistoryWriter, RecordHook, StepMeans, TensorBoardWriter
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.files import FolderLock, remove_rests_in, write_atomically
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
+_LOCK_SECONDS = 15  # processes of a run whose launcher was killed end by themselves within seconds
 
 
 def prepare(cfg: CfgNode, world_size: int, *, resume: bool = False, eval_only: bool = False) -> CfgNode:
@@ -64,12 +65,10 @@ def prepare(cfg: CfgNode, world_size: int, *, resume: bool = False, eval_only: b
     recipe.validate(cfg, world_size)
     folder = Path(cfg.OUTPUT_DIR)
     _check_writable(folder)
-    has_run = any(folder.glob("model_*.pth"))
-    if has_run and not resume and not eval_only:
-        raise InputError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run: go on with it by --resume, or choose another folder"
-        )
-    if eval_only and not has_run and not cfg.MODEL.WEIGHTS:
+    has_run = _check_new(folder, resume or eval_only)
+    if has_run:
+        check_continued(cfg, eval_only)
+    elif eval_only and not cfg.MODEL.WEIGHTS:
         raise InputError(
             f"--eval-only: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint and MODEL.WEIGHTS is empty"
         )
@@ -89,25 +88,36 @@ def train(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> dic
         the final metrics by name.
     """
     import_modules(cfg)  # a process that was spawned has not loaded the configuration itself
-    run = Run(cfg, resume=resume or eval_only)
-    if not eval_only:
-        run.train()
-    return run.conclude()
+    run = Run(cfg, resume=resume, eval_only=eval_only)
+    try:
+        if not eval_only:
+            run.train()
+        return run.conclude()
+    finally:
+        run.close()
 
 
 class Run:
     """Everything of one run, built and perhaps restored; nothing is written before all of it is built.
 
+    The folder is this run's, for as long as the process lives or until `close`.
+
+    Args:
+        cfg: from `prepare`.
+        resume: go on from the newest checkpoint in OUTPUT_DIR, if there is one.
+        eval_only: restore that checkpoint, but for what only training needs, and leave what describes the run as it is.
+
     Attributes:
         start_iteration: the first iteration to do.
+        changed: values of the configuration that are not those of the run that goes on, by key.
     """
 
-    def __init__(self, cfg: CfgNode, resume: bool = False) -> None:
-        self.cfg, self.folder = cfg, Path(cfg.OUTPUT_DIR)
+    def __init__(self, cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> None:
+        self.cfg, self.folder, self.eval_only = cfg, Path(cfg.OUTPUT_DIR), eval_only
         self.console = Console(quiet=not is_main())
         self.device = pick_device(cfg.MODEL.DEVICE)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-        self.seed = _run_seed(cfg, resume)
+        self.seed = _run_seed(cfg, resume or eval_only)
 
         self.data: Data = build_data(cfg, self.seed)
         seed_all(self.seed, iteration=-1)  # the same first weights on every process
@@ -118,19 +128,52 @@ class Run:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.precision = build_precision(cfg, self.device)
         self.ema = None
-        self.stopwatch = Stopwatch()
-        state = {"optimizer": self.optimizer, "scaler": self.precision.scaler, "stopwatch": self.stopwatch}
+        self.stopwatch, self.means = Stopwatch(), StepMeans()
+        state = {
+            "stopwatch": self.stopwatch,
+            "classes": Classes(self.data.info, ", ".join(cfg.DATASETS.TRAIN)),
+        }
+        if not eval_only:
+            state |= {
+                "optimizer": OptimizerState(self.optimizer),
+                "scaler": self.precision.scaler,
+                "means": self.means,
+            }
         self.checkpointer = RunCheckpointer(self.model, self.folder, cfg.SOLVER.CHECKPOINT_KEEP, **state)
+        self.lock: FolderLock | None = None
+        try:
+            self._begin(resume or eval_only)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, go_on: bool) -> None:
+        """Restore what there is, in a folder that is ours; a new run's is made last."""
+        cfg = self.cfg
+        if go_on:
+            self._claim(go_on)
         # Weights to start from come before the average starts, a checkpoint comes after it.
-        candidates = self.checkpointer.candidates() if resume else []
+        candidates = self.checkpointer.candidates() if go_on else []
         if cfg.MODEL.WEIGHTS and not candidates:
-            self.recipe.load_weights(self.checkpointer, cfg.MODEL.WEIGHTS)
+            try:
+                self.recipe.load_weights(cfg.MODEL.WEIGHTS)
+            except (InputError, FileNotFoundError) as error:
+                raise type(error)(f"MODEL.WEIGHTS: {error}") from error
         if cfg.MODEL_EMA.ENABLED:
             self.ema = EMA(self.model, cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.INCLUDE_BUFFER)
             self.checkpointer.add_checkpointable("ema", self.ema)
         last = self.checkpointer.resume() if candidates else None
         self.start_iteration = 0 if last is None else last + 1
-        self._write_config()
+        self.changed = check_continued(cfg, self.eval_only) if candidates else {}
+        for key, value in self.changed.items():
+            logger.info("%s is %r now, other than when the run was started", key, value)
+        if not go_on:
+            self._claim(go_on)
+        if not (self.eval_only and candidates):
+            self._write_config()
+        if is_main():
+            log_to_file(self.folder)
+        barrier()
 
     def train(self) -> None:
         """Train up to SOLVER.MAX_ITER."""
@@ -154,13 +197,15 @@ class Run:
 
     def conclude(self) -> dict[str, float]:
         """Judge the model as it is now and write the results."""
-        average_batch_norm(self.model)
-        averaged = self.ema.module if self.ema else None
-        metrics = self.recipe.conclude(
-            averaged, self.folder, self.start_iteration, self.stopwatch.seconds, self.console
+        self._average_statistics()
+        return self.recipe.conclude(
+            self.ema.module if self.ema else None,
+            self.folder,
+            self.start_iteration,
+            self.stopwatch.seconds,
+            self.console,
+            self._record_evaluation,
         )
-        self._record_evaluation(max(self.start_iteration - 1, 0), metrics)
-        return metrics
 
     def _hooks(self) -> list[Hook]:
         """In this order: what changes weights, what tells of it, and then the checkpoint that holds all of it."""
@@ -176,10 +221,10 @@ class Run:
             hooks.append(console)
             history = HistoryWriter(History(self.folder, start))
             writers = [history, TensorBoardWriter(self.folder, start), console]
-        hooks.append(RecordHook(writers, cfg.WRITER_PERIOD, self._records))
+        hooks.append(RecordHook(writers, cfg.WRITER_PERIOD, self._records, self.means))
 
         def evaluate(iteration: int) -> None:
-            average_batch_norm(self.model)
+            self._average_statistics()
             metrics = self.recipe.evaluate(self.model)
             for writer in writers:
                 writer.write({"iteration": iteration, **_named("eval", metrics)})
@@ -187,6 +232,10 @@ class Run:
         hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
         hooks.append(CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         return hooks
+
+    def _average_statistics(self) -> None:
+        """What is evaluated has seen the images of all processes, as has what `RunCheckpointer` stores."""
+        average_batch_norm(self.model, *([self.ema] if self.ema else []))
 
     def _records(self) -> Mapping[str, Any]:
         records = self.recipe.records()
@@ -207,10 +256,55 @@ class Run:
             **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
         )
 
-    def _write_config(self) -> None:
+    def _claim(self, go_on: bool) -> None:
+        """Make the folder this run's alone. Every process must call it.
+
+        Raises:
+            InputError: another run has it, or has left something there in the meantime, or it cannot be written.
+        """
+        problem = None
         if is_main():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                self.lock = FolderLock(self.folder)
+                problem = self._wait_for_lock()
+                _check_new(self.folder, go_on)
+                remove_rests_in(self.folder)
+            except InputError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = f"OUTPUT_DIR {self.folder} cannot be written: {error.strerror}"
+        problem = broadcast(problem)
+        if problem is not None:
+            raise InputError(problem)
+
+    def _wait_for_lock(self) -> str | None:
+        """What keeps the folder from being this run's."""
+        until = time.monotonic() + _LOCK_SECONDS
+        while not self.lock.claim():
+            if time.monotonic() > until:
+                return (
+                    f"OUTPUT_DIR {self.folder} is in use by another run ({self.lock.holder}): wait for its end, or "
+                    "choose another folder"
+                )
+            time.sleep(0.2)
+        if self.lock.problem:
+            logger.warning(
+                "OUTPUT_DIR %s cannot be locked (%s): see to it that no other run uses it",
+                self.folder,
+                self.lock.problem,
+            )
+        return None
+
+    def close(self) -> None:
+        """Give the folder back."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+    def _write_config(self) -> None:
+        if is_main():
+            try:
                 cfg = self.cfg.clone()
                 cfg.defrost()
                 cfg.SEED = self.seed  # so that a run with a drawn seed can be resumed and repeated
@@ -218,12 +312,15 @@ class Run:
                 self.recipe.describe(self.folder)
             except OSError as error:
                 raise InputError(f"OUTPUT_DIR {self.folder} cannot be written: {error.strerror}") from error
-            log_to_file(self.folder)
-        barrier()
 
-    def _record_evaluation(self, iteration: int, metrics: dict[str, float]) -> None:
+    def _record_evaluation(self, metrics: dict[str, float]) -> None:
         if is_main():
-            write_evaluation(self.folder, {"iteration": iteration, **_named("eval", metrics)})
+            record = {"iteration": max(self.start_iteration - 1, 0)}
+            if self.changed and self.eval_only:  # an evaluation beside that of the run
+                record |= {"changed": self.changed, **_named("eval_only", metrics)}
+            else:
+                record |= _named("eval", metrics)
+            write_evaluation(self.folder, record)
         barrier()
 
 
@@ -246,11 +343,20 @@ def _run_seed(cfg: CfgNode, resume: bool) -> int:
     if cfg.SEED >= 0:
         return cfg.SEED
     seed = random.SystemRandom().randrange(2**31)
-    file = Path(cfg.OUTPUT_DIR, CONFIG_FILE)
-    if resume and file.is_file():
-        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-        seed = stored.get("SEED", seed) if isinstance(stored, dict) else seed
+    if resume:
+        stored = stored_config(cfg.OUTPUT_DIR).get("SEED")
+        seed = stored if type(stored) is int and stored >= 0 else seed
     return broadcast(seed)
+
+
+def _check_new(folder: Path, go_on: bool) -> bool:
+    """Whether the folder holds a run; an InputError where it does and nothing is said of going on."""
+    has_run = any(folder.glob("model_*.pth"))
+    if has_run and not go_on:
+        raise InputError(
+            f"OUTPUT_DIR {folder} already holds a run: go on with it by --resume, or choose another folder"
+        )
+    return has_run
 
 
 def _check_writable(folder: Path) -> None:

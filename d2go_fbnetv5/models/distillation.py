@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2go_fbnetv5.models.base import PIXEL_MEAN, PIXEL_STD
+from d2go_fbnetv5.utils.checkpoints import read_tensors
 from d2go_fbnetv5.utils.errors import InputError
 
 
@@ -66,6 +67,8 @@ def timm_teacher(name: str, num_classes: int, weights: str = "") -> Teacher:
         ) from error
     if not timm.is_model(name):
         raise InputError(f"timm {timm.__version__} has no model {name!r} to be the teacher")
+    if weights and not weights.endswith(".safetensors"):
+        read_tensors(weights)  # timm itself does not see damage
     try:
         model = timm.create_model(name, pretrained=not weights, checkpoint_path=weights)
     except (RuntimeError, OSError) as error:

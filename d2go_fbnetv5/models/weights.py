@@ -1,18 +1,23 @@
-"""Trained weights from a file into a model."""
+"""Trained weights from a file into a model: all that belongs to it, finite, or an error."""
 
 from __future__ import annotations
 
+import logging
 import os
-import pickle
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2go_fbnetv5.models.base import SearchedModel
+from d2go_fbnetv5.utils.checkpoints import read_tensors
 from d2go_fbnetv5.utils.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _SUPERNET = "supernet."  # how a search names its supernet's weights
+_STAGE0 = f"{_SUPERNET}stage0."
+_COUNT = "num_batches_tracked"  # of batch norms; nothing depends on it, and other projects' weights lack it
 
 
 def load_weights(
@@ -32,13 +37,11 @@ def load_weights(
         InputError: it is no checkpoint, of a search or a supernet though ``supernet`` is off, or a weight is missing,
             unknown, of another shape or not finite; the message names it.
     """
-    state = read_weights(path, averaged)
+    state = _with_supernet(read_weights(path, averaged))
     where = f"weights {os.fspath(path)!r}"
     searched = {
         name.removeprefix(_SUPERNET): value for name, value in state.items() if name.startswith(_SUPERNET)
     }
-    if not searched and any(name.startswith("stage0.") for name in state):
-        searched = state
     if searched and not supernet:
         raise InputError(
             f"{where}: a search's or a supernet's, which has no weights for the head of a {type(model).__name__}; "
@@ -48,11 +51,66 @@ def load_weights(
         _require_finite(searched or state)
         if searched:
             model.backbone.load_supernet(searched)
-            return
-        _require_same(model.state_dict(), state)
+        else:
+            load_state(model, state)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    model.load_state_dict(state)
+
+
+def load_search_weights(search: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Starts a search from another one's supernet and heads, or from what ``convert_weights`` wrote.
+
+    Stage 0 must be there, and of the searchable blocks all or none. Of a head is taken what has its name and shape, as
+    the classes may be others; the log says what starts untrained.
+
+    Args:
+        search: with modules ``supernet`` and ``tasks``, the heads by name; is changed in place.
+        path: a checkpoint, or the ``state_dict`` of a supernet of the same family and number of stages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no checkpoint, or a weight of the supernet is missing, unknown, of another shape or not
+            finite; the message names it.
+    """
+    state, ours = _with_supernet(read_weights(path)), search.state_dict()
+    theirs = {name: value for name, value in state.items() if name.startswith(_SUPERNET)}
+    wanted = [name for name in ours if name.startswith(_SUPERNET)]
+    if all(name.startswith(_STAGE0) for name in theirs):
+        wanted = [name for name in wanted if name.startswith(_STAGE0)]
+    heads = {
+        name: value
+        for name, value in state.items()
+        if name.startswith("tasks.") and name in ours and ours[name].shape == value.shape
+    }
+    try:
+        if not theirs:
+            raise InputError("it holds no supernet")
+        _require_same({name: ours[name] for name in wanted}, theirs)
+        _require_finite(theirs | heads)
+    except InputError as error:
+        family, stages = search.supernet.family.name, search.supernet.num_stages
+        raise InputError(
+            f"{os.fspath(path)!r} is no supernet of family {family} with {stages} stages: {error}"
+        ) from error
+    search.load_state_dict(theirs | heads, strict=False)
+    untrained = [
+        name for name in ours if name.startswith((_SUPERNET, "tasks.")) and not name.endswith(_COUNT)
+    ]
+    untrained = sorted({_part(name) for name in untrained if name not in theirs and name not in heads})
+    logger.info(
+        "%s: took over %d weights of the supernet and %d of heads; %s",
+        os.fspath(path),
+        len(theirs),
+        len(heads),
+        f"there are none for some of {', '.join(untrained)}" if untrained else "all are there",
+    )
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Takes over a model's weights; an InputError names one that is missing, unknown, of another shape, not finite."""
+    _require_same(model.state_dict(), state)
+    _require_finite(state)
+    model.load_state_dict(state, strict=False)
 
 
 def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[str, Tensor]:
@@ -60,47 +118,59 @@ def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[s
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or holds no tensors.
+        InputError: it is no checkpoint, or holds no named tensors.
     """
     where = os.fspath(path)
-    if not os.path.isfile(where):
-        raise FileNotFoundError(f"weights {where!r}: no such file")
     try:
-        content = torch.load(where, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise InputError(f"weights {where!r}: not a checkpoint of tensors ({error})") from error
+        content = read_tensors(where)
+    except (InputError, FileNotFoundError) as error:
+        raise type(error)(f"weights {error}") from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
-    if averaged and isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):
-        # torch's AveragedModel puts "module." before the names.
-        state = {
-            name.removeprefix("module."): value
-            for name, value in content["ema"].items()
-            if name != "n_averaged"
-        }
+    key = "model"
+    if averaged and isinstance(content, Mapping) and "ema" in content:
+        key, state = "ema", content["ema"]
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"weights {where!r}: found no named tensors, nor any under the key 'model'")
+        raise InputError(f"weights {where!r}: found no named tensors, nor any under the key {key!r}")
+    strange = [name for name in state if not isinstance(name, str)]
+    if strange:
+        raise InputError(f"weights {where!r}: a tensor's name is {strange[0]!r}, allowed: text")
+    if key == "ema":  # torch's AveragedModel puts "module." before the names
+        state = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _require_finite(state: Mapping[str, Tensor]) -> None:
-    for name, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(f"{name!r} is not finite (NaN or infinity)")
+def _with_supernet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A supernet's own ``state_dict`` by the names that a search gives it; anything else as it is."""
+    if any(name.startswith("stage0.") for name in state):
+        return {f"{_SUPERNET}{name}": value for name, value in state.items()}
+    return state
+
+
+def _part(name: str) -> str:
+    return "the searchable blocks" if name.startswith(_SUPERNET) else ".".join(name.split(".")[:2])
 
 
 def _require_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    missing = [name for name in ours if name not in theirs]
+    missing = [name for name in ours if name not in theirs and not name.endswith(_COUNT)]
     unknown = [name for name in theirs if name not in ours]
     if missing or unknown:
         raise InputError(
             f"not of this model: {len(missing)} of its {len(ours)} weights are missing ({_some(missing)}), "
             f"{len(unknown)} are unknown ({_some(unknown)})"
         )
-    for name, value in ours.items():
-        if theirs[name].shape != value.shape:
+    for name, value in theirs.items():
+        if ours[name].shape != value.shape:
             raise InputError(
-                f"{name!r} is {tuple(theirs[name].shape)} in the file, {tuple(value.shape)} in the model"
+                f"{name!r} is {tuple(value.shape)} in the file, {tuple(ours[name].shape)} in the model"
             )
+
+
+def _require_finite(state: Mapping[str, Tensor]) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"{name!r} is not finite (NaN or infinity)")
+        if name.endswith("running_var") and (value < 0).any():
+            raise InputError(f"{name!r}, a variance, is below 0")
 
 
 def _some(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from d2go_fbnetv5.engine.distributed import (
 )
 from d2go_fbnetv5.engine.evaluation import evaluate, precise_batch_norm
 from d2go_fbnetv5.engine.launch import launch
+from d2go_fbnetv5.engine.writers import StepMeans
 
 
 class Net(nn.Module):
@@ -58,6 +59,24 @@ def check():
     net.norm.running_mean.fill_(float(rank()))
     average_batch_norm(net)
     assert net.norm.running_mean.tolist() == [0.5] * 3
+
+    # A model and its average at once; without statistics there is nothing to do.
+    average = Net()
+    for norm in (net.norm, average.norm):
+        norm.running_var.fill_(1.0 + 2 * rank())
+    average_batch_norm(net, average, torch.nn.Linear(1, 1))
+    average_batch_norm(torch.nn.Linear(1, 1))
+    assert net.norm.running_var.tolist() == average.norm.running_var.tolist() == [2.0] * 3
+
+    # Means of steps since the last record are each process' own after a resume, too.
+    means, resumed = StepMeans(), StepMeans()
+    means.add({"loss": torch.tensor(1.0 + rank()), "time": torch.tensor(5.0)})
+    means.add({"loss": torch.tensor(3.0)})
+    resumed.load_state_dict(means.state_dict())
+    for one in (means, resumed):
+        one.add({"loss": torch.tensor(2.0)})
+    assert resumed.take() == {"loss": (6.0 + rank()) / 3}
+    assert means.take()["loss"] == (6.0 + rank()) / 3
 
     # 7 images on 2 processes, each exactly once.
     loader = build_eval_loader(Images(), None, 2, rank(), world_size())

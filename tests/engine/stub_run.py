@@ -12,6 +12,7 @@ from d2go_fbnetv5.tools.train_net import main
 from torch import nn
 
 from d2go_fbnetv5.data import register_dataset
+from d2go_fbnetv5.engine.distributed import rank
 from d2go_fbnetv5.engine.recipe import Recipe, register_recipe
 from d2go_fbnetv5.tasks import DatasetInfo
 
@@ -91,6 +92,11 @@ class StubModel(nn.Module):
 class StubRecipe(Recipe):
     def build_model(self):
         return StubModel(int(os.environ.get("STUB_NAN", -1)))
+
+    def conclude(self, averaged, output_dir, *args):
+        metrics = super().conclude(averaged, output_dir, *args)
+        torch.save(averaged.state_dict(), output_dir / f"ema_of_rank{rank()}.pth")
+        return metrics
 
 
 CONFIG = """

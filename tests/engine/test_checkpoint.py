@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
+from d2go_fbnetv5.engine.checkpoint import OptimizerState, RunCheckpointer
 from d2go_fbnetv5.engine.history import History, read_history, write_evaluation
 from d2go_fbnetv5.utils.errors import NonFiniteError
 
@@ -89,26 +89,60 @@ def test_a_weight_that_is_not_finite_is_never_written(tmp_path):
     assert weight_after_resume(tmp_path) == (1, 1.0)
 
 
-def test_weights_alone_come_from_a_checkpoint_or_a_state_dict(tmp_path):
-    save(tmp_path, 5)
-    bare = tmp_path / "bare.pth"
-    torch.save({"weight": torch.full((1, 2), 9.0), "bias": torch.zeros(1)}, bare)
-    for path, value in ((tmp_path / "model_0000005.pth", 5.0), (bare, 9.0)):
-        model, checkpointer = make(tmp_path)
-        checkpointer.load_weights(str(path))
-        assert model.weight[0, 0].item() == value
+def test_a_flipped_bit_anywhere_in_the_weights_falls_back(tmp_path, caplog):
+    save(tmp_path, 1, 3)
+    newest = tmp_path / "model_0000003.pth"
+    whole = newest.read_bytes()
+    place = whole.index(torch.full((1, 2), 3.0).numpy().tobytes())
+    newest.write_bytes(whole[: place + 1] + bytes([whole[place + 1] ^ 4]) + whole[place + 2 :])
+    assert weight_after_resume(tmp_path) == (1, 1.0)
+    assert "the checksum of its part archive/data/" in caplog.text
 
 
-def test_weights_that_cannot_be_used_name_the_key(tmp_path):
-    checkpointer = make(tmp_path)[1]
-    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*nowhere"):
-        checkpointer.load_weights(str(tmp_path / "nowhere.pth"))
-    (tmp_path / "noise.pth").write_bytes(b"noise")
-    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS.*not a checkpoint"):
-        checkpointer.load_weights(str(tmp_path / "noise.pth"))
-    torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="no weight of .* fits"):
-        checkpointer.load_weights(str(tmp_path / "other.pth"))
+def test_a_stored_weight_that_is_not_finite_falls_back(tmp_path, caplog):
+    save(tmp_path, 1, 3)
+    state = torch.load(tmp_path / "model_0000003.pth", weights_only=True)
+    state["model"]["bias"].fill_(float("inf"))
+    torch.save(state, tmp_path / "model_0000003.pth")
+    assert weight_after_resume(tmp_path) == (1, 1.0)
+    assert "the weight bias is not finite" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["iteration", "optimizer", "model"])
+@pytest.mark.parametrize("value", [None, [1], "text"])
+def test_a_checkpoint_with_something_else_in_a_parts_place_falls_back(tmp_path, part, value):
+    save(tmp_path, 1, 3)
+    state = torch.load(tmp_path / "model_0000003.pth", weights_only=True)
+    torch.save(state | {part: value}, tmp_path / "model_0000003.pth")
+    assert weight_after_resume(tmp_path) == (1, 1.0)
+
+
+def test_equal_states_give_equal_bytes_wherever_they_are_written(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        torch.manual_seed(0)
+        save(tmp_path / name, 3)
+    one, other = ((tmp_path / name / "model_0000003.pth").read_bytes() for name in ("a", "b"))
+    assert one == other
+
+
+def test_a_resumed_optimizer_has_its_momenta_and_the_configurations_options():
+    def optimizer(**options):
+        weight = torch.nn.Parameter(torch.ones(2))
+        return torch.optim.SGD([{"params": [weight], "name": "weights", **options}], lr=1.0)
+
+    before = optimizer(momentum=0.9, weight_decay=0.1)
+    before.param_groups[0]["params"][0].grad = torch.full((2,), 3.0)
+    before.step()
+    after = optimizer(momentum=0.5, weight_decay=0.2)
+    OptimizerState(after).load_state_dict(OptimizerState(before).state_dict())
+    (group,) = after.param_groups
+    assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.5, 0.2, 1.0)
+    (momentum,) = (state["momentum_buffer"] for state in after.state.values())
+    assert torch.allclose(momentum, torch.full((2,), 3.1))
+    adam = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match="the optimizer is another"):
+        OptimizerState(adam).load_state_dict(before.state_dict())
 
 
 def test_history_drops_what_is_done_again_and_half_lines(tmp_path):
@@ -135,3 +169,19 @@ def test_an_evaluation_replaces_the_one_before(tmp_path):
     for value in (0.1, 0.2):
         write_evaluation(tmp_path, {"iteration": 3, "eval/cls/top1": value})
     assert read_history(tmp_path) == [{"iteration": 3, "loss": 1.0}, {"iteration": 3, "eval/cls/top1": 0.2}]
+
+
+def test_an_evaluation_under_other_values_stands_beside_the_runs_own(tmp_path):
+    own = {"iteration": 3, "eval/top1": 0.5}
+    write_evaluation(tmp_path, own)
+    other = {"iteration": 3, "changed": {"INPUT.MIN_SIZE_TEST": 64}, "eval_only/top1": 0.4}
+    for value in (0.3, 0.4):
+        write_evaluation(tmp_path, other | {"eval_only/top1": value})
+    assert read_history(tmp_path) == [own, other]
+
+
+def test_a_history_that_is_no_text_or_counts_by_letters_keeps_its_good_lines(tmp_path):
+    (tmp_path / "metrics.json").write_bytes(
+        b'{"iteration": 0}\n{"iteration": "a"}\n\xff\xfe\n{"iteration": 1}\n'
+    )
+    assert read_history(tmp_path) == [{"iteration": 0}, {"iteration": 1}]

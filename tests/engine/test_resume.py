@@ -76,6 +76,28 @@ def test_stopped_anywhere_in_process(stub, stub_args, tmp_path, monkeypatch):
         assert_same_run(tmp_path / "whole", tmp_path / folder)
 
 
+@pytest.mark.parametrize("periods", [(3, 2), (4, 3), (2, 5)])
+def test_records_are_of_the_same_steps_whatever_the_periods(stub, stub_args, tmp_path, monkeypatch, periods):
+    keys = [
+        item
+        for key, value in zip(("SOLVER.CHECKPOINT_PERIOD", "WRITER_PERIOD"), periods, strict=True)
+        for item in (key, value)
+    ]
+    assert stub.main(stub_args("whole", *keys)) == 0
+    original = stub.StubModel.forward
+
+    def failing(self, batch):
+        if self.training and int(self.step_count) == 7:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(stub.StubModel, "forward", failing)
+    assert stub.main(stub_args("stopped", *keys)) == 130
+    monkeypatch.setattr(stub.StubModel, "forward", original)
+    assert stub.main(stub_args("stopped", *keys, "--resume")) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_averaged_weights_are_judged_beside_the_raw_ones(stub, stub_args, tmp_path):
     assert stub.main(stub_args("run")) == 0
     last = read_history(tmp_path / "run")[-1]
@@ -101,7 +123,7 @@ def test_a_drawn_seed_is_kept_by_a_resumed_run(stub, stub_args, tmp_path, monkey
         return original(self, batch)
 
     monkeypatch.setattr(stub.StubModel, "forward", failing)
-    assert stub.main(stub_args("drawn", "SEED", "-1")) == 2
+    assert stub.main(stub_args("drawn", "SEED", "-1")) == 1
     monkeypatch.setattr(stub.StubModel, "forward", original)
     assert stub.main(stub_args("drawn", "SEED", "-1", "--resume")) == 0
     config = (tmp_path / "drawn" / "config.yaml").read_text()
@@ -128,5 +150,12 @@ def test_killed_in_one_of_two_processes(stub_args, tmp_path):
     assert run(stub_args("killed", *two), STUB_KILL="7:1").returncode not in (0, 2)
     assert run(stub_args("killed", *two, "--resume")).returncode == 0
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    averages = [
+        torch.load(tmp_path / folder / f"ema_of_rank{rank}.pth", weights_only=True)
+        for folder in ("whole", "killed")
+        for rank in range(2)
+    ]
+    for other in averages[1:]:
+        assert_equal(averages[0], other)
     lines = (tmp_path / "whole" / "metrics.json").read_text().splitlines()
     assert len([line for line in lines if "loss_cls" in json.loads(line)]) == 12

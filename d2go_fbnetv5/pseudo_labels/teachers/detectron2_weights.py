@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from d2go_fbnetv5.pseudo_labels.teachers.common import require_finite
+from d2go_fbnetv5.utils.checkpoints import read_tensors
 from d2go_fbnetv5.utils.errors import InputError
 
 # All that a pickle of arrays, strings, lists and dicts needs.
@@ -50,7 +51,7 @@ def load_all_weights(model: nn.Module, path: str, what: str) -> None:
     if not os.path.isfile(local):
         raise FileNotFoundError(f"{what}: weights {path} do not exist")
     try:
-        content = load_arrays(local) if local.endswith(".pkl") else _load_tensors(local)
+        content = load_arrays(local) if local.endswith(".pkl") else read_tensors(local)
         state = content.get("model", content) if isinstance(content, Mapping) else None
         if not isinstance(state, dict):
             raise InputError("no named tensors, nor any under the key 'model'")
@@ -104,10 +105,3 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)
-
-
-def _load_tensors(path: str) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise InputError(f"no checkpoint of tensors ({error})") from error

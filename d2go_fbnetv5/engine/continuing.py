@@ -1,0 +1,180 @@
+"""What may differ where a run goes on or is evaluated again, compared before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.utils.errors import InputError
+
+CONFIG_FILE = "config.yaml"
+_ABSENT = object()
+
+# Keys, or groups of keys, that --resume may change. Each takes effect as a whole, from the first new step on: a rate, a
+# decay or a momentum too, as a checkpoint gives back the optimizer's state and not its options. Data may have moved;
+# their class names are compared, see `Classes`, and so are the names and shapes of the network's weights. All other
+# keys say what the run is.
+_MAY_CHANGE = (
+    "CUDNN_BENCHMARK",
+    "DATALOADER",
+    "DATASETS",
+    "DISTRIBUTED",
+    "FBNETV5_DATA",
+    "IMPORTS",
+    "INPUT",
+    "MODEL.DDP_FIND_UNUSED_PARAMETERS",
+    "MODEL.DEVICE",
+    "MODEL.FBNETV5.COMPILE",
+    "MODEL.FBNETV5.DISTILLATION",
+    "MODEL.FBNETV5.TOPOLOGY",
+    "MODEL.FBNETV5.TOPOLOGY_TASK",
+    "MODEL_EMA.DECAY",
+    "MODEL_EMA.INCLUDE_BUFFER",
+    "OUTPUT_DIR",
+    "SEARCH.EVAL",
+    "SOLVER",
+    "TEST",
+    "VERSION",
+    "WRITER_PERIOD",
+)
+_MAY_NOT = ("SOLVER.AMP", "SOLVER.LR_MULTIPLIER_OVERWRITE", "SOLVER.OPTIMIZER", "SOLVER.REFERENCE_WORLD_SIZE")
+# With --eval-only, training's keys do not matter; these say what is evaluated.
+_OF_THE_MODEL = (
+    "MODEL.FBNETV5.FAMILY",
+    "MODEL.FBNETV5.HEAD",
+    "MODEL.FBNETV5.NUM_STAGES",
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL_EMA.ENABLED",
+    "SEARCH.ALGORITHM",
+    "SEARCH.HEADS",
+    "SEARCH.TASKS",
+)
+
+
+def stored_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the configuration that a run has left in its folder, {} where there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(folder, CONFIG_FILE)
+    if not path.is_file():
+        return {}
+    try:
+        values = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged: it holds no keys and values")
+    return values
+
+
+def check_continued(cfg: CfgNode, eval_only: bool) -> dict[str, Any]:
+    """Compare a configuration with that of the run in its OUTPUT_DIR.
+
+    Args:
+        cfg: scaled to the number of processes, as the stored one is.
+        eval_only: the run is evaluated; else it goes on.
+
+    Returns:
+        the values that differ and may, by key; none where the folder has no configuration.
+
+    Raises:
+        InputError: a key differs that must not; names it, what the run had, and what is asked for.
+    """
+    option = "--eval-only" if eval_only else "--resume"
+    changed: dict[str, Any] = {}
+    stored = stored_config(cfg.OUTPUT_DIR)
+    if not stored:
+        return changed
+    now, then = _flat(yaml.safe_load(cfg.dump())), _flat(stored)
+    if not eval_only:
+        _check_processes(now, then)
+    for key in sorted(now.keys() | then.keys()):
+        value, had = now.get(key, _ABSENT), then.get(key, _ABSENT)
+        known = _within(key, ("MODEL.FBNETV5.HEAD", "SEARCH.HEADS", "FBNETV5_DATA.DATASETS"))
+        if value == had or (_ABSENT in (value, had) and not known):  # a key of another version
+            continue
+        if key == "SEED" and value < 0:
+            continue
+        if key == "MODEL.WEIGHTS":
+            if value and os.path.abspath(value) != os.path.abspath(str(had)):
+                raise InputError(
+                    f"MODEL.WEIGHTS is {value!r}, allowed with {option}: {had!r}, with which the run in "
+                    f"{cfg.OUTPUT_DIR} was started, or nothing, as its own checkpoint is what counts"
+                )
+            continue
+        if _within(key, _OF_THE_MODEL) or (not eval_only and not _free(key)):
+            found, allowed = ("missing" if v is _ABSENT else repr(v) for v in (value, had))
+            raise InputError(
+                f"{key} is {found}, allowed with {option}: {allowed}, as in the run in {cfg.OUTPUT_DIR}"
+            )
+        changed[key] = None if value is _ABSENT else value
+    return changed
+
+
+def _check_processes(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Iterations that are scaled to another number of processes are not those that the run has counted."""
+    key = "SOLVER.REFERENCE_WORLD_SIZE"
+    if then.get(key, 0) and now[key] != then[key]:
+        raise InputError(
+            f"{key} is {now[key]}, allowed with --resume: {then[key]}, as the run in {now['OUTPUT_DIR']} counts its "
+            f"iterations for {then[key]} process{'es' if then[key] > 1 else ''}; go on with as many"
+        )
+
+
+def _free(key: str) -> bool:
+    return _within(key, _MAY_CHANGE) and not _within(key, _MAY_NOT)
+
+
+def _within(key: str, groups: tuple[str, ...]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and their values; an empty group has none."""
+    return dict(_leaves(values, ""))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class Classes:
+    """The names of the classes that a run learns, in its checkpoints."""
+
+    def __init__(self, info: DatasetInfo, data_set: str) -> None:
+        self.info, self.data_set = info, data_set
+
+    def state_dict(self) -> dict[str, list[str]]:
+        return {kind: list(getattr(self.info, kind)) for kind in _KINDS}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Compare; an InputError names the first class that is another one."""
+        for kind, names in self.state_dict().items():
+            had = list(state.get(kind, names))
+            if names != had:
+                count = next(
+                    (i for i, (a, b) in enumerate(zip(names, had, strict=False)) if a != b), len(had)
+                )
+                found, was = (repr(n[count]) if count < len(n) else "missing" for n in (names, had))
+                raise InputError(
+                    f"DATASETS.TRAIN {self.data_set}: its {kind} are not those of the run ({len(names)} and "
+                    f"{len(had)}; number {count} is {found}, in the run {was}), and a model keeps the classes that it "
+                    "has learnt; choose another OUTPUT_DIR"
+                )
+
+
+_KINDS = ("class_names", "box_names", "sem_seg_names")

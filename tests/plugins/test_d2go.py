@@ -195,6 +195,25 @@ def test_two_processes(search, config, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+def test_two_resumed_processes_have_the_same_statistics_and_averages(config, tmp_path):
+    settings = [
+        *("MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL_EMA.ENABLED", "True", "TEST.EVAL_PERIOD", "0"),
+        *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "[3]", "SOLVER.CHECKPOINT_PERIOD", "2"),
+    ]
+    processes = ["--num-processes", "2", "--dist-backend", "GLOO"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    d2go_train("FBNetV5Runner", config, whole, *processes, *settings)
+    resumed.mkdir()
+    (resumed / "model_0000001.pth").write_bytes((whole / "model_0000001.pth").read_bytes())
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    d2go_train("FBNetV5Runner", config, resumed, *processes, "--resume", *settings)
+    ends = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (whole, resumed)]
+    for key in ("model", "ema_state"):
+        expected, found = (end[key] for end in ends)
+        assert any(name.endswith("running_var") for name in expected)
+        assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+
+
 def test_scaling_with_the_number_of_processes(d2go):
     from d2go.config import auto_scale_world_size
 

@@ -186,6 +186,46 @@ def test_names_that_a_set_tells_when_it_is_opened_are_found(cfg):
     assert dataset_info(cfg).box_names == ("box", "tri")
 
 
+MODULE = '''
+from d2go_fbnetv5 import Task, register_task
+from d2go_fbnetv5.data import DigitScenes, register_dataset
+
+
+@register_dataset("scenes_of_ones_own")
+def scenes():
+    return DigitScenes("train", size=64, num_images=4)
+
+
+@register_task("brightness")
+class Brightness(Task):
+    """How bright it is."""
+
+    in_features = ("path3",)
+
+    def __init__(self, channels, info):
+        super().__init__()
+
+    def forward(self, features, batch):
+        return {"loss_brightness": features["path3"].square().mean()}
+'''
+
+
+def test_modules_of_ones_own_are_imported_for_their_sets_and_tasks(search_cfg, tmp_path):
+    from detectron2.data import DatasetCatalog
+    from detectron2.modeling import build_model
+
+    from d2go_fbnetv5.plugins.detectron2.checks import check_run
+
+    (tmp_path / "of_ones_own.py").write_text(MODULE)
+    search_cfg.IMPORTS, search_cfg.IMPORT_FOLDERS = ["of_ones_own"], [str(tmp_path)]
+    search_cfg.SEARCH.TASKS = ["brightness"]
+    search_cfg.DATASETS.TRAIN = search_cfg.DATASETS.TEST = ("scenes_of_ones_own",)
+    model = build_model(search_cfg)
+    check_run(search_cfg)
+    assert list(model.tasks) == ["brightness"]
+    assert len(DatasetCatalog.get("scenes_of_ones_own")) == 4
+
+
 @pytest.fixture(scope="module")
 def supernet():
     torch.manual_seed(0)

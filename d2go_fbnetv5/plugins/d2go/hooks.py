@@ -1,9 +1,12 @@
 """What our training adds to D2Go's, by its registry of hooks."""
 
+from d2go.modeling import ema
 from d2go.runner import TRAINER_HOOKS_REGISTRY
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
+from d2go_fbnetv5.engine.distributed import average_batch_norm
 from d2go_fbnetv5.plugins.detectron2.hooks import ProjectionHook, SearchRecordHook, SeedHook
 
 
@@ -15,4 +18,30 @@ def add_fbnetv5_hooks(hooks: list[HookBase], cfg: CfgNode) -> None:
     ours: list[HookBase] = [SeedHook(cfg.SEED)] if cfg.SEED >= 0 else []
     if cfg.MODEL.META_ARCHITECTURE == "MultitaskSearch":
         ours += [ProjectionHook(), SearchRecordHook(cfg.OUTPUT_DIR, cfg.WRITER_PERIOD)]
+    if comm.get_world_size() > 1:
+        ours.append(StatisticsHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.MODEL_EMA.ENABLED))
     hooks[:0] = ours
+
+
+class StatisticsHook(HookBase):
+    """Gives every process the mean over processes of the batch-norm statistics before a checkpoint is written, which
+    holds those of process 0: a run that is resumed goes on as it would have.
+
+    Args:
+        period: of checkpoints, in steps.
+        averaged: whether there is an average of the weights, with statistics of its own.
+    """
+
+    def __init__(self, period: int, averaged: bool) -> None:
+        self.period, self.averaged = period, averaged
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period and done != self.trainer.max_iter:
+            return
+        model = self.trainer.model
+        average_batch_norm(model)
+        if self.averaged:  # its last update, a weighted sum, is still to come
+            with ema.apply_model_ema_and_restore(model):
+                average_batch_norm(model)
+                ema.get_model_ema_state(model).save_from(model, str(ema.get_model_ema_state(model).device))

@@ -249,3 +249,57 @@ def test_crowds_and_flat_boxes_are_not_trained_on(detectron2):
 
     del data["boxes"], data["box_labels"]
     assert to_sample(data, torch.device("cpu"))["boxes"].tolist() == [[0, 0, 4, 4]]
+
+
+def test_predictions_are_judged_in_the_originals_pixels(detectron2):
+    """The image is half as large; Detectron2 gives boxes and maps of the original's size."""
+    import numpy as np
+    from detectron2.structures import Boxes, Instances
+
+    from d2go_fbnetv5.plugins.detectron2 import SampleEvaluator
+    from d2go_fbnetv5.tasks import DatasetInfo
+
+    truth = torch.zeros(64, 96, dtype=torch.int64)
+    truth[10:31, 20:61] = 1
+    sample = {
+        "image": torch.zeros(3, 32, 48, dtype=torch.uint8),
+        "image_id": 1,
+        "height": 64,
+        "width": 96,
+        "boxes": torch.tensor([[20.0, 10.0, 61.0, 31.0]]),
+        "box_labels": torch.tensor([0]),
+        "box_areas": np.array([500.0]),
+        "sem_seg": truth,
+    }
+    found = Instances((64, 96))
+    found.pred_boxes = Boxes(torch.tensor([[20.0, 10.0, 61.0, 31.0]]))
+    found.scores, found.pred_classes = torch.tensor([0.9]), torch.tensor([0])
+    scores = torch.stack([1.0 - truth.float(), truth.float()])
+    evaluator = SampleEvaluator.for_info(DatasetInfo(box_names=("a",), sem_seg_names=("none", "some")))
+    evaluator.reset()
+    evaluator.process([sample], [{"instances": found, "sem_seg": scores}])
+    results = evaluator.evaluate()
+    assert results["det"]["AP"] == pytest.approx(1)
+    assert results["det"]["APs"] == pytest.approx(1)  # by the mask's area of 500 pixels, not the box's 861
+    assert results["seg"]["mIoU"] == 1
+
+
+def test_without_labels_there_is_no_metric_of_0(detectron2, caplog):
+    """Detectron2's own mapper for evaluation leaves the labels out."""
+    from detectron2.structures import Boxes, Instances
+
+    from d2go_fbnetv5.plugins.detectron2 import SampleEvaluator
+    from d2go_fbnetv5.tasks import DatasetInfo
+    from d2go_fbnetv5.tasks.gather import warn_unlabelled
+
+    data = {"image": torch.zeros(3, 32, 48), "image_id": 1, "height": 64, "width": 96}
+    found = Instances((64, 96), pred_boxes=Boxes(torch.tensor([[20.0, 10.0, 61.0, 31.0]])))
+    found.scores, found.pred_classes = torch.tensor([0.9]), torch.tensor([0])
+    evaluator = SampleEvaluator.for_info(DatasetInfo(box_names=("a",), sem_seg_names=("none", "some")))
+    evaluator.reset()
+    evaluator.process([data], [{"instances": found, "sem_seg": torch.zeros(2, 64, 96)}])
+    warn_unlabelled.cache_clear()
+    results = evaluator.evaluate()
+    for value in (*results["det"].values(), *results["seg"].values()):
+        assert value != value
+    assert "boxes" in caplog.text

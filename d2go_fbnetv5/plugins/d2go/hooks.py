@@ -19,7 +19,7 @@ def add_fbnetv5_hooks(hooks: list[HookBase], cfg: CfgNode) -> None:
     if cfg.MODEL.META_ARCHITECTURE == "MultitaskSearch":
         ours += [ProjectionHook(), SearchRecordHook(cfg.OUTPUT_DIR, cfg.WRITER_PERIOD)]
     if comm.get_world_size() > 1:
-        ours.append(StatisticsHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.MODEL_EMA.ENABLED))
+        ours.append(StatisticsHook(cfg.SOLVER.CHECKPOINT_PERIOD))
     hooks[:0] = ours
 
 
@@ -29,19 +29,18 @@ class StatisticsHook(HookBase):
 
     Args:
         period: of checkpoints, in steps.
-        averaged: whether there is an average of the weights, with statistics of its own.
     """
 
-    def __init__(self, period: int, averaged: bool) -> None:
-        self.period, self.averaged = period, averaged
+    def __init__(self, period: int) -> None:
+        self.period = period
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self.period and done != self.trainer.max_iter:
             return
-        model = self.trainer.model
-        average_batch_norm(model)
-        if self.averaged:  # its last update, a weighted sum, is still to come
-            with ema.apply_model_ema_and_restore(model):
-                average_batch_norm(model)
-                ema.get_model_ema_state(model).save_from(model, str(ema.get_model_ema_state(model).device))
+        average_batch_norm(self.trainer.model)
+        for model in self.trainer.model.modules():
+            if hasattr(model, "ema_state"):  # its last update, a weighted sum, is still to come
+                with ema.apply_model_ema_and_restore(model):
+                    average_batch_norm(model)
+                    model.ema_state.save_from(model, str(model.ema_state.device))

@@ -117,7 +117,7 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
         if not (precise.ENABLED and all_ours(cfg)):
             return super()._do_test(cfg, model, train_iter, model_tag)
         batches = [
-            [to_detectron2(sample, training=False) for sample in batch]
+            [to_detectron2(sample, training=True) for sample in batch]
             for batch in open_data(cfg).statistics_batches(precise.NUM_ITER)
         ]
         with precise_batch_norm(model, batches):

@@ -13,7 +13,7 @@ from d2go_fbnetv5.engine.distributed import rank, unwrap
 from d2go_fbnetv5.engine.heartbeat import reach
 from d2go_fbnetv5.engine.nonfinite import FiniteGuard
 from d2go_fbnetv5.engine.precision import Precision
-from d2go_fbnetv5.engine.seeding import seed_all
+from d2go_fbnetv5.utils.seeding import seed_all
 
 
 class Hook:

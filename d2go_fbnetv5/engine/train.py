@@ -38,11 +38,11 @@ from d2go_fbnetv5.engine.log import log_to_file
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop, sampled_topologies
 from d2go_fbnetv5.engine.rank_agreement import rank_agreement
 from d2go_fbnetv5.engine.recipe import Recipe, get_recipe
-from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.engine.validate import scale_to_world_size, validate
 from d2go_fbnetv5.engine.writers import ConsoleWriter, HistoryWriter, RecordHook, StepMeans, TensorBoardWriter
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import FolderLock, remove_rests_in, write_atomically
+from d2go_fbnetv5.utils.seeding import seed_all
 
 logger = logging.getLogger(__name__)
 

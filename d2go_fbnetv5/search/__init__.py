@@ -1,11 +1,10 @@
 """The search: distributions over topologies, Algorithms 1 to 4, and random search."""
 
-from d2go_fbnetv5.search.algorithms import ALGORITHMS, search_class
+from d2go_fbnetv5.search.algorithms import ALGORITHMS, MultitaskSearch, search_class
 from d2go_fbnetv5.search.base import Search
 from d2go_fbnetv5.search.cost import CostRegularizer
 from d2go_fbnetv5.search.distribution import ArchDistribution
-from d2go_fbnetv5.search.multitask import MultitaskSearch
-from d2go_fbnetv5.search.seeding import derive_generator, derive_seed
+from d2go_fbnetv5.utils.seeding import derive_generator, derive_seed
 
 __all__ = [
     "ALGORITHMS",

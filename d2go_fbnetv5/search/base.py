@@ -1,9 +1,8 @@
-"""What the search algorithms share: tasks, distributions, the parts of a batch, statistics over ranks."""
+"""What the search algorithms share: tasks, distributions, the parts of a batch, and how losses teach probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,34 +10,37 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.cost import CostRegularizer
-from d2go_fbnetv5.search.diagnostics import diagnose
-from d2go_fbnetv5.search.distribution import ArchDistribution, relax
-from d2go_fbnetv5.search.estimators import LossWindow, compare, importance_weights
+from d2go_fbnetv5.search.distribution import ArchDistribution, Drawn, relax
+from d2go_fbnetv5.search.estimators import LossWindow, compare, effective_sample_size
 from d2go_fbnetv5.search.groups import param_groups
-from d2go_fbnetv5.search.parts import Sample, split, stack_images
-from d2go_fbnetv5.search.ranks import gather, rank_and_world_size
-from d2go_fbnetv5.search.seeding import derive_generator
+from d2go_fbnetv5.search.losses import Pool, StepLosses
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.ranks import rank_and_world_size
+from d2go_fbnetv5.utils.seeding import derive_generator
 
+Sample = Mapping[str, Any]
 Losses = dict[str, Tensor]
 
 STRAIGHT_THROUGH, REINFORCE = "straight_through", "reinforce"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What the losses of a step say, over all samples of all ranks.
+def stack_images(batch: Sequence[Sample]) -> Tensor:
+    """Stack N samples' ``image`` of one size: C x H x W -> N x C x H x W floats."""
+    return torch.stack([sample["image"] for sample in batch]).float()
 
-    Attributes:
-        weights: T x N of this rank's samples: what each counts in the expectation of its task's loss, times the
-            number of ranks, as trainers average gradients over ranks.
-        scores: T x N of this rank's samples: the normalised loss with price, weighted (what REINFORCE scores by).
-        scale: T, the standard deviation by which losses are normalised.
+
+def split(batch: Sequence[Sample], num_parts: int) -> list[Sequence[Sample]]:
+    """Cut a batch into parts that differ by one sample at most, in its order.
+
+    Raises:
+        ValueError: there are fewer samples than parts.
     """
-
-    weights: Tensor
-    scores: Tensor
-    scale: Tensor
+    if len(batch) < num_parts:
+        raise InputError(
+            f"a batch of {len(batch)} samples cannot be split into samples_per_rank = {num_parts} parts"
+        )
+    bounds = [len(batch) * i // num_parts for i in range(num_parts + 1)]
+    return [batch[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 class Search(nn.Module):
@@ -151,7 +153,7 @@ class Search(nn.Module):
         if not self.training:
             return self._predict(batch)
         generator = derive_generator("topologies", self.seed, rank_and_world_size()[0], self.iteration)
-        output = self._step(self._parts(batch), generator)
+        output, self.diagnostics = self.step(self._parts(batch), generator)
         self.iteration += 1
         self.iteration_count.fill_(self.iteration)
         return output
@@ -161,8 +163,10 @@ class Search(nn.Module):
             return [batch] * self.samples_per_rank
         return split(batch, self.samples_per_rank)
 
-    def _step(self, parts: list[Sequence[Sample]], generator: torch.Generator) -> Losses:
-        """The losses of one iteration.
+    def step(
+        self, parts: list[Sequence[Sample]], generator: torch.Generator
+    ) -> tuple[Losses, dict[str, Any]]:
+        """Return the losses of one iteration, and what it tells of the search (``diagnostics``).
 
         Args:
             parts: of the batch, each for one sample of the topologies.
@@ -182,126 +186,105 @@ class Search(nn.Module):
             return 1.0
         return max(0.0, 1 - (self.iteration - self.arch_warmup_iters) / self.arch_decay_iters)
 
-    def _features(self, samples: Sequence[Sample], topology: Topology) -> dict[str, Tensor]:
-        run = self.supernet if callable(self.supernet) else self.supernet.forward
-        return run(self.preprocess(samples), topology)
+    def features(self, samples: Sequence[Sample], topology: Topology) -> dict[str, Tensor]:
+        """Run the supernet on samples under a topology."""
+        return self.supernet(self.preprocess(samples), topology)
 
-    def _task_loss(
-        self, name: str, features: Mapping[str, Tensor], part: Sequence[Sample]
-    ) -> dict[str, Tensor]:
-        """A task's loss of a part under its name; nothing if no sample has its label."""
+    def features_soft(self, samples: Sequence[Sample], mask: Tensor) -> dict[str, Tensor]:
+        """Run the supernet, every block of it, on samples under an S x P mask that has gradients."""
+        return self.supernet.forward_soft(self.preprocess(samples), mask)
+
+    def task_loss(self, name: str, features: Mapping[str, Tensor], part: Sequence[Sample]) -> Tensor | None:
+        """Return a task's loss of a part, a scalar; None if no sample has its label."""
         task = self.tasks[name]
         losses = task({key: features[key] for key in task.in_features}, part)
-        return (
-            {name: torch.stack([_at_least_float(value) for value in losses.values()]).sum()} if losses else {}
-        )
+        return torch.stack([_at_least_float(value) for value in losses.values()]).sum() if losses else None
 
-    def _task_losses(self, part: Sequence[Sample], topology: Topology) -> Losses:
-        """Each task's loss of one part under one topology; none for a task without labels."""
-        features = self._features(part, topology)
-        return {
-            key: loss for name in self.tasks for key, loss in self._task_loss(name, features, part).items()
-        }
+    def run(self, parts: list[Sequence[Sample]], topologies: Sequence[Topology]) -> StepLosses:
+        """Run the supernet once a part, each under its topology, for all tasks."""
+        columns = []
+        for part, topology in zip(parts, topologies, strict=True):
+            features = self.features(part, topology)
+            columns.append([self.task_loss(name, features, part) for name in self.tasks])
+        return StepLosses.of(list(zip(*columns, strict=True)), self.zero())
 
-    def _sample_losses(
-        self, parts: list[Sequence[Sample]], generator: torch.Generator
-    ) -> tuple[Tensor, list[Losses]]:
-        """A topology from q for each part, N x S x P booleans on the CPU, and each task's loss of the part under it."""
-        masks = self.distribution.sample_proxy(len(parts), generator)
-        topologies = [Topology(mask) for mask in masks]
-        self.diagnostics = {"topologies": topologies}
-        return masks, [self._task_losses(*pair) for pair in zip(parts, topologies, strict=True)]
+    @torch.no_grad()
+    def normalized(self, pool: Pool) -> Tensor:
+        """Return the losses of all ranks by the window's mean and deviation, T x M, and take them into it."""
+        return self.window.normalize(pool.losses, pool.valid, self.iteration)
 
-    def _estimate(
-        self,
-        losses: list[Losses],
-        ratios: Tensor,
-        self_normalize: bool = False,
-        importance_weighted: bool = True,
-        reinforced: bool = False,
-    ) -> Estimate:
-        """Weights and scores from the losses of all ranks, by one collective; takes them into the loss window.
+    @torch.no_grad()
+    def compared(self, pool: Pool) -> Tensor:
+        """Return `normalized` for REINFORCE, which on shared images sees each loss beside the others of its rank."""
+        losses = compare(pool.losses, pool.valid, pool.per_rank) if self.shared_images else pool.losses
+        return self.window.normalize(losses, pool.valid, self.iteration)
+
+    def reinforce(self, log_prob: Tensor, scores: Tensor) -> Tensor:
+        """Return REINFORCE's surrogates (Eq. 9) with prices: T values whose gradients reach the probabilities alone.
 
         Args:
-            losses: of each part by task.
-            ratios: T x N, how much likelier the samples are under the task's distribution than where they came from.
-            self_normalize: Eq. 11 instead of Eq. 8.
-            importance_weighted: whether the scores carry the weights.
-            reinforced: whether the scores are for REINFORCE, which shared images have their losses compared for.
-        """
-        rank, world_size = rank_and_world_size()
-        device = self.distribution.probs.device
-        with torch.no_grad():
-            zero = torch.zeros((), dtype=self.distribution.probs.dtype, device=device)
-            detached = [[part.get(name, zero).detach() for part in losses] for name in self.tasks]
-            detached = torch.stack([torch.stack(row) for row in detached]).to(device)
-            valid = torch.tensor([[name in part for part in losses] for name in self.tasks], device=device)
-            # All ranks' samples side by side: T x (ranks * parts).
-            ratios, detached, seen = gather(torch.stack([ratios, detached, valid.to(ratios.dtype)]))
-            seen = seen > 0.5
-            weights = importance_weights(ratios, seen, self_normalize)
-            compared = compare(detached, seen, len(losses)) if reinforced and self.shared_images else detached
-            normalized = self.window.normalize(compared, seen, self.iteration)
-            arch_weights = (
-                weights
-                if importance_weighted
-                else importance_weights(torch.ones_like(ratios), seen, self_normalize=True)
-            )
-            scores = torch.where(seen, arch_weights * normalized, 0.0) * world_size
-            mine = slice(rank * len(losses), (rank + 1) * len(losses))
-            self.diagnostics |= diagnose(
-                list(self.tasks), self.distribution, self.cost, weights, detached, seen
-            )
-        return Estimate(weights[:, mine] * world_size, scores[:, mine], self.window.deviation)
-
-    def _named(self, losses: list[Losses], weights: Tensor, surrogates: Sequence[Tensor] | Tensor) -> Losses:
-        """``loss_<task>``, the sum of each task's losses times ``weights`` T x N, and T ``loss_arch_<task>``."""
-        output = {}
-        for t, name in enumerate(self.tasks):
-            terms = [w * part[name] for w, part in zip(weights[t], losses, strict=True) if name in part]
-            output[f"loss_{name}"] = torch.stack(terms).sum() if terms else self._zero()
-            output[f"loss_arch_{name}"] = surrogates[t]
-        return output
-
-    def _reinforced(self, losses: list[Losses], log_prob: Tensor, estimate: Estimate) -> Losses:
-        """The step's losses with REINFORCE's surrogates (Eq. 9), whose gradients reach the probabilities alone.
-
-        Args:
-            log_prob: T x N, log p_t of each sample.
+            log_prob: T x N, log p_t of this rank's samples.
+            scores: T x N, what each is scored by: its normalised loss, weighted.
         """
         if not self.arch_is_on:
-            return self._named(losses, estimate.weights, [self._zero()] * len(self.tasks))
-        surrogates = (estimate.scores * log_prob).sum(dim=1)
+            return self.zero().expand(len(self.tasks))
+        surrogates = (scores * log_prob).sum(dim=1)
         if self.cost is not None:
             generator = derive_generator("prices", self.seed, rank_and_world_size()[0], self.iteration)
-            surrogates = (
-                surrogates + self.cost.expectation(self.distribution.probs, generator) / estimate.scale
-            )
-        return self._named(losses, estimate.weights, self.arch_rate * surrogates)
+            prices = self.cost.expectation(self.distribution.probs, generator)
+            surrogates = surrogates + prices / self.window.deviation
+        return self.arch_rate * surrogates
 
-    def _straight_through(
-        self, losses: list[Losses], hard: Tensor, masks: Tensor, estimate: Estimate
-    ) -> Losses:
-        """The step's losses, of relaxed masks, with prices whose gradients reach the probabilities alone.
+    def straight_through(self, drawn: Drawn, relaxed: Tensor | None, weights: Tensor) -> Tensor:
+        """Scale the gradients that reach relaxed masks, and return the prices' surrogates, T values.
 
-        The gradients of losses and prices are divided by the losses' deviation, as REINFORCE has them; the mean,
-        which it subtracts too, has none.
+        The gradients of losses and prices are divided by the losses' deviation, as REINFORCE has them; the mean, which
+        it subtracts too, has none.
 
         Args:
-            hard: T x N x S x P, the sampled masks.
-            masks: the same as the losses were computed from: relaxed, or without gradients.
+            relaxed: T x N x S x P, the masks that the losses were computed from; None while the probabilities rest.
+            weights: T x N, of this rank's samples.
         """
-        surrogates: Sequence[Tensor] | Tensor = [self._zero()] * len(self.tasks)
-        if masks.requires_grad:
-            factors = (self.arch_rate / estimate.scale)[:, None]
-            masks.register_hook(lambda gradient: gradient * factors[..., None, None])
-            if self.cost is not None:
-                prices = self.cost(relax(hard, self.distribution.probs[:, None]))
-                surrogates = (estimate.weights * factors * prices).sum(dim=1)
-        return self._named(losses, estimate.weights, surrogates)
+        if relaxed is None:
+            return self.zero().expand(len(self.tasks))
+        factors = (self.arch_rate / self.window.deviation)[:, None]
+        relaxed.register_hook(lambda gradient: gradient * factors[..., None, None])
+        if self.cost is None:
+            return self.zero().expand(len(self.tasks))
+        prices = self.cost(relax(drawn.masks, self.distribution.probs[:, None]))
+        return (weights * factors * prices).sum(dim=1)
 
-    def _zero(self) -> Tensor:
-        """Zero gradients where there is nothing to learn, so that backward always has something to run on."""
+    def named(self, losses: StepLosses, weights: Tensor, surrogates: Tensor) -> Losses:
+        """Return ``loss_<task>``, the sum of each task's losses times ``weights`` T x N, and ``loss_arch_<task>``."""
+        sums = (weights * losses.values).sum(dim=1)
+        return {
+            f"{kind}_{name}": values[t]
+            for t, name in enumerate(self.tasks)
+            for kind, values in (("loss", sums), ("loss_arch", surrogates))
+        }
+
+    def diagnose(self, topologies: Sequence[Topology], pool: Pool, weights: Tensor) -> dict[str, Any]:
+        """Return what a step tells of the search.
+
+        Args:
+            topologies: that this rank sampled.
+            weights: T x M, what each sample of all ranks counts for its task.
+        """
+        found = {
+            "task_loss": torch.where(pool.valid, pool.losses, 0.0).sum(dim=1)
+            / pool.valid.sum(dim=1).clamp_min(1),
+            "entropy": self.distribution.entropy(),
+            "ess": effective_sample_size(weights),
+        }
+        if self.cost is not None:
+            found["expected_cost"] = self.cost.relative(self.distribution.probs.detach())
+        scalars = {
+            f"{key}/{name}": values[t] for key, values in found.items() for t, name in enumerate(self.tasks)
+        }
+        return {"topologies": topologies, **scalars}
+
+    def zero(self) -> Tensor:
+        """Return zero with zero gradients, so that backward always has something to run on."""
         return self.distribution.probs.sum() * 0.0
 
     def _predict(self, batch: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -309,7 +292,7 @@ class Search(nn.Module):
         cache: dict[Topology, dict[str, Tensor]] = {}
         for name, topology in self.most_likely().items():
             if topology not in cache:
-                cache[topology] = self._features(batch, topology)
+                cache[topology] = self.features(batch, topology)
             task = self.tasks[name]
             features = {key: cache[topology][key] for key in task.in_features}
             for merged, output in zip(outputs, task(features, batch), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,23 @@ from d2go_fbnetv5.utils.errors import InputError
 def relax(masks: Tensor, probs: Tensor) -> Tensor:
     """Masks of exactly 0 and 1 whose gradient is passed on to ``probs`` as it is (straight-through, section 3.3.1)."""
     return masks.to(probs.dtype) + (probs - probs.detach())
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Sampled architectures, as the distribution draws them: all that the search knows of a sample but its loss.
+
+    Attributes:
+        topologies: of N samples that all tasks share, or task by task of T x N that each has of its own.
+        masks: N x S x P or T x N x S x P of 0/1 on the probabilities' device, in the same order.
+        log_prob: T x N, log p_t of each sample, differentiable in the probabilities.
+        ratios: T x N, how much likelier a sample is under the task's distribution than where it came from.
+    """
+
+    topologies: list[Topology]
+    masks: Tensor
+    log_prob: Tensor
+    ratios: Tensor
 
 
 class ArchDistribution(nn.Module):
@@ -59,6 +77,22 @@ class ArchDistribution(nn.Module):
     def log_proxy(self, log_prob: Tensor) -> Tensor:
         """log q(a) with q = mean of the p_t (section 3.3.3): log_prob T x N -> N."""
         return torch.logsumexp(log_prob, dim=0) - math.log(self.num_tasks)
+
+    def draw_proxy(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
+        """Draw N samples from q for all tasks to share, see `sample_proxy`."""
+        sampled = self.sample_proxy(num_samples, generator)
+        masks = sampled.to(self.probs.device, non_blocking=True)
+        log_prob = self.log_prob(masks)
+        ratios = (log_prob - self.log_proxy(log_prob)).exp().detach()
+        return Drawn([Topology(mask) for mask in sampled], masks, log_prob, ratios)
+
+    def draw_own(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
+        """Draw N samples from each task's own distribution, see `sample`."""
+        sampled = self.sample(num_samples, generator)
+        masks = sampled.to(self.probs.device, non_blocking=True)
+        log_prob = self.log_prob(masks)
+        topologies = [Topology(mask) for mask in sampled.flatten(0, 1)]
+        return Drawn(topologies, masks, log_prob, torch.ones(masks.shape[:2], device=masks.device))
 
     @torch.no_grad()
     def sample_proxy(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.search.base import STRAIGHT_THROUGH, Losses, Search
+from d2go_fbnetv5.search.base import STRAIGHT_THROUGH, Losses, Sample, Search
 from d2go_fbnetv5.search.distribution import relax
-from d2go_fbnetv5.search.parts import Sample
+from d2go_fbnetv5.search.estimators import importance_weights
+from d2go_fbnetv5.search.losses import StepLosses
 
 
 class SharedForwardSearch(Search):
@@ -35,26 +35,26 @@ class SharedForwardSearch(Search):
         super().__init__(supernet, tasks, **options)
         self.self_normalize = self_normalize
 
-    def _step(self, parts: list[Sequence[Sample]], generator: torch.Generator) -> Losses:
-        sampled = self.distribution.sample_proxy(len(parts), generator)
-        self.diagnostics = {"topologies": [Topology(mask) for mask in sampled]}
-        probs = self.distribution.probs
-        shared = sampled.to(probs.device)
-        hard = shared.expand(len(self.tasks), *shared.shape)
-        # While the probabilities rest, no task needs a backward pass of its own.
-        masks = relax(hard, probs[:, None]) if self.arch_is_on else hard
-        losses: list[Losses] = [{} for _ in parts]
-        for i, part in enumerate(parts):
-            if self.arch_is_on:
-                features = self._features_per_task(part, masks[:, i])
-            else:
-                features = dict.fromkeys(self.tasks, self._features(part, Topology(sampled[i])))
-            for name in self.tasks:
-                losses[i].update(self._task_loss(name, features[name], part))
-        log_prob = self.distribution.log_prob(shared).detach()
-        ratios = (log_prob - self.distribution.log_proxy(log_prob)).exp()
-        estimate = self._estimate(losses, ratios, self.self_normalize)
-        return self._straight_through(losses, hard, masks, estimate)
+    def step(
+        self, parts: list[Sequence[Sample]], generator: torch.Generator
+    ) -> tuple[Losses, dict[str, Any]]:
+        drawn = self.distribution.draw_proxy(len(parts), generator)
+        if self.arch_is_on:
+            hard = drawn.masks.expand(len(self.tasks), *drawn.masks.shape)
+            relaxed = relax(hard, self.distribution.probs[:, None])
+            columns = []
+            for i, part in enumerate(parts):
+                features = self._features_per_task(part, relaxed[:, i])
+                columns.append([self.task_loss(name, features[name], part) for name in self.tasks])
+            losses = StepLosses.of(list(zip(*columns, strict=True)), self.zero())
+        else:  # no task needs a backward pass of its own
+            relaxed, losses = None, self.run(parts, drawn.topologies)
+        pool = losses.pooled(drawn.ratios)
+        weights = importance_weights(pool.ratios, pool.valid, self.self_normalize)
+        self.normalized(pool)
+        surrogates = self.straight_through(drawn, relaxed, pool.mine(weights))
+        output = self.named(losses, pool.mine(weights), surrogates)
+        return output, self.diagnose(drawn.topologies, pool, weights)
 
     def _features_per_task(self, part: Sequence[Sample], masks: Tensor) -> dict[str, dict[str, Tensor]]:
         """One forward pass; each task's features as leaves of a backward pass of its own.

@@ -15,7 +15,7 @@ class MaskSupernet:
     def __init__(self, num_stages: int, num_paths: int) -> None:
         self.num_stages, self.num_paths = num_stages, num_paths
 
-    def forward(self, images, topology):
+    def __call__(self, images, topology):
         return {"mask": torch.tensor(topology.mask, dtype=torch.float32)}
 
     def forward_soft(self, images, mask):

@@ -5,7 +5,7 @@ import torch
 
 from d2go_fbnetv5.search import ArchDistribution, CostRegularizer
 from d2go_fbnetv5.search.estimators import LossWindow, compare, effective_sample_size, importance_weights
-from d2go_fbnetv5.search.seeding import derive_generator, derive_seed
+from d2go_fbnetv5.utils.seeding import derive_generator, derive_seed
 
 
 def distribution(probs):

@@ -23,7 +23,6 @@ from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.history import write_evaluation
 from d2go_fbnetv5.engine.hooks import Stopwatch
 from d2go_fbnetv5.engine.search_recipe import SearchRecipe
-from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.plugins.d2go.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.d2go.config import extend_config
 from d2go_fbnetv5.plugins.detectron2.checks import check_run
@@ -40,6 +39,7 @@ from d2go_fbnetv5.plugins.detectron2.hooks import append_record, find_search
 from d2go_fbnetv5.plugins.detectron2.meta_arch import describe_model, set_numbers_of_classes
 from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
 from d2go_fbnetv5.plugins.detectron2.trainer import by_task
+from d2go_fbnetv5.utils.seeding import seed_all
 
 
 class FBNetV5Runner(GeneralizedRCNNRunner):

@@ -11,8 +11,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from d2go_fbnetv5.engine.history import METRICS_FILE
-from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.search import MultitaskSearch
+from d2go_fbnetv5.utils.seeding import seed_all
 
 
 class SeedHook(HookBase):

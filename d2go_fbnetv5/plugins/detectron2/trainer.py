@@ -19,7 +19,6 @@ from torch import nn
 from d2go_fbnetv5.engine.build import build_lr_schedule, compile_model
 from d2go_fbnetv5.engine.hooks import Stopwatch
 from d2go_fbnetv5.engine.search_recipe import SearchRecipe
-from d2go_fbnetv5.engine.seeding import seed_all
 from d2go_fbnetv5.engine.validate import scale_to_world_size
 from d2go_fbnetv5.plugins.detectron2.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.detectron2.checks import check_detectron2_alone, check_run
@@ -36,6 +35,7 @@ from d2go_fbnetv5.plugins.detectron2.hooks import ProjectionHook, SearchRecordHo
 from d2go_fbnetv5.plugins.detectron2.meta_arch import describe_model, set_numbers_of_classes
 from d2go_fbnetv5.plugins.detectron2.solver import build_optimizer
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.seeding import seed_all
 
 
 class FBNetV5Trainer(DefaultTrainer):

@@ -1,9 +1,23 @@
-"""Random numbers as a function of (seed, rank, iteration), so that a checkpoint needs no generator state."""
+"""Random numbers as a function of where in a run they are used, so that a checkpoint needs no generator's state."""
 
+from __future__ import annotations
+
+import hashlib
 import random
 
 import numpy as np
 import torch
+
+
+def derive_seed(*key: int | str) -> int:
+    """Return a 63-bit seed that depends on every part of ``key``."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def derive_generator(*key: int | str) -> torch.Generator:
+    """Return a CPU generator seeded by ``key``."""
+    return torch.Generator().manual_seed(derive_seed(*key))
 
 
 def seed_all(seed: int, rank: int = 0, iteration: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""The processes that search together, and what they tell each other."""
+"""The processes of a run, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Of the process group; (0, 1) where there is none."""
+    """Return (rank, world size); (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def gather(values: Tensor) -> tuple[Tensor, ...]:
-    """All ranks' K x T x N side by side in the last dimension, in the order of ranks, as K tensors."""
+def side_by_side(values: Tensor) -> tuple[Tensor, ...]:
+    """Lay all ranks' K x T x N side by side in the last dimension, in the order of ranks, as K tensors."""
     _, world_size = rank_and_world_size()
     if world_size > 1:
         parts = [torch.empty_like(values) for _ in range(world_size)]

@@ -8,7 +8,7 @@
         index/                  in the format of ``data.index_files``
         sem_seg/000000.png      label maps by the image's place: 8 bits, 255 = don't care
         skipped.jsonl, statistics.json
-        chunk.json              of which job it is, and the digests of its files: a chunk that was swapped, cut or
+        chunk.json              of which job it is, and the digest of its files: a chunk that was swapped, cut or
                                 flipped is labelled anew
       index/                    merged: what MultitaskDataset opens; file names are relative to OUTPUT_DIR
       skipped.jsonl             merged; one line an image without labels, or without those of a task: {"image": file
@@ -76,16 +76,14 @@ class Output:
     def seal(self, number: int, folder: Path) -> str:
         """The text of a chunk's ``chunk.json``: whose chunk its files are, and what is in them."""
         job = json.dumps(json.loads(self.job.read_text(encoding="utf-8")), sort_keys=True)
-        files = sorted([*(folder / "index").glob("*"), folder / "skipped.jsonl", folder / "statistics.json"])
-        digests = {str(file.relative_to(folder)): _sha256(file) for file in files}
-        sizes = [
-            file.stat().st_size for file in (folder / "sem_seg").glob("*")
-        ]  # a PNG has checksums of its own
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "chunk.json")
+        content = hashlib.sha256()
+        for file in files:
+            content.update(f"{file.relative_to(folder)} {_sha256(file)}\n".encode())
         seal = {
             "job": hashlib.sha256(job.encode()).hexdigest(),
             "number": number,
-            "files": digests,
-            "maps": {"number": len(sizes), "bytes": sum(sizes)},
+            "sha256": content.hexdigest(),
         }
         return json.dumps(seal, indent=1) + "\n"
 

@@ -118,6 +118,8 @@ def open_images(settings: CfgNode) -> Any:
     """
     options = as_dict(settings.IMAGES)
     reader = options.pop("READER")
+    if not isinstance(reader, str):
+        raise InputError(f"IMAGES.READER is {reader!r}, allowed: the name of a reader")
     try:
         dataset = build_dataset(reader, **options)
     except InputError as error:

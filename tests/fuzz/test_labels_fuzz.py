@@ -11,10 +11,8 @@ import yaml
 from d2go_fbnetv5.tools.pseudo_label import main
 
 from d2go_fbnetv5.data import MultitaskDataset
-from d2go_fbnetv5.data.images import read_label_map
 from d2go_fbnetv5.engine.log import setup_logging
 from d2go_fbnetv5.pseudo_labels import Teacher, register_teacher
-from d2go_fbnetv5.utils.errors import InputError
 
 SIDE, IMAGES = 12, 10
 KEYS = {"CLS": "class_label", "DET": "boxes", "SEG": "sem_seg"}
@@ -283,11 +281,6 @@ def test_any_change_of_a_file_is_mended_or_told(run, photos, tmp_path, seed):
     changed = {key for key in whole if found.get(key) != whole[key]} | (found.keys() - whole.keys())
     if changed == {"job.json"}:  # a flip between its values
         assert json.loads(found["job.json"]) == json.loads(whole["job.json"])
-    elif changed and "sem_seg" in name:  # its own checksums speak up when it is read
-        try:
-            assert (read_label_map(path) == cv2.imdecode(np.frombuffer(whole[name], np.uint8), -1)).all()
-        except InputError:
-            return
     else:
         assert not changed
 

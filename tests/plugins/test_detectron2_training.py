@@ -280,6 +280,9 @@ def test_missing_and_misshapen_weights_of_the_network_are_refused(retinanet, sup
     other = {**some, f"supernet.{name}": torch.zeros(3, 3, 3, 3)}
     with pytest.raises(InputError, match=r"is \(3, 3, 3, 3\) in the file, .* is it of another family"):
         load(retinanet, written(tmp_path, other))
+    nan = {**some, f"supernet.{name}": torch.full_like(supernet[name], torch.nan)}
+    with pytest.raises(InputError, match=f"'backbone.bottom_up.{name}' is not finite"):
+        load(retinanet, written(tmp_path, nan))
 
 
 @pytest.mark.parametrize("kind", ["ImageClassifier", "LiteMaskFormer", "LiteRCNN", "MultitaskSearch"])

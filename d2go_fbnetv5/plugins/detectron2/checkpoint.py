@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 
-from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_shapes
+from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_fit
 from d2go_fbnetv5.search import MultitaskSearch
 
 # Of another search, such as the pretraining, neither its probabilities nor how far it came.
@@ -18,8 +18,8 @@ class StartsFromSearches:
     network, of any host.
 
     Raises, on loading:
-        ValueError: a weight of the backbone or the supernet is missing or has another shape. (Heads of another number
-            of classes stay as they are, with Detectron2's warning.)
+        ValueError: a weight is not finite, or one of the backbone or the supernet is missing or has another shape.
+            (Heads of another number of classes stay as they are, with Detectron2's warning.)
     """
 
     _start = False  # whether the weights are those to begin with, rather than a run's own
@@ -36,7 +36,7 @@ class StartsFromSearches:
         state = adapt_weights(checkpoint["model"], ours)
         if self._start and isinstance(self.model, MultitaskSearch):
             state = {name: value for name, value in state.items() if name.startswith(_SEARCH_WEIGHTS)}
-        require_shapes(state, ours)
+        require_fit(state, ours)
         checkpoint["model"] = state
         return super()._load_model(checkpoint)
 

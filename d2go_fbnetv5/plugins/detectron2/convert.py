@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Supernet
@@ -76,17 +77,16 @@ def adapt_weights(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> di
     return {name: value for name, value in renamed.items() if name in ours}
 
 
-def require_shapes(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Raise an InputError if a weight of the network has another shape than in ``ours``. (Detectron2 passes over what
-    does not fit, which heads of another number of classes may.)"""
+def require_fit(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Raise an InputError if a weight for a model with our network is not finite, or one of the network has another
+    shape than in ``ours``. (Detectron2 passes over what does not fit, which heads of other classes may.)"""
     prefix = network_prefix(ours)
+    if prefix is None:
+        return
     for name, value in state.items():
-        if (
-            prefix is not None
-            and name.startswith(prefix)
-            and name in ours
-            and value.shape != ours[name].shape
-        ):
+        if name in ours and not torch.as_tensor(value).isfinite().all():
+            raise InputError(f"MODEL.WEIGHTS: {name!r} is not finite (NaN or infinity)")
+        if name.startswith(prefix) and name in ours and value.shape != ours[name].shape:
             raise InputError(
                 f"MODEL.WEIGHTS: {name!r} is {tuple(value.shape)} in the file, {tuple(ours[name].shape)} in the model; "
                 "is it of another family?"

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -103,7 +104,10 @@ def write_index(index: MultitaskIndex, folder: Path) -> None:
         kind = _TYPES[name]
         if kind is np.uint32 and array[-1:].sum() > np.iinfo(kind).max:
             kind = np.int64
-        np.save(folder / f"{name}.npy", np.ascontiguousarray(array, dtype=kind), allow_pickle=False)
+        with open(folder / f"{name}.npy", "wb") as file:
+            # As of any stream: into a file numpy writes by itself, and does not say of a full disk that it is full.
+            stream = SimpleNamespace(write=file.write)
+            np.save(stream, np.ascontiguousarray(array, dtype=kind), allow_pickle=False)
     header = {"version": _VERSION, "num_images": count, "num_boxes": len(boxes.boxes) if boxes else 0}
     header |= {key: list(getattr(info, key)) for key in _NAMES}
     (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 
 import cv2
 import numpy as np
@@ -14,8 +15,11 @@ from planted_teachers import Bright
 
 from d2go_fbnetv5.data import MultitaskDataset
 from d2go_fbnetv5.data.image_folders import ImageFolders
+from d2go_fbnetv5.data.index_arrays import MultitaskIndex, Strings
+from d2go_fbnetv5.data.index_files import save_index
 from d2go_fbnetv5.pseudo_labels import register_teacher
 from d2go_fbnetv5.pseudo_labels.output import Output
+from d2go_fbnetv5.tasks.base import DatasetInfo
 
 GROUP = {"SOURCE": "teacher", "TEACHER": "planted_teachers:Bright"}
 
@@ -314,3 +318,49 @@ def test_the_image_that_ends_the_process_is_named_by_the_next_one(
     assert label(settings(photos, **ends("SIGKILL"))) == 0
     assert "an earlier process was ended while it labelled ../photos/03.png" in caplog.text
     assert not list((tmp_path / "out").rglob("*.tmp")) and not list((tmp_path / "out").rglob("labelling"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk of so many kB, or gives it another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(kilobytes):
+        options = f"size={kilobytes}k" + (",remount" if os.path.ismount(folder) else "")
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small disk needs root")
+
+    yield resize
+    subprocess.run(["umount", str(folder)], capture_output=True)
+
+
+@pytest.mark.parametrize("kilobytes", [4, 40, 130, 180])
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    label, photos, tmp_path, small_disk, capsys, kilobytes
+):
+    (tmp_path / "other").mkdir()
+    assert label(settings(photos), output="other/out") == 0
+    small_disk(kilobytes)
+    assert label(settings(photos), output="disk/out") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in error and str(tmp_path / "disk" / "out") in error
+    small_disk(4000)
+    assert label(settings(photos), output="disk/out") == 0
+    assert files(tmp_path / "disk" / "out") == files(tmp_path / "other" / "out")
+
+
+def test_an_index_of_large_arrays_on_a_full_disk_is_named(tmp_path, small_disk):
+    small_disk(300)
+    count = 20000
+    index = MultitaskIndex(
+        DatasetInfo(class_names=("a",)),
+        np.arange(count),
+        np.ones((count, 2), np.int32),
+        Strings.of(map(str, range(count))),
+        class_labels=np.zeros(count, np.int32),
+    )
+    with pytest.raises(OSError, match=f"No space left on device.*{tmp_path / 'disk'}"):
+        save_index(index, tmp_path / "disk" / "index")
+    assert not list((tmp_path / "disk").iterdir())

@@ -65,7 +65,7 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
                     f"{path} asks for {found[1]}, but only tensors and plain values are read from a checkpoint, as "
                     "anything else may run code"
                 ) from error
-            raise InputError(f"{path} is not a checkpoint of torch, or is cut off") from error
+            raise InputError(f"{path} is not a checkpoint of tensors, or is cut off") from error
     for where, tensor in _tensors(content):
         kind = _unusual(tensor)
         if kind:

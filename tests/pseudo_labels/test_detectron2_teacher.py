@@ -219,7 +219,7 @@ def test_a_project_of_its_own(project):
             "No object named 'Other'.*imports must name the module",
         ),
         ({"weights": "nowhere.pth"}, "weights nowhere.pth do not exist"),
-        ({"weights": "config.yaml"}, "weights config.yaml: no checkpoint of tensors"),
+        ({"weights": "config.yaml"}, "weights config.yaml: .* is not a checkpoint of tensors"),
         ({"sem_seg_scores": "votes"}, "sem_seg_scores is 'votes', allowed are logits, probabilities, sums"),
         ({"sem_seg_names": ["all"]}, "1 sem_seg_names, the model has 2 classes"),
         ({"box_names": [], "sem_seg_names": []}, "gives instances, sem_seg, of which nothing is wanted"),

@@ -41,7 +41,7 @@ def truncated(path):
     [
         (["--format", "onyx"], None, "allowed are executorch, onnx, torchscript"),
         (["--format", "torchscript", "--model", "FBNetV5-N-DET"], None, "not of this model"),
-        (["--format", "torchscript"], truncated, "not a checkpoint of tensors"),
+        (["--format", "torchscript"], truncated, "damaged or cut off"),
         (["--format", "torchscript", "--size", "32x32"], None, "too small for Path 3"),
         (["--format", "torchscript", "--size", "large"], None, "expected HEIGHTxWIDTH"),
         (

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from d2go_fbnetv5.arch.cost import MOST_PIXELS
 from d2go_fbnetv5.engine.formatting import format_count
 from d2go_fbnetv5.models.flops import average_flops, model_flops
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import shown
+from d2go_fbnetv5.utils.text_files import read_json
 from d2go_fbnetv5.zoo import create_model
 
 PARTS = {
@@ -66,23 +67,21 @@ def read_sizes(path: str) -> list[tuple[int, int]]:
     Raises:
         FileNotFoundError, ValueError: names the file and what it should hold.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"--coco-sizes {path}: no such file")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        images = content["images"] if isinstance(content, dict) else content
-        sizes = [
-            (int(i["height"]), int(i["width"])) if isinstance(i, dict) else (int(i[0]), int(i[1]))
-            for i in images
-        ]
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    content = read_json(path)
+    images = content.get("images") if isinstance(content, dict) else content
+    if not isinstance(images, list) or not images:
         raise InputError(
             f"--coco-sizes {path}: expected COCO annotations with 'images', or a JSON list of [height, width]"
-        ) from error
-    if not sizes or min(min(size) for size in sizes) < 1:
-        raise InputError(f"--coco-sizes {path}: expected one image or more, each of 1 pixel or more")
-    return sizes
+        )
+    sizes = [[i.get("height"), i.get("width")] if isinstance(i, dict) else i for i in images]
+    for place, size in enumerate(sizes):
+        good = isinstance(size, list) and len(size) == 2
+        if not good or not all(type(side) is int and 1 <= side <= MOST_PIXELS for side in size):
+            raise InputError(
+                f"--coco-sizes {path}: image {place} is of {shown(size)}, expected are height and width of 1 to "
+                f"{MOST_PIXELS} pixels"
+            )
+    return [(height, width) for height, width in sizes]
 
 
 def model_table(costs: dict[str, Any]) -> Table:

@@ -32,6 +32,7 @@ from d2go_fbnetv5.engine.run_agreement_report import agreement_figure, agreement
 from d2go_fbnetv5.engine.series import series, thin
 from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.text_files import expand_user
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    args.sources = [expand_user(source) for source in args.sources]
+    args.output = expand_user(args.output) if args.output else None
     ascii_only = args.ascii or not _shows(_LEVELS + "█░─┄╲╱╳↓▶·")
     if len(args.sources) > 1:
         text = _agreement(args)

@@ -18,6 +18,7 @@ from d2go_fbnetv5.arch.topology import Topology
 from d2go_fbnetv5.utils.errors import InputError
 
 METRICS = ("flops", "params")
+MOST_PIXELS = 2**14  # of a side; what exceeds it is a slip
 Part = tuple[nn.Module, Tensor]
 
 
@@ -79,9 +80,10 @@ def check_size(size: Sequence[int], family: Family) -> tuple[int, int]:
         ValueError: not two sides, or one under the family's minimum.
     """
     least = family.min_input_size
-    if len(size) != 2 or any(int(side) != side or side < least for side in size):
+    if len(size) != 2 or not all(type(side) is int and least <= side <= MOST_PIXELS for side in size):
         raise InputError(
-            f"size {tuple(size)}: allowed are height and width of {least} pixels or more (family {family.name})"
+            f"size {tuple(size)}: allowed are height and width of {least} to {MOST_PIXELS} pixels "
+            f"(family {family.name})"
         )
     return int(size[0]), int(size[1])
 

@@ -15,17 +15,19 @@ block of each path, which is the same network in every stage. Lines that begin w
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from d2go_fbnetv5.arch.cost import BlockCosts
 from d2go_fbnetv5.arch.families import PATHS, Family
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.options import MisfitError, shown, to_float
+from d2go_fbnetv5.utils.text_files import read_text
 
 COLUMNS = ("name", "milliseconds")
+_MOST_BYTES = 1_000_000
+_MOST_MILLISECONDS = 1e9
 STAGE0 = tuple(f"stage0.{path}" for path in PATHS)
 BLOCKS = tuple(f"block.{path}" for path in PATHS)
 
@@ -60,13 +62,10 @@ def read_latency_table(path: str | os.PathLike[str], family: Family, size: Seque
         ValueError: the table is of another family or size, or not as described above; the message names the file, the
             line, what was found and what is allowed.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} does not exist; d2go_fbnetv5.latency_table measures such a table")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
+        lines = read_text(path, _MOST_BYTES).splitlines()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; d2go_fbnetv5.latency_table measures such a table") from error
     milliseconds: dict[str, float] = {}
     found_at: dict[str, int] = {}
     header = False
@@ -75,13 +74,13 @@ def read_latency_table(path: str | os.PathLike[str], family: Family, size: Seque
         if line.lstrip().startswith("#"):
             _check_comment(line, where, family, size)
             continue
-        row = [cell.strip() for cell in next(csv.reader([line]), [])]
+        row = _cells(line, where)
         if not any(row):
             continue
         if not header:
             if tuple(row) != COLUMNS:
                 raise InputError(
-                    f"{where}: {line.strip()!r} found, the header {','.join(COLUMNS)!r} expected"
+                    f"{where}: {shown(line.strip())} found, the header {','.join(COLUMNS)!r} expected"
                 )
             header = True
             continue
@@ -103,11 +102,18 @@ def read_latency_table(path: str | os.PathLike[str], family: Family, size: Seque
     )
 
 
+def _cells(line: str, where: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]), [])]
+    except csv.Error as error:  # of more characters in a cell than it reads, for one
+        raise InputError(f"{where}: not CSV ({error})") from error
+
+
 def _check_comment(line: str, where: str, family: Family, size: Sequence[int]) -> None:
     key, colon, value = (part.strip() for part in line.lstrip("# \t").partition(":"))
     expected = {"family": family.name, "size": f"{size[0]}x{size[1]}"}
     if colon and key in expected and value != expected[key]:
-        raise InputError(f"{where}: the table is of {key} {value}, needed is {expected[key]}")
+        raise InputError(f"{where}: the table is of {key} {value[:50]}, needed is {expected[key]}")
 
 
 def _parse_row(row: Sequence[str], where: str) -> tuple[str, float]:
@@ -117,11 +123,13 @@ def _parse_row(row: Sequence[str], where: str) -> tuple[str, float]:
         )
     name, text = row
     if name not in (*STAGE0, *BLOCKS):
-        raise InputError(f"{where}: unknown name {name!r}; allowed are {', '.join((*STAGE0, *BLOCKS))}")
+        raise InputError(f"{where}: unknown name {shown(name)}; allowed are {', '.join((*STAGE0, *BLOCKS))}")
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise InputError(f"{where}: {name} takes {text!r}, allowed are milliseconds of 0 or more")
+        value = to_float(text)
+    except MisfitError:
+        value = -1.0
+    if not 0 <= value <= _MOST_MILLISECONDS or "_" in text:
+        raise InputError(
+            f"{where}: {name} takes {shown(text)}, allowed are milliseconds of 0 to {_MOST_MILLISECONDS:g}"
+        )
     return name, value

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import shown
 
 Node = tuple[int, int]
 """(stage, path); stage 0 is the always-on Stage 0."""
 
 _NUM_PATHS = 4
+MOST_STAGES = 100  # the paper's search spaces have 7 or so; what exceeds it is a slip
 
 
 class Topology:
@@ -35,18 +37,22 @@ class Topology:
     def __init__(self, mask: Any) -> None:
         rows = mask.tolist() if hasattr(mask, "tolist") else mask
         if not isinstance(rows, Iterable) or isinstance(rows, (str, bytes)):
-            raise InputError(f"a topology's mask is S x P of 0 and 1, found {rows!r}")
+            raise InputError(f"a topology's mask is S x P of 0 and 1, found {shown(rows)}")
         rows = [list(row) if isinstance(row, Iterable) and not isinstance(row, str) else row for row in rows]
         if (
             not rows
             or not all(isinstance(row, list) and row for row in rows)
             or len({len(r) for r in rows}) != 1
         ):
-            raise InputError(f"a topology's mask is S x P of 0 and 1 with equally long rows, found {rows!r}")
+            raise InputError(
+                f"a topology's mask is S x P of 0 and 1 with equally long rows, found {shown(rows)}"
+            )
+        if len(rows) > MOST_STAGES:
+            raise InputError(f"a topology's mask has {len(rows)} stages, allowed are at most {MOST_STAGES}")
         values = [value for row in rows for value in row]
         wrong = [value for value in values if isinstance(value, str) or value not in (0, 1)]
         if wrong:
-            raise InputError(f"a topology's mask holds 0 and 1 only, found {wrong[0]!r}")
+            raise InputError(f"a topology's mask holds 0 and 1 only, found {shown(wrong[0])}")
         object.__setattr__(self, "mask", tuple(tuple(bool(value) for value in row) for row in rows))
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -163,11 +169,11 @@ class Topology:
             ValueError: a key is missing, or the mask is not of the shape that the other keys name.
         """
         if not isinstance(data, dict) or "mask" not in data:
-            raise InputError(f"a topology is a mapping with the key 'mask', found {data!r}")
+            raise InputError(f"a topology is a mapping with the key 'mask', found {shown(data)}")
         topology = cls(data["mask"])
         for key, found in (("num_stages", topology.num_stages), ("num_paths", topology.num_paths)):
             if data.get(key, found) != found:
-                raise InputError(f"topology: {key} is {data[key]!r}, but the mask has {found}")
+                raise InputError(f"topology: {key} is {shown(data[key])}, but the mask has {found}")
         return topology
 
     @classmethod
@@ -207,10 +213,9 @@ class Topology:
         if name not in schedules:
             raise InputError(f"unknown topology {name!r}: allowed are {', '.join(schedules)}")
         schedule: Sequence[int] = schedules[name]
-        if stages < max(1, len(schedule)):
-            raise InputError(
-                f"topology {name!r} needs {max(1, len(schedule))} stages or more, found {stages}"
-            )
+        least = max(1, len(schedule))
+        if not least <= stages <= MOST_STAGES:
+            raise InputError(f"topology {name!r} needs {least} to {MOST_STAGES} stages, found {stages}")
         mask = [[False] * _NUM_PATHS for _ in range(stages)]
         for stage, path in enumerate(schedule):
             mask[stage][path] = True

@@ -12,14 +12,17 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from d2go_fbnetv5.arch.topology import Topology
+from d2go_fbnetv5.arch.cost import MOST_PIXELS
+from d2go_fbnetv5.arch.families import NUM_PATHS
+from d2go_fbnetv5.arch.topology import MOST_STAGES, Topology
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.text_files import read_json
 
 FORMAT = 1
 NUMBERS = (
@@ -98,17 +101,7 @@ def load_topologies(path: str | os.PathLike[str]) -> TopologyFile:
     Raises FileNotFoundError if there is none, ValueError naming the file, the key, what was found and what is
     allowed if its content is not what it should be.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: is a folder; expected a topologies.json") from error
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON, line {error.lineno}: {error.msg}") from error
-    return _parse(content, os.fspath(path))
+    return _parse(read_json(path), os.fspath(path))
 
 
 def _plain(value: Any) -> Any:
@@ -128,10 +121,13 @@ def _parse(content: Any, path: str) -> TopologyFile:
     family = content.get("family")
     _require(isinstance(family, str) and family != "", path, "'family'", family, "a family's name")
     stages = content.get("num_stages")
-    _require(_is_count(stages) and stages > 0, path, "'num_stages'", stages, "a positive integer")
+    good_stages = _is_count(stages) and 0 < stages <= MOST_STAGES
+    _require(good_stages, path, "'num_stages'", stages, f"an integer of 1 to {MOST_STAGES}")
     size = content.get("size")
-    good_size = isinstance(size, list) and len(size) == 2 and all(_is_count(x) and x > 0 for x in size)
-    _require(good_size, path, "'size'", size, "[height, width] in pixels")
+    good_size = (
+        isinstance(size, list) and len(size) == 2 and all(_is_count(x) and 0 < x <= MOST_PIXELS for x in size)
+    )
+    _require(good_size, path, "'size'", size, f"[height, width] of 1 to {MOST_PIXELS} pixels")
     tasks = content.get("tasks")
     _require(
         isinstance(tasks, dict) and tasks, path, "'tasks'", _kind(tasks), "an object with at least one task"
@@ -145,7 +141,7 @@ def _parse_entry(entry: Any, stages: int, path: str, key: str) -> TopologyEntry:
     _require("topology" in entry, path, f"'{key}.topology'", "nothing", "a topology")
     try:
         topology = Topology.from_dict(entry["topology"])
-    except (ValueError, TypeError, KeyError) as error:
+    except InputError as error:
         raise InputError(f"{path}: '{key}.topology' is not a topology: {error}") from error
     found = f"{topology.num_stages} x {topology.num_paths}"
     _require(
@@ -155,6 +151,7 @@ def _parse_entry(entry: Any, stages: int, path: str, key: str) -> TopologyEntry:
         f"{found} (stages x paths)",
         f"{stages} stages, as 'num_stages' says",
     )
+    _require(topology.num_paths == NUM_PATHS, path, f"'{key}.topology'", found, f"{NUM_PATHS} paths")
     outputs = entry.get("outputs")
     allowed = [f"path{p}" for p in range(topology.num_paths)]
     good_outputs = isinstance(outputs, list) and outputs and all(output in allowed for output in outputs)
@@ -168,6 +165,10 @@ def _parse_entry(entry: Any, stages: int, path: str, key: str) -> TopologyEntry:
     for name in ("metrics", "random"):
         value = entry.get(name, {})
         _require(isinstance(value, dict), path, f"'{key}.{name}'", _kind(value), "an object")
+    for name, value in entry.get("metrics", {}).items():
+        _require(
+            value is None or _is_number(value), path, f"'{key}.metrics.{name}'", value, "a number or null"
+        )
     return TopologyEntry(
         topology=topology,
         outputs=tuple(outputs),
@@ -199,9 +200,8 @@ def _parse_probabilities(
 
 def _require(condition: Any, path: str, key: str, found: Any, allowed: Any) -> None:
     if not condition:
-        raise InputError(
-            f"{path}: {key} is {found if isinstance(found, str) else repr(found)}; expected {allowed}"
-        )
+        text = found if isinstance(found, str) else repr(found)
+        raise InputError(f"{path}: {key} is {text[:100]}; expected {allowed}")
 
 
 def _is_count(value: Any) -> bool:
@@ -209,7 +209,10 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # An integer beyond the floats would overflow in isfinite.
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
 
 
 def _kind(value: Any) -> str:

@@ -35,7 +35,7 @@ class Registry:
         return sorted(self._factories)
 
     def __getitem__(self, name: str) -> Factory:
-        if name not in self._factories:
+        if not isinstance(name, str) or name not in self._factories:
             raise InputError(
                 f"there is no {self.kind} named {name!r}, registered are {', '.join(self.names())}"
             )

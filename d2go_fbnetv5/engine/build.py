@@ -1,6 +1,6 @@
 """From a configuration to data, optimizer and schedule. Models and tools take typed arguments; cfg ends here."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.distributed import rank, world_size
 from d2go_fbnetv5.engine.precision import Precision
 from d2go_fbnetv5.engine.schedule import build_schedule
+from d2go_fbnetv5.search import Search
+from d2go_fbnetv5.search.groups import arch_group, weight_groups
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -171,11 +173,19 @@ def open_dataset(cfg: CfgNode, name: str) -> Any:
         raise InputError(f"DATASETS, {name}: {error}") from error
 
 
-def build_param_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+def build_param_groups(
+    cfg: CfgNode, model: nn.Module, left_out: Collection[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
     """A model's weights in groups, each with its rate (SOLVER.LR_MULTIPLIER_OVERWRITE) and decay.
 
     Norms and embeddings have a decay of their own. Of several factors whose keys are part of a weight's name, the
     last one counts.
+
+    Args:
+        left_out: parameters that are in none of these groups.
+
+    Raises:
+        ValueError: a factor's key is part of no weight's name.
     """
     solver = cfg.SOLVER
     decays = {
@@ -184,29 +194,21 @@ def build_param_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         "embeddings": solver.WEIGHT_DECAY_EMBED,
     }
     factors = {part: factor for entry in solver.LR_MULTIPLIER_OVERWRITE for part, factor in entry.items()}
-    groups: dict[tuple[str, float], list[nn.Parameter]] = {(kind, 1.0): [] for kind in decays}
-    for prefix, module in model.named_modules():
-        kind = next((kind for kind, types in _KINDS.items() if isinstance(module, types)), "weights")
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.requires_grad:
-                factor = [1.0, *(factor for part, factor in factors.items() if part in name)][-1]
-                groups.setdefault((kind, factor), []).append(parameter)
-    return [
-        {
-            "name": kind if factor == 1.0 else f"{kind} x {factor:g}",
-            "params": params,
-            "lr": solver.BASE_LR * factor,
-            "weight_decay": decays[kind],
-        }
-        for (kind, factor), params in groups.items()
-        if params
-    ]
+    skipped = {id(parameter) for parameter in left_out}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) not in skipped]
+    for part in factors:
+        if not any(part in name for name in names):
+            raise InputError(
+                f"SOLVER.LR_MULTIPLIER_OVERWRITE has {part!r}, allowed: a part of a weight's name, such as {names[0]}"
+            )
+    return weight_groups(model, solver.BASE_LR, decays, factors, left_out)
 
 
-_KINDS: dict[str, tuple[type[nn.Module], ...]] = {
-    "norms": (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm),
-    "embeddings": (nn.Embedding,),
-}
+def build_search_groups(cfg: CfgNode, search: Search) -> list[dict[str, Any]]:
+    """`build_param_groups` of a search's weights, and its probabilities at BASE_LR * SEARCH.ARCH_LR_FACTOR."""
+    probs = search.distribution.probs
+    rate = cfg.SOLVER.BASE_LR * cfg.SEARCH.ARCH_LR_FACTOR
+    return [*build_param_groups(cfg, search, [probs]), arch_group(probs, rate)]
 
 
 def build_optimizer(cfg: CfgNode, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -19,12 +19,13 @@ from d2go_fbnetv5.engine.distributed import barrier, is_main
 from d2go_fbnetv5.engine.model_table import metrics_tables
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, checked_head
 from d2go_fbnetv5.engine.recipe import Recipe, Record, get_recipe, register_recipe
-from d2go_fbnetv5.engine.validate import check_choice, check_range
+from d2go_fbnetv5.engine.validate import check_choice, check_range, check_unread
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.distillation import timm_teacher
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.text_files import expand_user
 from d2go_fbnetv5.zoo import builtin_topology
 
 
@@ -46,6 +47,7 @@ class ModelRecipe(Recipe):
     @classmethod
     def validate(cls, cfg: CfgNode, world_size: int) -> None:
         check_choice(cfg, "MODEL.FBNETV5.FAMILY", list_families())
+        check_unread(cfg, ("SEARCH",))
         if cfg.MODEL.FBNETV5.TOPOLOGY_TASK and not cfg.MODEL.FBNETV5.TOPOLOGY:
             raise InputError(
                 f"MODEL.FBNETV5.TOPOLOGY_TASK is {cfg.MODEL.FBNETV5.TOPOLOGY_TASK!r}, allowed without "
@@ -160,7 +162,7 @@ def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
     task = task or get_recipe(cfg.MODEL.META_ARCHITECTURE).task
     if not options.TOPOLOGY:
         return builtin_topology(task.upper())
-    path = Path(options.TOPOLOGY).expanduser()
+    path = Path(expand_user(options.TOPOLOGY))
     if not path.exists():
         run = Path(cfg.OUTPUT_DIR)
         if (run / NETWORK_FILE).is_file() and any(run.glob("model_*.pth")):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import BlockCosts, Supernet, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import METRICS, check_size
 from d2go_fbnetv5.arch.latency_table import read_latency_table
+from d2go_fbnetv5.arch.topology import MOST_STAGES
+from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main, world_size
 from d2go_fbnetv5.engine.history import read_history
@@ -23,7 +25,7 @@ from d2go_fbnetv5.engine.recipe import Recipe, Record, register_recipe
 from d2go_fbnetv5.engine.report import search_table, write_search_report
 from d2go_fbnetv5.engine.results import SearchResults
 from d2go_fbnetv5.engine.search_eval import SearchJudge
-from d2go_fbnetv5.engine.validate import check_choice, check_range
+from d2go_fbnetv5.engine.validate import check_choice, check_range, check_unread
 from d2go_fbnetv5.models.weights import load_search_weights
 from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, search_class
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
@@ -39,7 +41,9 @@ class SearchRecipe(Recipe):
     @classmethod
     def validate(cls, cfg: CfgNode, world_size: int) -> None:
         check_choice(cfg, "MODEL.FBNETV5.FAMILY", list_families())
-        check_range(cfg, "MODEL.FBNETV5.NUM_STAGES", 1)
+        check_unread(cfg, ("MODEL.FBNETV5.TOPOLOGY", "MODEL.FBNETV5.TOPOLOGY_TASK", "MODEL.FBNETV5.HEAD"))
+        check_unread(cfg, ("MODEL.FBNETV5.DISTILLATION", "TEST.PRECISE_BN"))
+        check_range(cfg, "MODEL.FBNETV5.NUM_STAGES", 1, MOST_STAGES)
         tasks = cfg.SEARCH.TASKS
         unknown = [name for name in tasks if name not in list_tasks()]
         if not tasks or unknown or len(set(tasks)) != len(tasks):
@@ -58,13 +62,14 @@ class SearchRecipe(Recipe):
                 raise InputError(f"SEARCH.HEADS.{name} is {options!r}, allowed: a group of options")
         check_range(cfg, "SEARCH.PROB_MIN", 0, 0.49, open_low=True)
         check_range(cfg, "SEARCH.INIT_PROB", cfg.SEARCH.PROB_MIN, 1 - cfg.SEARCH.PROB_MIN)
-        for key in ("ARCH_WARMUP_ITERS", "ARCH_LR_FACTOR", "LOSS_WINDOW", "COST.WEIGHT"):
+        for key in ("ARCH_WARMUP_ITERS", "ARCH_LR_FACTOR", "COST.WEIGHT"):
             check_range(cfg, f"SEARCH.{key}", 0)
+        check_range(cfg, "SEARCH.LOSS_WINDOW", 0, 100_000)
         check_choice(cfg, "SEARCH.COST.METRIC", (*METRICS, "latency"))
         check_range(cfg, "SEARCH.COST.TARGET", 0, 1)
-        for key in ("RANDOM_TOPOLOGIES", "MAX_IMAGES"):
-            check_range(cfg, f"SEARCH.EVAL.{key}", 0)
-        check_range(cfg, "SEARCH.EVAL.BN_ITERS", 1)
+        check_range(cfg, "SEARCH.EVAL.MAX_IMAGES", 0)
+        check_range(cfg, "SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, 10_000)
+        check_range(cfg, "SEARCH.EVAL.BN_ITERS", 1, 10_000)
         cls._validate_sizes(cfg)
         per_rank = cfg.SOLVER.IMS_PER_BATCH // world_size
         check_range(cfg, "SEARCH.SAMPLES_PER_RANK", 1, per_rank)
@@ -89,6 +94,11 @@ class SearchRecipe(Recipe):
                 f"SEARCH.ESTIMATOR is {estimator!r}, allowed with SEARCH.ALGORITHM {algorithm}: "
                 f"{', '.join((*allowed, repr('')))}"
             )
+        if cfg.SOLVER.OPTIMIZER != "sgd" and allowed and cfg.SEARCH.ARCH_WARMUP_ITERS < cfg.SOLVER.MAX_ITER:
+            raise InputError(
+                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}, allowed where probabilities learn: sgd, whose steps "
+                "SEARCH.ARCH_LR_FACTOR is a rate for (Appendix F.1)"
+            )
         if algorithm == "single_task" and len(cfg.SEARCH.TASKS) != 1:
             raise InputError(
                 f"SEARCH.TASKS is {cfg.SEARCH.TASKS}, allowed with SEARCH.ALGORITHM single_task: one task a run"
@@ -100,7 +110,7 @@ class SearchRecipe(Recipe):
         if cfg.SEARCH.COST.SIZE:
             try:
                 check_size(cfg.SEARCH.COST.SIZE, family)
-            except (ValueError, TypeError) as error:
+            except InputError as error:
                 raise InputError(f"SEARCH.COST.SIZE: {error}") from error
         if cfg.SEARCH.COST.METRIC == "latency" or cfg.SEARCH.COST.TABLE:
             cost_per_block(cfg)
@@ -122,13 +132,7 @@ class SearchRecipe(Recipe):
         )
 
     def param_groups(self) -> list[dict[str, Any]]:
-        solver = self.cfg.SOLVER
-        return self.model.param_groups(
-            lr=solver.BASE_LR,
-            arch_lr_factor=self.cfg.SEARCH.ARCH_LR_FACTOR,
-            weight_decay=solver.WEIGHT_DECAY,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        )
+        return build_search_groups(self.cfg, self.model)
 
     def load_weights(self, path: str) -> None:
         # Of another search, such as the pretraining, neither its probabilities nor how far it came.
@@ -223,7 +227,7 @@ def cost_per_block(cfg: CfgNode) -> BlockCosts:
     if not cost.TABLE:
         return block_costs(family, cost_size(cfg), cost.METRIC)
     try:
-        return read_latency_table(Path(cost.TABLE).expanduser(), family, cost_size(cfg))
+        return read_latency_table(cost.TABLE, family, cost_size(cfg))
     except (InputError, FileNotFoundError) as error:
         raise type(error)(f"SEARCH.COST.TABLE: {error}") from error
 

@@ -63,6 +63,10 @@ def prepare(cfg: CfgNode, world_size: int, *, resume: bool = False, eval_only: b
     scale_to_world_size(cfg, world_size)
     validate(cfg, world_size)
     recipe.validate(cfg, world_size)
+    if "://" in cfg.MODEL.WEIGHTS:
+        raise InputError(
+            f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, allowed: a file; download what lies elsewhere first"
+        )
     folder = Path(cfg.OUTPUT_DIR)
     _check_writable(folder)
     has_run = _check_new(folder, resume or eval_only)

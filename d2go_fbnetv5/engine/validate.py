@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
+from d2go_fbnetv5.arch.cost import MOST_PIXELS
+from d2go_fbnetv5.engine.defaults import add_fbnetv5_config, detectron2_config
 from d2go_fbnetv5.engine.precision import DTYPES
 from d2go_fbnetv5.engine.schedule import SCHEDULES
 from d2go_fbnetv5.utils.errors import InputError
@@ -29,6 +31,29 @@ def check_range(
         least = f"more than {low:g}" if open_low else f"{low:g} or more"
         most = "" if high == float("inf") else f" and at most {high:g}"
         raise InputError(f"{key} is {value!r}, allowed: {least}{most}")
+
+
+def check_unread(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Raise a ValueError if a key or group that the kind of model at hand does not read was set."""
+    defaults = detectron2_config()
+    add_fbnetv5_config(defaults)
+    for key in keys:
+        changed = _changed(get(cfg, key), get(defaults, key), key)
+        if changed:
+            raise InputError(
+                f"{changed} is {get(cfg, changed)!r}, which MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does "
+                "not read; leave it out"
+            )
+
+
+def _changed(value: Any, default: Any, key: str) -> str:
+    """The first key at or below ``key`` whose value is not the default, "" if there is none."""
+    if not isinstance(default, CfgNode):
+        return key if value != default else ""
+    if default.is_new_allowed():
+        return key if value else ""
+    below = (_changed(value[name], default[name], f"{key}.{name}") for name in default)
+    return next(filter(None, below), "")
 
 
 def get(cfg: CfgNode, key: str) -> Any:
@@ -62,11 +87,19 @@ def _solver(cfg: CfgNode) -> None:
     check_choice(cfg, "SOLVER.AMP.PRECISION", tuple(DTYPES))
     check_choice(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm", "full_model"))
     check_range(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0, open_low=True)
-    for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "CHECKPOINT_KEEP", "IMS_PER_BATCH", "NUM_DECAYS"):
+    for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "CHECKPOINT_KEEP", "NUM_DECAYS"):
         check_range(cfg, f"SOLVER.{key}", 1)
+    check_range(cfg, "SOLVER.IMS_PER_BATCH", 1, 2**17)
     check_range(cfg, "SOLVER.BASE_LR", 0, open_low=True)
     check_range(cfg, "SOLVER.BASE_LR_END", 0, cfg.SOLVER.BASE_LR)
     check_range(cfg, "SOLVER.MOMENTUM", 0, 1)
+    if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
+        raise InputError("SOLVER.NESTEROV is True, allowed with SOLVER.MOMENTUM 0: False")
+    betas = cfg.SOLVER.BETAS
+    if len(betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
+        raise InputError(f"SOLVER.BETAS is {betas}, allowed: two numbers of 0 or more and below 1")
+    check_range(cfg, "SOLVER.EPS", 0, open_low=True)
+    check_range(cfg, "SOLVER.CLIP_GRADIENTS.NORM_TYPE", 0, open_low=True)
     check_range(cfg, "SOLVER.GAMMA", 0, open_low=True)
     for key in ("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_EMBED"):
         check_range(cfg, f"SOLVER.{key}", 0)
@@ -90,9 +123,11 @@ def _input(cfg: CfgNode) -> None:
     check_choice(cfg, "INPUT.FORMAT", ("RGB",))
     check_choice(cfg, "INPUT.RANDOM_FLIP", ("horizontal", "none"))
     sides = cfg.INPUT.MIN_SIZE_TRAIN
-    if not sides or not all(type(side) is int and side >= 1 for side in sides):
-        raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sides}, allowed: one or more sides in pixels")
-    check_range(cfg, "INPUT.MIN_SIZE_TEST", 0)
+    if not sides or not all(map(_is_side, sides)):
+        raise InputError(
+            f"INPUT.MIN_SIZE_TRAIN is {sides}, allowed: one or more sides of 1 to {MOST_PIXELS} pixels"
+        )
+    check_range(cfg, "INPUT.MIN_SIZE_TEST", 0, MOST_PIXELS)
     if max(sides) >= cfg.INPUT.MAX_SIZE_TRAIN:
         raise InputError(
             f"INPUT.MAX_SIZE_TRAIN is {cfg.INPUT.MAX_SIZE_TRAIN}, allowed: more than INPUT.MIN_SIZE_TRAIN {sides}"
@@ -102,8 +137,10 @@ def _input(cfg: CfgNode) -> None:
     if cfg.INPUT.CROP.ENABLED:
         check_choice(cfg, "INPUT.CROP.TYPE", ("absolute",))
         size = cfg.INPUT.CROP.SIZE
-        if len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
-            raise InputError(f"INPUT.CROP.SIZE is {size}, allowed: [height, width] in whole pixels")
+        if len(size) != 2 or not all(map(_is_side, size)):
+            raise InputError(
+                f"INPUT.CROP.SIZE is {size}, allowed: [height, width] in whole pixels, 1 to {MOST_PIXELS}"
+            )
     check_range(cfg, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0, 1, open_low=True)
     check_range(cfg, "FBNETV5_DATA.COLOR_JITTER", 0, 1)
     check_range(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", 0)
@@ -116,7 +153,7 @@ def _input(cfg: CfgNode) -> None:
         raise InputError(f"DATASETS.TEST is {cfg.DATASETS.TEST}, allowed: the name of one data set")
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         values = cfg.MODEL[key]
-        if len(values) != 3 or not all(isinstance(v, (int, float)) and v >= 0 for v in values):
+        if len(values) != 3 or not all(_is_number(v) and v >= 0 for v in values):
             raise InputError(f"MODEL.{key} is {values}, allowed: three numbers, for R, G, B in 0..255")
     if min(cfg.MODEL.PIXEL_STD) <= 0:
         raise InputError(f"MODEL.PIXEL_STD is {cfg.MODEL.PIXEL_STD}, allowed: more than 0")
@@ -149,10 +186,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MOST_PIXELS
+
+
 def _runtime(cfg: CfgNode) -> None:
-    for key in ("DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD"):
-        check_range(cfg, key, 0)
-    check_range(cfg, "TEST.PRECISE_BN.NUM_ITER", 1)
+    check_range(cfg, "DATALOADER.NUM_WORKERS", 0, 1024)
+    check_range(cfg, "TEST.EVAL_PERIOD", 0)
+    check_range(cfg, "TEST.PRECISE_BN.NUM_ITER", 1, 10_000)
     check_range(cfg, "WRITER_PERIOD", 1)
     check_range(cfg, "DISTRIBUTED.TIMEOUT_MINUTES", 0, 10080, open_low=True)
     if not cfg.OUTPUT_DIR:

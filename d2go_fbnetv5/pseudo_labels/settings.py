@@ -72,8 +72,8 @@ def load_settings(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         _check_task(task, settings[task])
     if all(settings[task].SOURCE == "none" for task in FIELDS):
         raise InputError(f"{', '.join(f'{task}.SOURCE' for task in FIELDS)} are all none: nothing to label")
-    for key, least in (("LIMIT", 0), ("CHUNK_SIZE", 1), ("BATCH_SIZE", 1)):
-        check_range(settings, key, least)
+    for key, least, most in (("LIMIT", 0, 2**40), ("CHUNK_SIZE", 1, 2**24), ("BATCH_SIZE", 1, 2**17)):
+        check_range(settings, key, least, most)
     check_range(settings, "NUM_WORKERS", 0, _MOST_WORKERS)
     if not settings.OUTPUT_DIR or "\0" in settings.OUTPUT_DIR:
         raise InputError(f"OUTPUT_DIR is {settings.OUTPUT_DIR!r}, allowed: a folder")

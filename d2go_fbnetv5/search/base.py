@@ -12,7 +12,7 @@ from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.cost import CostRegularizer
 from d2go_fbnetv5.search.distribution import ArchDistribution, Drawn, relax
 from d2go_fbnetv5.search.estimators import LossWindow, compare, effective_sample_size
-from d2go_fbnetv5.search.groups import param_groups
+from d2go_fbnetv5.search.groups import arch_group, weight_groups
 from d2go_fbnetv5.search.losses import Pool, StepLosses
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import rank_and_world_size
@@ -316,9 +316,10 @@ class Search(nn.Module):
         Args:
             weight_decay_norm: of normalisation layers; None for ``weight_decay``.
         """
-        return param_groups(
-            self, self.distribution.probs, lr, arch_lr_factor, weight_decay, weight_decay_norm
-        )
+        norms = weight_decay if weight_decay_norm is None else weight_decay_norm
+        decays = {"weights": weight_decay, "norms": norms, "embeddings": weight_decay}
+        probs = self.distribution.probs
+        return [*weight_groups(self, lr, decays, left_out=[probs]), arch_group(probs, lr * arch_lr_factor)]
 
     def after_step(self) -> None:
         """To be called after each optimizer step: projects the probabilities into their range."""

@@ -1,48 +1,60 @@
-"""The optimizer's groups of a search: weights, norms, and the probabilities at a rate of their own."""
+"""The optimizer's groups: weights, norms and embeddings by decay and rate, and a search's probabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
+_KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "norms": (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm),
+    "embeddings": (nn.Embedding,),
+}
 
-def param_groups(
+
+def weight_groups(
     model: nn.Module,
-    probs: nn.Parameter,
     lr: float,
-    arch_lr_factor: float,
-    weight_decay: float,
-    weight_decay_norm: float | None,
+    decays: Mapping[str, float],
+    factors: Mapping[str, float] | None = None,
+    left_out: Collection[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
-    """Groups for ``torch.optim.SGD``, see `Search.param_groups`.
+    """Return a model's trainable weights in groups, each with its rate and decay.
 
     Args:
-        model: whose trainable parameters are grouped.
-        probs: that parameter of it which holds the probabilities.
+        decays: of "weights", "norms" and "embeddings".
+        factors: of the rate, by a part of a weight's name; of several that fit, the last one counts.
+        left_out: parameters that are in none of these groups.
     """
-    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-    norm_ids = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters()}
-    rest = [p for p in model.parameters() if p is not probs and p.requires_grad]
-    groups = [
-        ("weights", [p for p in rest if id(p) not in norm_ids], weight_decay),
-        (
-            "norms",
-            [p for p in rest if id(p) in norm_ids],
-            weight_decay if weight_decay_norm is None else weight_decay_norm,
-        ),
+    seen = {id(parameter) for parameter in left_out}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {(kind, 1.0): [] for kind in decays}
+    for prefix, module in model.named_modules():
+        kind = next((kind for kind, types in _KINDS.items() if isinstance(module, types)), "weights")
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                fitting = [factor for part, factor in (factors or {}).items() if part in name]
+                groups.setdefault((kind, [1.0, *fitting][-1]), []).append(parameter)
+    return [
+        {
+            "name": kind if factor == 1.0 else f"{kind} x {factor:g}",
+            "params": params,
+            "lr": lr * factor,
+            "weight_decay": decays[kind],
+        }
+        for (kind, factor), params in groups.items()
+        if params
     ]
-    arch = {
+
+
+def arch_group(probs: nn.Parameter, lr: float) -> dict[str, Any]:
+    """Return the group of a search's probabilities for ``torch.optim.SGD``: no momentum, no decay (Appendix F.1)."""
+    return {
         "name": "arch",
         "params": [probs],
-        "lr": lr * arch_lr_factor,
+        "lr": lr,
         "weight_decay": 0.0,
         "momentum": 0.0,
         "nesterov": False,
     }
-    weights = [
-        {"name": name, "params": params, "lr": lr, "weight_decay": decay}
-        for name, params, decay in groups
-        if params
-    ]
-    return [*weights, arch]

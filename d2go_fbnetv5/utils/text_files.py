@@ -46,6 +46,8 @@ def expand_user(path: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: there is no such user.
     """
+    if "\0" in os.fspath(path):
+        raise InputError(f"{os.fspath(path)!r}: no file can have this name")
     expanded = os.path.expanduser(os.fspath(path))
     if expanded.startswith("~"):
         user = expanded.split("/", 1)[0]
@@ -65,9 +67,7 @@ def read_text(path: str | os.PathLike[str], most_bytes: int | None = None) -> st
         FileNotFoundError: there is no such file.
         ValueError: it is a folder or a device, larger than it may be, or no UTF-8.
     """
-    if "\0" in os.fspath(path):
-        raise InputError(f"{str(path)!r}: is no file's name")
-    file = Path(path)
+    file = Path(expand_user(path))
     if not file.exists():
         raise FileNotFoundError(f"{path} does not exist")
     size = file.stat().st_size

@@ -64,7 +64,7 @@ def test_what_is_written_is_read(tmp_path):
         (ROWS[:-1], "table.csv: block.path3 missing; needed are stage0.path0"),
         ([*ROWS, "block.path4,1"], "line 10: unknown name 'block.path4'; allowed are stage0.path0"),
         ([*ROWS, "block.path2,1"], "line 10: 'block.path2' stands in line 8 already"),
-        ([*ROWS[:-1], "block.path3,-1"], "line 9: block.path3 takes '-1', allowed are milliseconds of 0 or"),
+        ([*ROWS[:-1], "block.path3,-1"], "line 9: block.path3 takes '-1', allowed are milliseconds of 0 to"),
         ([*ROWS[:-1], "block.path3,nan"], "line 9: block.path3 takes 'nan'"),
         ([*ROWS[:-1], "block.path3,inf"], "line 9: block.path3 takes 'inf'"),
         ([*ROWS[:-1], "block.path3,fast"], "line 9: block.path3 takes 'fast'"),

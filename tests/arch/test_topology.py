@@ -68,7 +68,7 @@ def test_named_topologies(name, kept):
 def test_named_topologies_refuse_what_they_cannot_be():
     with pytest.raises(ValueError, match="'resnet'.*linear, unet"):
         Topology.named("resnet")
-    with pytest.raises(ValueError, match="needs 7 stages or more, found 3"):
+    with pytest.raises(ValueError, match="needs 7 to 100 stages, found 3"):
         Topology.named("panet", stages=3)
 
 

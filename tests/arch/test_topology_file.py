@@ -94,7 +94,7 @@ def test_missing_file(tmp_path):
         (lambda c: c.update(format=2), "'format' is 2; expected 1"),
         (lambda c: c.pop("family"), "'family' is None"),
         (lambda c: c.update(num_stages=6), r"'tasks.det.topology' is 5 x 4 .* expected 6 stages"),
-        (lambda c: c.update(num_stages=True), "'num_stages' is True; expected a positive integer"),
+        (lambda c: c.update(num_stages=True), "'num_stages' is True; expected an integer of 1 to 100"),
         (lambda c: c.update(size=[224]), r"'size' is \[224\]; expected \[height, width\]"),
         (lambda c: c.update(tasks={}), "'tasks' is an object; expected an object with at least one task"),
         (lambda c: c["tasks"].update(det=[]), "'tasks.det' is a list; expected an object"),

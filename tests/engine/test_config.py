@@ -1,9 +1,13 @@
+import re
+
 import pytest
+import torch
 import yaml
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.arch import BlockCosts, build_family
 from d2go_fbnetv5.arch.latency_table import write_latency_table
+from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict, find_config, get_cfg, load_cfg
 from d2go_fbnetv5.engine.defaults import PATHS, add_fbnetv5_config, detectron2_config
 from d2go_fbnetv5.engine.search_recipe import search_arguments
@@ -370,7 +374,22 @@ def test_a_dumped_config_loads_again(tmp_path):
         ("SOLVER.STEPS", "(5, 3)", "rising"),
         ("SOLVER.LR_SCHEDULER_NAME", "Cosine", "WarmupCosineLR"),
         ("SOLVER.OPTIMIZER", "lion", "sgd, adamw"),
+        ("SOLVER.OPTIMIZER", "adamw", "sgd, whose steps SEARCH.ARCH_LR_FACTOR"),
         ("SOLVER.IMS_PER_BATCH", "33", "multiples of the 2 processes"),
+        ("SOLVER.IMS_PER_BATCH", "1000000000000000000", "at most 131072"),
+        ("SOLVER.BETAS", "[0.9]", "two numbers"),
+        ("SOLVER.EPS", "0", "more than 0"),
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "0", "more than 0"),
+        ("SEARCH.LOSS_WINDOW", "1000000000", "at most 100000"),
+        ("MODEL.FBNETV5.NUM_STAGES", "1000000", "at most 100"),
+        ("MODEL.FBNETV5.TOPOLOGY", "a.json", "leave it out"),
+        ("MODEL.FBNETV5.HEAD.dropout", "0.1", "HEAD is .*leave it out"),
+        ("MODEL.FBNETV5.DISTILLATION.TEACHER", "a", "leave it out"),
+        ("TEST.PRECISE_BN.ENABLED", "True", "leave it out"),
+        ("MODEL.WEIGHTS", "http://x/y.pth", "download"),
+        ("INPUT.MIN_SIZE_TRAIN", "[50000]", "1 to 16384 pixels"),
+        ("SEARCH.COST.SIZE", "[1000000, 1000000]", "to 16384"),
+        ("SEARCH.COST.SIZE", "[96, 96.5]", "to 16384"),
         ("INPUT.FORMAT", "BGR", "RGB"),
         ("INPUT.CROP.SIZE", "[0.5, 0.5]", "whole pixels"),
         ("MODEL.DEVICE", "tpu", "cpu, cuda"),
@@ -397,12 +416,44 @@ def test_a_dumped_config_loads_again(tmp_path):
 )
 def test_an_impossible_value_names_key_value_and_what_is_allowed(tmp_path, key, value, allowed):
     cfg = load_cfg("search_digits.yaml", ["OUTPUT_DIR", str(tmp_path / "run"), key, value])
-    with pytest.raises(ValueError, match="allowed") as error:
+    with pytest.raises(InputError, match="allowed|leave it out") as error:
         prepare(cfg, world_size=2)
     message = str(error.value)
-    assert key.split(".")[-2 if "HEADS" in key else -1] in message or "HEADS" in message
-    assert allowed in message
+    assert key.split(".")[-1] in message or "HEAD" in message
+    assert re.search(allowed, message)
     assert not (tmp_path / "run").exists()
+
+
+def test_nesterov_needs_momentum(tmp_path):
+    opts = ["OUTPUT_DIR", str(tmp_path), "SOLVER.NESTEROV", "on", "SOLVER.MOMENTUM", "0"]
+    with pytest.raises(InputError, match="SOLVER.NESTEROV is True, allowed with SOLVER.MOMENTUM 0: False"):
+        prepare(load_cfg("search_digits.yaml", opts), world_size=1)
+
+
+def test_a_model_does_not_read_what_is_set_for_a_search(tmp_path):
+    opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.FBNETV5.TOPOLOGY", "", "MODEL.WEIGHTS", ""]
+    prepare(load_cfg("cls/cls_digits.yaml", opts), world_size=1)
+    with pytest.raises(InputError, match="SEARCH.COST.WEIGHT is 2.0, which .* ImageClassifier does not read"):
+        prepare(load_cfg("cls/cls_digits.yaml", [*opts, "SEARCH.COST.WEIGHT", "2"]), world_size=1)
+
+
+def test_a_searchs_weights_have_the_rates_and_decays_of_the_configuration():
+    embedding = torch.nn.Embedding(2, 3)
+    search = torch.nn.ModuleDict({"supernet": torch.nn.Linear(2, 2), "head": embedding})
+    search.distribution = torch.nn.Module()
+    search.distribution.probs = torch.nn.Parameter(torch.zeros(3))
+    opts = ["SOLVER.LR_MULTIPLIER_OVERWRITE", "[{supernet: 1e-1}]", "SOLVER.WEIGHT_DECAY_EMBED", "0.5"]
+    opts += ["SOLVER.BASE_LR", "2", "SOLVER.WEIGHT_DECAY", "0.25", "SEARCH.ARCH_LR_FACTOR", "0.01"]
+    groups = {group["name"]: group for group in build_search_groups(load_cfg(None, opts), search)}
+    assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
+        "weights x 0.1": (0.2, 0.25),
+        "embeddings": (2.0, 0.5),
+        "arch": (0.02, 0.0),
+    }
+    assert groups["arch"]["momentum"] == 0 and groups["arch"]["params"] == [search.distribution.probs]
+    opts[1] = "[{supernot: 0.1}]"
+    with pytest.raises(InputError, match="LR_MULTIPLIER_OVERWRITE has 'supernot', allowed: a part of"):
+        build_search_groups(load_cfg(None, opts), search)
 
 
 def test_latency_as_a_cost_comes_from_a_table(tmp_path):

@@ -23,13 +23,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     A search's probabilities are a group of their own: the rate BASE_LR * SEARCH.ARCH_LR_FACTOR, no weight decay, no
     momentum.
     """
-    solver = cfg.SOLVER
-    if isinstance(model, MultitaskSearch):
-        groups = model.param_groups(
-            solver.BASE_LR, cfg.SEARCH.ARCH_LR_FACTOR, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM
-        )
-    else:
-        groups = build.build_param_groups(cfg, model)
+    is_search = isinstance(model, MultitaskSearch)
+    groups = build.build_search_groups(cfg, model) if is_search else build.build_param_groups(cfg, model)
     return maybe_add_gradient_clipping(cfg, build.build_optimizer(cfg, groups))
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from d2go_fbnetv5.data import MultitaskDataset
 from d2go_fbnetv5.engine.launch import launch, under_torchrun
 from d2go_fbnetv5.engine.log import setup_logging
+from d2go_fbnetv5.engine.validate import check_device
 from d2go_fbnetv5.pseudo_labels.job import Images, label_chunks, prepare, unlabelled
 from d2go_fbnetv5.pseudo_labels.output import Output, merge
 from d2go_fbnetv5.pseudo_labels.preview import write_preview
@@ -71,6 +72,7 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError(
             f"--shard-index is {args.shard_index} and --num-shards {args.num_shards}, allowed: 0 to --num-shards - 1"
         )
+    check_device("DEVICE", settings.DEVICE, args.num_processes)
     if under_torchrun():
         raise InputError("torchrun is not needed: --num-processes starts the processes of this machine")
     if args.preview < 0:

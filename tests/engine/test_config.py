@@ -12,7 +12,7 @@ from d2go_fbnetv5.engine.config import as_dict, find_config, get_cfg, load_cfg
 from d2go_fbnetv5.engine.defaults import PATHS, add_fbnetv5_config, detectron2_config
 from d2go_fbnetv5.engine.search_recipe import search_arguments
 from d2go_fbnetv5.engine.train import prepare
-from d2go_fbnetv5.engine.validate import get, scale_to_world_size
+from d2go_fbnetv5.engine.validate import check_device, get, scale_to_world_size
 from d2go_fbnetv5.search import search_class
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
@@ -565,3 +565,23 @@ def test_each_search_algorithm_gets_its_own_arguments(tmp_path):
         assert {"importance_weighted", "self_normalize", "estimator"} & set(arguments) == expected
         search = search_class(algorithm)(**arguments)
         assert getattr(search, "estimator", "straight_through") == "straight_through"
+
+
+@pytest.mark.parametrize(
+    "device, num_processes, gpus, message",
+    [
+        ("cuda", 1, 0, "DEVICE is 'cuda', but torch finds no such device here; allowed: cpu"),
+        ("cuda:1", 2, 2, "DEVICE is 'cuda:1', allowed for 2 processes: cuda, as each takes a GPU of its own"),
+        ("cuda:2", 1, 2, "DEVICE is 'cuda:2', allowed: cuda, cuda:0 to cuda:1, the GPUs here"),
+        ("mps", 1, 2, "DEVICE is 'mps', allowed: cpu, cuda"),
+        ("gpu", 1, 2, "DEVICE is 'gpu', allowed: cpu, cuda"),
+    ],
+)
+def test_devices_that_cannot_be_used(device, num_processes, gpus, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(InputError) as caught:
+        check_device("DEVICE", device, num_processes)
+    assert str(caught.value) == message
+    for usable in ("cpu", *(("cuda", f"cuda:{gpus - 1}") if gpus else ())):
+        check_device("DEVICE", usable)

@@ -1,4 +1,6 @@
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,3 +124,49 @@ def test_workers_do_not_outlive_a_killed_launcher(stub_args, tmp_path):
     time.sleep(2)
     assert size > 0
     assert metrics.stat().st_size == size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number, message",
+    [
+        (signal.SIGKILL, "process 1 was killed by SIGKILL, as the system does when memory runs out"),
+        (signal.SIGSTOP, "process 0 waited 0.2 minutes in vain: process 1 does not answer (in step "),
+    ],
+)
+def test_a_process_that_is_gone_or_hangs_is_named_and_nothing_is_left(stub_args, tmp_path, number, message):
+    launcher = start(
+        stub_args("run", "--num-processes", 2, "SOLVER.MAX_ITER", 1000000, "DISTRIBUTED.TIMEOUT_MINUTES", 0.2)
+    )
+    metrics = tmp_path / "run" / "metrics.json"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size > 6000) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    workers = children(launcher.pid)
+    os.kill(workers[1], number)
+    _, stderr = launcher.communicate(timeout=120)
+    assert launcher.returncode == 2
+    (line,) = (line for line in stderr.splitlines() if not line.startswith(("INFO", "WARNING")))
+    assert line.startswith(f"train_net: {message}")
+    assert line.endswith("; go on with --resume")
+    assert not any(Path("/proc", str(pid)).exists() for pid in workers)
+
+
+def children(launcher):
+    """The ids of the processes of a run in the order of their ranks."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == launcher and "spawn_main" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+@pytest.mark.slow
+def test_a_bug_in_a_process_keeps_its_traceback(stub_args):
+    process = start(stub_args("run", "--num-processes", 2), STUB_BUG="4:1")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert stderr.count("KeyError: 'a bug'") == 1
+    assert "RuntimeError: process 1 failed" in stderr

@@ -297,6 +297,17 @@ def test_no_model_of_ours_starts_from_another_kind_of_file(cfg, kind, tmp_path):
             load(model, path, own)
 
 
+def test_a_flipped_bit_is_noticed(retinanet, supernet, tmp_path):
+    path = tmp_path / "model.pth"
+    written(tmp_path, {f"supernet.{name}": value for name, value in supernet.items()})
+    content = bytearray(path.read_bytes())
+    weight = supernet["stage0.path0.0.conv.weight"].numpy().tobytes()
+    content[content.index(weight) + len(weight) // 2] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        load(retinanet, str(path))
+
+
 def test_heads_of_another_number_of_classes_may_stay(cfg, tmp_path):
     from detectron2.modeling import build_model
 

@@ -8,6 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_fit
 from d2go_fbnetv5.search import MultitaskSearch
+from d2go_fbnetv5.utils.checkpoints import read_tensors
 
 # Of another search, such as the pretraining, neither its probabilities nor how far it came.
 _SEARCH_WEIGHTS = ("supernet.", "tasks.")
@@ -18,8 +19,9 @@ class StartsFromSearches:
     network, of any host.
 
     Raises, on loading:
-        ValueError: a weight is not finite, or one of the backbone or the supernet is missing or has another shape.
-            (Heads of another number of classes stay as they are, with Detectron2's warning.)
+        ValueError: the file is damaged or holds more than tensors and plain values; a weight is not finite, or one of
+            the backbone or the supernet is missing or has another shape. (Heads of another number of classes stay as
+            they are, with Detectron2's warning.)
     """
 
     _start = False  # whether the weights are those to begin with, rather than a run's own
@@ -30,6 +32,9 @@ class StartsFromSearches:
             return super().resume_or_load(path, resume=resume)
         finally:
             self._start = False
+
+    def _torch_load(self, f: Any) -> Any:
+        return read_tensors(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         ours = self.model.state_dict()

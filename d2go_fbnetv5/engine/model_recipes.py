@@ -196,6 +196,8 @@ def _network(cfg: CfgNode, names: Sequence[str], images: EvalTransform) -> Netwo
         tuple(cfg.MODEL.PIXEL_MEAN),
         tuple(cfg.MODEL.PIXEL_STD),
         images,
+        tuple(cfg.IMPORTS),
+        tuple(cfg.IMPORT_FOLDERS),
     )
 
 

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvcore.common.config import CfgNode
+
 from d2go_fbnetv5.arch import Backbone, Topology, list_families
 from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
@@ -40,6 +43,8 @@ class Network:
         head: options of the model's class.
         pixel_mean, pixel_std: of the images, RGB in 0..255.
         images: what evaluation does to an image before the model sees it.
+        imports, import_folders: the user's modules that register the model or its family, as IMPORTS has them; they are
+            imported when the file is read.
     """
 
     model: str
@@ -50,6 +55,8 @@ class Network:
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     images: EvalTransform
+    imports: tuple[str, ...] = ()
+    import_folders: tuple[str, ...] = ()
 
     def build(self, kind: type[SearchedModel]) -> SearchedModel:
         """Build the model, of that class, with its first weights.
@@ -90,6 +97,8 @@ class Network:
             "pixel_mean": list(self.pixel_mean),
             "pixel_std": list(self.pixel_std),
             "images": {key: getattr(self.images, key) for key in _IMAGES},
+            "imports": list(self.imports),
+            "import_folders": list(self.import_folders),
         }
         write_atomically(Path(folder, NETWORK_FILE), json.dumps(content, indent=1) + "\n")
 
@@ -112,6 +121,10 @@ class Network:
     def _parse(cls, content: dict[str, Any]) -> Network:
         if content.get("format") != _FORMAT:
             raise InputError(f"format is {content.get('format')!r}, this version reads {_FORMAT}")
+        for key in ("imports", "import_folders"):
+            _require({key: [], **content}, key, _is_texts, "a list of texts")
+        imports, folders = content.get("imports", []), content.get("import_folders", [])
+        import_modules(CfgNode({"IMPORTS": imports, "IMPORT_FOLDERS": folders}))
         _require(content, "model", lambda value: isinstance(value, str), "a text")
         _require(content, "family", lambda value: value in list_families(), f"one of {list_families()}")
         _require(content, "names", is_names, "a list of one text or more")
@@ -133,6 +146,8 @@ class Network:
             tuple(content["pixel_mean"]),
             tuple(content["pixel_std"]),
             EvalTransform(**sizes),
+            tuple(imports),
+            tuple(folders),
         )
 
 
@@ -154,7 +169,11 @@ _SET_ELSEWHERE = (
 
 def is_names(value: Any) -> bool:
     """Return whether a value is a list of class names."""
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+    return _is_texts(value) and bool(value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _require(content: dict[str, Any], key: str, good: Any, allowed: str) -> None:

@@ -109,6 +109,20 @@ def test_a_run_of_before_there_was_the_file_opens_with_its_topology_file(run):
             from_run(str(folder))
 
 
+def test_a_users_family_is_imported_with_the_run(run, tmp_path):
+    (tmp_path / "my_moved_family.py").write_text(
+        "from d2go_fbnetv5.arch import build_family, register_family\n"
+        "import dataclasses\n"
+        "register_family(dataclasses.replace(build_family('N'), name='my_moved_family'))\n"
+    )
+    folder, _ = run()
+    edited(folder, put(family="my_moved_family"))
+    with pytest.raises(ValueError, match="family is 'my_moved_family'"):
+        from_run(str(folder))
+    edited(folder, put(imports=["my_moved_family"], import_folders=[str(tmp_path), "/gone"]))
+    assert from_run(str(folder)).model.backbone.family.name == "my_moved_family"
+
+
 def remove(key):
     return lambda content: content.pop(key)
 
@@ -140,6 +154,8 @@ def put(**values):
         (put(head={"dropout": 2}), "dropout is 2"),
         (put(head={"dropout": "much"}), "dropout"),
         (put(head={"backbone": 1}), "backbone"),
+        (put(imports="abc"), "imports is 'abc'"),
+        (put(imports=["no_such_module_at_all"]), "there is no module 'no_such_module_at_all'"),
         (put(pixel_mean=[1, 2]), "pixel_mean is"),
         (put(pixel_std=[1, 0, 1]), "pixel_std is"),
         (put(pixel_std=[1, float("nan"), 1]), "pixel_std is"),

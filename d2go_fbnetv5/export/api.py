@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,8 @@ from d2go_fbnetv5.export.metadata import describe, output_names
 from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.files import replacing
+from d2go_fbnetv5.utils.text_files import read_json
 
 # Each has SUFFIX, PACKAGES, `export` and `load`, and FIXED_SIZE: whether a file can be for one size alone.
 FORMATS: dict[str, ModuleType] = {"executorch": programs, "onnx": onnx, "torchscript": torchscript}
@@ -73,7 +75,7 @@ def export_model(
     on an empty image. Until it has passed it is named ``model.unchecked`` and replaces nothing.
 
     Args:
-        model: a classifier, Lite R-CNN or Lite MaskFormer; it is left as it is, but in evaluation mode.
+        model: a classifier, Lite R-CNN or Lite MaskFormer, on any device; a copy of it is exported.
         format: "executorch", "onnx" or "torchscript".
         folder: is made if it does not exist; gets ``model.pte``, ``model.onnx`` or ``model.pt``, and ``model.json``.
         size: (height, width) of images; `usual_size` by default.
@@ -86,8 +88,9 @@ def export_model(
 
     Raises:
         ValueError: an unknown format, a fixed size for one that has none, a size that the model cannot take, a
-            package that is missing, a folder that holds a training's model.json.
+            package that is missing, a folder that holds a model.json that is not an export's.
         CheckFailedError: the file does not compute what the model does. It stays, under its first name.
+        OSError: the folder cannot be written; what was there before stays.
     """
     if format not in FORMATS:
         raise InputError(f"unknown format {format!r}; allowed are {', '.join(FORMATS)}")
@@ -95,7 +98,7 @@ def export_model(
     if fixed_size and not kind.FIXED_SIZE:
         allowed = " and ".join(name for name, other in FORMATS.items() if other.FIXED_SIZE)
         raise InputError(f"a fixed size is for the formats {allowed}, found {format}")
-    model = model.eval()
+    model = copy.deepcopy(model).cpu().eval()
     size = check_size(model, size or usual_size(model, transform))
     names = list(names) or [str(label) for label in range(model.num_classes)]
     if len(names) != model.num_classes:
@@ -104,7 +107,7 @@ def export_model(
         )
     require(format, *kind.PACKAGES)
     description = describe(model, size, names, transform, kind.PACKAGES)
-    _refuse_training(folder)
+    _refuse_other(folder / DESCRIPTION)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model{kind.SUFFIX}"
     unchecked = path.with_suffix(f".unchecked{kind.SUFFIX}")
@@ -113,20 +116,33 @@ def export_model(
     least = smallest_side(model)
     module, outputs = inference_module(model, any_size), output_names(model)
     images = list(calibration.images) if calibration is not None else None
-    described = kind.export(module, unchecked, size, least, outputs, calibration=images, fixed=fixed_size)
-    int8 = bool(described["int8"])
-    if calibration is not None and images is not None:
-        described["calibration"] = {"data": calibration.data, "images": len(images)}
-    run = kind.load(unchecked, described)
-    sizes = [size, _other_size(size, least)] if described["dynamic"] else [size]
     try:
-        report = check(model, run, _images(sizes, pictures), int8)
+        described = kind.export(module, unchecked, size, least, outputs, calibration=images, fixed=fixed_size)
+        int8 = bool(described["int8"])
+        if calibration is not None and images is not None:
+            described["calibration"] = {"data": calibration.data, "images": len(images)}
+        run = kind.load(unchecked, described)
+        sizes = [size, _other_size(size, least)] if described["dynamic"] else [size]
+        report = check(
+            model, run, _images(sizes, pictures), int8, lambda: kind.load(unchecked, described, threshold=0.0)
+        )
+        del run  # a runtime may hold the file
+        description = {
+            "file": path.name,
+            "format": format,
+            **description,
+            **described,
+            "check": report.to_json(),
+        }
+        # Where the disk is full, neither of the two is replaced.
+        with replacing(folder / DESCRIPTION) as temporary:
+            temporary.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(unchecked, path)
     except CheckFailedError as error:
         raise CheckFailedError(f"{unchecked}: {error}") from error
-    del run  # a runtime may hold the file
-    description = {"file": path.name, "format": format, **description, **described, "check": report.to_json()}
-    os.replace(unchecked, path)
-    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    except BaseException:
+        unchecked.unlink(missing_ok=True)
+        raise
     return Exported(path, description, report)
 
 
@@ -172,16 +188,16 @@ def usual_size(model: SearchedModel, transform: EvalTransform | None) -> tuple[i
     return model.padded_size((short, long if long is not None and long <= 2 * short else short))
 
 
-def _refuse_training(folder: Path) -> None:
-    path = folder / DESCRIPTION
-    if not path.is_file():
+def _refuse_other(path: Path) -> None:
+    """Raise an InputError unless there is no file, or an export's: a training of before network.json has one, too."""
+    if not os.path.lexists(path):
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        content = read_json(path)
+    except InputError:
         content = None
     if not isinstance(content, dict) or "format" not in content:
-        raise InputError(f"{path} is not of an export, as a training's is not; choose another folder")
+        raise InputError(f"{path} is not of an export; choose another folder")
 
 
 def _other_size(size: tuple[int, int], least: int) -> tuple[int, int]:

@@ -83,7 +83,7 @@ def detect(
     proposals: Tensor,
     present: Tensor,
     image_size: tuple[int, int],
-    threshold: float,
+    threshold: Tensor,
     iou: float,
     count: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +91,7 @@ def detect(
 
     Args:
         present: R booleans, which proposals there are.
-        threshold: detections that score less are dropped; iou: above which NMS drops the lower-scored of two
+        threshold: a number; detections that score less are dropped; iou: above which NMS drops the lower-scored of two
             boxes of one class.
 
     Returns:

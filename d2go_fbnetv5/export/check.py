@@ -21,6 +21,7 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 VALUES = 1e-4
 SCORES = 1e-3  # of a detection's score
 OVERLAP = 0.99  # least IoU of a detection with its counterpart
+PROBED = 0.5  # least share of detections of any score that agree, where there is none above a detector's own
 AGREEMENT = 0.9  # of int8: least share of images, pixels or detections with the same class
 
 
@@ -68,7 +69,13 @@ class Report:
 
 
 @torch.no_grad()
-def check(model: SearchedModel, run: Run, images: Iterable[Tensor], int8: bool = False) -> Report:
+def check(
+    model: SearchedModel,
+    run: Run,
+    images: Iterable[Tensor],
+    int8: bool = False,
+    probe: Callable[[], Run] | None = None,
+) -> Report:
     """Compares a file with its model.
 
     Args:
@@ -76,25 +83,33 @@ def check(model: SearchedModel, run: Run, images: Iterable[Tensor], int8: bool =
         run: the file.
         images: 1 x 3 x H x W in 0..255, of sizes that the model does not pad; one or more.
         int8: ask for `AGREEMENT` alone; differences are reported only.
+        probe: gives the file with 0 for the least score of a detection. A detector that finds nothing in the images is
+            compared by it.
 
     Raises:
-        CheckFailedError: beyond `VALUES`, or `SCORES` and `OVERLAP`, or below `AGREEMENT`.
+        CheckFailedError: a weight of the model or an output is not finite, there is nothing to compare, or a difference
+            is beyond `VALUES`, or `SCORES` and `OVERLAP`, or below `AGREEMENT`.
     """
-    report, compare, shares = Report(), _COMPARE.get(type(model), _compare_classes), []
-    for index, image in enumerate(images):
-        height, width = image.shape[-2:]
-        where = f"image {index} ({height} x {width})"
-        report.images += 1
-        report.sizes.add((height, width))
-        try:
-            found = tuple(run(image))
-        except Exception as error:  # a runtime's own kind
-            raise CheckFailedError(f"{where}: the file cannot run it: {error}") from error
-        shares.append(compare(model, image, found, report, where))
-    if not report.images:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckFailedError(f"the model's weight {name!r} is not finite (NaN or infinity)")
+    images = list(images)
+    if not images:
         raise InputError("check needs one image or more, found none")
+    report, compare, shares = Report(), _COMPARE.get(type(model), _compare_classes), []
+    for where, image, found in _outputs(run, images):
+        report.images += 1
+        report.sizes.add(tuple(image.shape[-2:]))
+        shares.append(compare(model, image, found, report, where))
     report.agreement = sum(shares) / len(shares)
-    if int8 and not report.agreement >= AGREEMENT:
+    if report.detections == (0, 0):
+        report.agreement = _probed_agreement(model, probe, images)
+        if not report.agreement >= PROBED:
+            raise CheckFailedError(
+                f"no detection in {report.images} images, and of those of any score {report.agreement:.1%} have a "
+                f"counterpart of the same class and place; allowed is {PROBED:.0%} or more"
+            )
+    elif int8 and not report.agreement >= AGREEMENT:
         raise CheckFailedError(
             f"the same class in {report.agreement:.1%} of {report.images} images' results; allowed is "
             f"{AGREEMENT:.0%} or more"
@@ -102,6 +117,45 @@ def check(model: SearchedModel, run: Run, images: Iterable[Tensor], int8: bool =
     if not int8 and report.failures:
         raise CheckFailedError(f"{report.failures[0]} ({len(report.failures)} such differences)")
     return report
+
+
+def _outputs(run: Run, images: Iterable[Tensor]) -> Iterator[tuple[str, Tensor, tuple[Tensor, ...]]]:
+    """Where a file is run, on what, and what it gives."""
+    for index, image in enumerate(images):
+        where = f"image {index} ({image.shape[-2]} x {image.shape[-1]})"
+        try:
+            found = tuple(run(image))
+        except Exception as error:  # a runtime's own kind
+            raise CheckFailedError(f"{where}: the file cannot run it: {error}") from error
+        if not all(torch.isfinite(values).all() for values in found):
+            raise CheckFailedError(f"{where}: the file's output is not finite (NaN or infinity)")
+        yield where, image, found
+
+
+def _probed_agreement(model: LiteRCNN, probe: Callable[[], Run] | None, images: Sequence[Tensor]) -> float:
+    """The share of detections of any score that have a counterpart; 0 where there is none.
+
+    An untrained detector's scores are all but equal, so which box goes before which is a matter of rounding, and not
+    all can have one.
+    """
+    if probe is None:
+        return 0.0
+    head, shares = model.roi_head, []
+    threshold, head.score_threshold = head.score_threshold, 0.0
+    try:
+        for _, image, (boxes, scores, labels) in _outputs(probe(), images):
+            expected = model([{"image": image[0]}])[0]
+            there = scores > 0
+            ours = boxes[there], scores[there], labels[there]
+            theirs = expected["boxes"], expected["scores"], expected["labels"]
+            for a, b in ((theirs, ours), (ours, theirs)):
+                shares += [
+                    overlap >= OVERLAP and difference <= VALUES
+                    for _, _, overlap, difference in _counterparts(a, b)
+                ]
+    finally:
+        head.score_threshold = threshold
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _compare_classes(

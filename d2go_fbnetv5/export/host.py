@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from d2go_fbnetv5.export.boxes import detect, propose
+from d2go_fbnetv5.models.base import MOST
 from d2go_fbnetv5.utils.errors import InputError
 
 Method = Callable[..., Sequence[Tensor]]
@@ -47,6 +49,21 @@ class HostSettings:
     iou: float
     max_detections: int
 
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST):
+                raise InputError(f"{name} is {value!r}, allowed is a whole number from 1 to {MOST}")
+        for name in ("proposals_iou", "score_threshold", "iou"):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value <= 1):
+                raise InputError(f"{name} is {value!r}, allowed is a number from 0 to 1")
+        anchors = self.cell_anchors
+        if not (anchors and all(len(box) == 4 and all(map(_is_number, box)) for box in anchors)):
+            raise InputError("cell_anchors has a box that is not four finite numbers, or no box")
+        if not all(x0 < x1 and y0 < y1 for x0, y0, x1, y1 in anchors):
+            raise InputError("cell_anchors has a box without area; allowed is x0 < x1 and y0 < y1")
+
     @classmethod
     def of(cls, inference: Any) -> HostSettings:
         """Of a `DetectorInference`."""
@@ -63,12 +80,31 @@ class HostSettings:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> HostSettings:
-        """Raises a ValueError if a member is missing or unknown."""
+        """What `to_json` wrote, perhaps edited since. Raises an InputError that names the member that is wrong."""
+        if not isinstance(content, Mapping):
+            raise InputError(f"the detector's settings are {content!r}, allowed is an object")
         names = {field.name for field in fields(cls)}
         wrong = names.symmetric_difference(content)
         if wrong:
             raise InputError(f"the detector's settings lack or do not know {', '.join(sorted(wrong))}")
-        return cls(**{**content, "cell_anchors": tuple(map(tuple, content["cell_anchors"]))})
+        anchors = content["cell_anchors"]
+        if not (isinstance(anchors, list | tuple) and all(isinstance(box, list | tuple) for box in anchors)):
+            raise InputError(f"cell_anchors is {anchors!r}, allowed is a list of boxes of four numbers")
+        return cls(**{**content, "cell_anchors": tuple(map(tuple, anchors))})
+
+
+_COUNTS = (
+    "stride",
+    "resolution",
+    "num_classes",
+    "proposals_before_nms",
+    "proposals_after_nms",
+    "max_detections",
+)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class HostedDetector:
@@ -88,7 +124,7 @@ class HostedDetector:
         """Detections in an image, best first: M x 4 boxes (XYXY pixels), M scores and M int64 labels.
 
         Args:
-            image: 1 x 3 x H x W, RGB in 0..255; H and W are multiples of the model's ``size_divisibility``.
+            image: 1 x 3 x H x W, RGB in 0..255; H and W are as model.json's ``image_sizes`` says.
             size: (height, width) of the image in the upper left corner of a padded one, to which boxes are cut.
         """
         size = size or (image.shape[2], image.shape[3])
@@ -126,7 +162,14 @@ class HostedDetector:
         s = self.settings
         present = torch.ones(len(proposals), dtype=torch.bool)
         boxes, scores, labels = detect(
-            probabilities, deltas, proposals, present, size, s.score_threshold, s.iou, s.max_detections
+            probabilities,
+            deltas,
+            proposals,
+            present,
+            size,
+            torch.tensor(s.score_threshold, dtype=torch.float32),
+            s.iou,
+            s.max_detections,
         )
         found = labels >= 0
         return boxes[found], scores[found], labels[found]

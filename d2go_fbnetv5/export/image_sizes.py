@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import Dim
 from torch.nn import functional as F
+
+from d2go_fbnetv5.utils.errors import InputError
 
 STEP = 32  # pixels; the stride of Path 3
 
@@ -20,11 +23,12 @@ def is_whole(size: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """(height, width) of the images that a file takes: multiples of 32 from ``least`` to ``most``, or, where these
-    are equal, that size alone."""
+    """(height, width) of the images that a file takes: multiples of ``step`` from ``least`` to ``most`` (None: of any
+    length), or, where these are equal, that size alone."""
 
     least: tuple[int, int]
-    most: tuple[int, int]
+    most: tuple[int, int] | None
+    step: int = STEP
 
     @classmethod
     def of(
@@ -43,17 +47,37 @@ class ImageSizes:
     def dynamic(self) -> bool:
         return self.least != self.most
 
+    def takes(self, size: Sequence[int]) -> bool:
+        """Whether the file takes images of a (height, width)."""
+        most = self.most or tuple(size)
+        fits = all(low <= side <= high for low, side, high in zip(self.least, size, most, strict=True))
+        return fits and (not self.dynamic or all(side % self.step == 0 for side in size))
+
+    def check(self, image: Tensor) -> None:
+        """Raise an InputError unless the file takes an image: 1 x 3 x H x W, float32, of one of its sizes."""
+        if image.dim() != 4 or image.shape[:2] != (1, 3) or image.dtype != torch.float32:
+            raise InputError(
+                f"an image of {tuple(image.shape)} {image.dtype}; the file takes 1 x 3 x H x W torch.float32"
+            )
+        if not self.takes(image.shape[-2:]):
+            raise InputError(f"an image of {image.shape[-2]}x{image.shape[-1]} pixels; the file takes {self}")
+
+    def __str__(self) -> str:
+        low = f"{self.least[0]}x{self.least[1]}"
+        if not self.dynamic:
+            return f"images of {low} alone"
+        high = "any size" if self.most is None else f"{self.most[0]}x{self.most[1]}"
+        return f"images of {low} to {high} whose sides are multiples of {self.step}"
+
     def fitted(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """A 1 x 3 x H x W image as it is, or of ``size`` if the file does not take its own."""
-        sides = image.shape[-2:]
-        fits = all(low <= side <= high for low, side, high in zip(self.least, sides, self.most, strict=True))
-        if fits and (is_whole(sides) or not self.dynamic):
+        if self.takes(image.shape[-2:]):
             return image
         return F.interpolate(image, size, mode="bilinear", antialias=True).clamp(0, 255)
 
     def dims(self) -> dict[int, Any] | None:
         """What `torch.export` takes for a 1 x 3 x H x W image."""
-        if not self.dynamic:
+        if self.most is None or not self.dynamic:
             return None
         height, width = (
             Dim(f"{name}_by_{STEP}", min=low // STEP, max=high // STEP)
@@ -62,5 +86,47 @@ class ImageSizes:
         return {2: STEP * height, 3: STEP * width}
 
     def to_json(self) -> dict[str, Any]:
-        step = {"multiple_of": STEP} if self.dynamic else {}
-        return {"min": list(self.least), "max": list(self.most), **step}
+        step = {"multiple_of": self.step} if self.dynamic else {}
+        return {"min": list(self.least), "max": None if self.most is None else list(self.most), **step}
+
+    @classmethod
+    def from_json(cls, content: Any) -> ImageSizes:
+        """What `to_json` wrote, perhaps edited since. Raises an InputError that names the key."""
+        if not isinstance(content, Mapping):
+            raise InputError(f"image_sizes is {content!r}, allowed is an object with min and max")
+        least, most, step = content.get("min"), content.get("max"), content.get("multiple_of", STEP)
+        for key, value in (("min", least), ("max", most)):
+            if not (_is_size(value) or (key == "max" and value is None)):
+                raise InputError(f"image_sizes.{key} is {value!r}, allowed is [height, width] in pixels")
+        if not _is_side(step):
+            raise InputError(f"image_sizes.multiple_of is {step!r}, allowed is 1 or more")
+        if most is not None and (most[0] < least[0] or most[1] < least[1]):
+            raise InputError(f"image_sizes.max is {most!r}, allowed is {least!r} or more, as min")
+        return cls(tuple(least), None if most is None else tuple(most), step)
+
+
+def guarded(run: Callable[..., Any], described: Mapping[str, Any]) -> Callable[..., Any]:
+    """A file's function, for images that the file takes; others are an InputError.
+
+    Args:
+        run: of a 1 x 3 x H x W image and what else there may be.
+        described: model.json of the file.
+
+    Raises:
+        InputError: ``image_sizes`` is missing or wrong.
+    """
+    sizes = ImageSizes.from_json(described.get("image_sizes"))
+
+    def checked(image: Tensor, *more: Any) -> Any:
+        sizes.check(image)
+        return run(image, *more)
+
+    return checked
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_side, value))

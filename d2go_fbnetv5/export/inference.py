@@ -10,26 +10,46 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from d2go_fbnetv5.export.boxes import detect, propose
 from d2go_fbnetv5.export.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.fold import folded
+from d2go_fbnetv5.export.image_sizes import STEP
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel, TransformerDecoder
 from d2go_fbnetv5.utils.errors import InputError
 
 
 class _Backbone(nn.Module):
-    """1 x 3 x H x W image in 0..255 -> the features that the head reads. ``model`` is folded."""
+    """1 x 3 x H x W image in 0..255 -> the features that the head reads. ``model`` is folded.
+
+    With ``any_size`` an image that is smaller than the model's smallest is padded to it, as the model does; without it
+    such an image, and one whose sides are no multiples of 32, is an error where Python or TorchScript runs this. (What
+    `torch.export` makes of it has no such check.)
+    """
 
     def __init__(self, model: SearchedModel, any_size: bool = False) -> None:
         super().__init__()
         self.register_buffer("mean", model.pixel_mean.view(1, 3, 1, 1).clone())
         self.register_buffer("scale", 1 / model.pixel_std.view(1, 3, 1, 1))
         self.features = FlatBackbone(model.backbone, any_size)
+        self.any_size = any_size
+        self.least = model.padded_size((1, 1))[0]
+        self.step = STEP
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        return self.features((image - self.mean) * self.scale)
+        height, width = image.shape[2], image.shape[3]
+        small = height < self.least or width < self.least
+        if not self.any_size and (small or height % self.step != 0 or width % self.step != 0):
+            raise ValueError(
+                f"an image of {height}x{width} pixels; allowed are sides of {self.least} or more, multiples of "
+                f"{self.step}"
+            )
+        image = (image - self.mean) * self.scale
+        if small:
+            image = F.pad(image, [0, max(0, self.least - width), 0, max(0, self.least - height)])
+        return self.features(image)
 
 
 class ClassifierInference(nn.Module):
@@ -167,6 +187,8 @@ class DetectorInference(nn.Module):
         self.proposals_after_nms = rpn._post_nms_top_n["testing"]
         self.proposals_iou = rpn.nms_thresh
         self.score_threshold = head.score_threshold
+        # In a file it is a value by this name, so that a check can lower it.
+        self.register_buffer("least_score", torch.tensor(float(head.score_threshold)))
         self.iou = head.nms_threshold
         self.max_detections = head.max_detections
 
@@ -185,9 +207,7 @@ class DetectorInference(nn.Module):
         )
         regions = roi_align(feature, [boxes], self.resolution, 1 / self.stride, 0, aligned=True)
         scores, deltas = self.boxes(regions)
-        return detect(
-            scores, deltas, boxes, present, size, self.score_threshold, self.iou, self.max_detections
-        )
+        return detect(scores, deltas, boxes, present, size, self.least_score, self.iou, self.max_detections)
 
 
 def inference_module(model: SearchedModel, any_size: bool = False) -> nn.Module:

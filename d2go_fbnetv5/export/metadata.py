@@ -94,6 +94,7 @@ def _preprocessing(model: SearchedModel, transform: EvalTransform | None) -> dic
     if model.size_divisibility > 1:
         steps["pad"] = {
             "to_multiple_of": model.size_divisibility,
+            "at_least": model.padded_size((1, 1))[0],
             "where": "right and bottom",
             "colour": [round(value, 3) for value in model.pixel_mean.tolist()],
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from d2go_fbnetv5.export import executorch
 from d2go_fbnetv5.export.executorch import MethodSource, capture, lower_programs
 from d2go_fbnetv5.export.flat_backbone import concatenate_to_enlarge
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
-from d2go_fbnetv5.export.image_sizes import ImageSizes
+from d2go_fbnetv5.export.image_sizes import ImageSizes, guarded
 from d2go_fbnetv5.export.inference import DetectorInference
 from d2go_fbnetv5.export.quantize import FLOAT_MODULES, quantized
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.files import write_atomically
 
 SUFFIX = ".pte"
 PACKAGES = executorch.PACKAGES
@@ -64,7 +65,7 @@ def export(
         graphs = {name: capture(*source) for name, source in methods.items()}
     else:
         graphs = quantized_methods(module, methods, [sizes.fitted(image, size) for image in calibration])
-    Path(path).write_bytes(lower_programs(graphs))
+    write_atomically(path, lower_programs(graphs))
     described: dict[str, Any] = {
         "dynamic": sizes.dynamic,
         "image_sizes": sizes.to_json(),
@@ -102,22 +103,30 @@ _DETECTOR_METHODS = {
 
 
 def load(
-    path: str | os.PathLike[str], described: Mapping[str, Any]
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    path: str | os.PathLike[str], described: Mapping[str, Any], threshold: float | None = None
+) -> Callable[..., tuple[Tensor, ...]]:
     """A function of a 1 x 3 x H x W image, which returns what the inference module does; a detector's leaves out the
-    rows that are not there.
+    rows that are not there, and takes what `HostedDetector` does.
 
     Args:
-        described: what `export` returned.
+        described: what `export` returned, or model.json. Images of sizes that it does not name are refused.
+        threshold: least score of a detection, in place of the file's own.
 
     Raises:
-        FileNotFoundError, ValueError: as `executorch.load`.
+        FileNotFoundError, InputError: as `executorch.load`; or ``described`` is wrong, or of another file.
     """
     program = executorch.load(path)
-    if "detector" in described:
-        settings = HostSettings.from_json(described["detector"])
-        return HostedDetector(settings, program.methods["proposals"], program.methods["boxes"])
-    return lambda image: tuple(program.methods["forward"](image))
+    needed = ("proposals", "boxes") if "detector" in described else ("forward",)
+    for name in needed:
+        if name not in program.methods:
+            raise InputError(f"{path} has the methods {', '.join(program.methods)}, but no {name}")
+    if "detector" not in described:
+        return guarded(lambda image: tuple(program.methods["forward"](image)), described)
+    settings = HostSettings.from_json(described["detector"])
+    if threshold is not None:
+        settings = replace(settings, score_threshold=threshold)
+    host = HostedDetector(settings, program.methods["proposals"], program.methods["boxes"])
+    return guarded(host, described)
 
 
 def program_methods(module: nn.Module, size: tuple[int, int], sizes: ImageSizes) -> dict[str, MethodSource]:

@@ -15,9 +15,10 @@
 //   const std::vector<Detection> found =
 //       detect(settings, probabilities, deltas, proposed, image_height, image_width);
 //
-// The image is RGB, 0..255, floats; H and W are multiples of model.json's size_divisibility. A smaller image is put
-// into the upper left corner and filled up, right and bottom, with model.json's pixel_mean; image_height and
-// image_width are its own size, to which boxes are cut. Boxes come out in pixels of that image.
+// The image is RGB, 0..255, floats; H and W are what model.json's image_sizes allows: from min to max, multiples of
+// multiple_of. The methods do not check it and are wrong at other sizes. A smaller image is put into the upper left
+// corner and filled up, right and bottom, with the colour of preprocessing.pad; image_height and image_width are its own
+// size, to which boxes are cut. Boxes come out in pixels of that image.
 // Every array is contiguous, its last dimension fastest. Nothing here keeps a pointer.
 //
 // `d2go_fbnetv5/export/host.py` is the same in Python.

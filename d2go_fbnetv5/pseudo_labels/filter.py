@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from d2go_fbnetv5.data.names import checked_names
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -84,7 +85,8 @@ class ClassMap:
             raise InputError(
                 f"{where}.NAMES has {absent[0]!r}, which no class of the teacher becomes: {_list(found)}"
             )
-        self.names = tuple(names) or tuple(name for name in dict.fromkeys(renamed) if name)
+        found_names = tuple(names) or tuple(name for name in dict.fromkeys(renamed) if name)
+        self.names = checked_names(f"{where}: the set's classes", found_names)
         if not self.names:
             raise InputError(f"{where}: no class is left of the source's: {_list(found)}")
         places = {name: label for label, name in enumerate(self.names)}

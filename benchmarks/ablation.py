@@ -38,7 +38,7 @@ from common import (
 
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
-from d2go_fbnetv5.engine.search_eval import SearchJudge
+from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge
 from d2go_fbnetv5.search import derive_generator
 from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH
 from d2go_fbnetv5.utils.files import write_atomically

@@ -35,7 +35,7 @@ from torch import nn
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
 from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
-from d2go_fbnetv5.engine.search_eval import TaskNetwork
+from d2go_fbnetv5.engine.recipes.search_judge import TaskNetwork
 from d2go_fbnetv5.engine.train import Run
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.seeding import seed_all

@@ -30,12 +30,12 @@ from torch import nn
 
 from d2go_fbnetv5.arch import Supernet
 from d2go_fbnetv5.engine.config import load_cfg
-from d2go_fbnetv5.engine.distributed import is_distributed, rank, world_size
 from d2go_fbnetv5.engine.hooks import AfterStepHook
 from d2go_fbnetv5.engine.launch import launch
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop
 from d2go_fbnetv5.engine.train import Run, prepare
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.ranks import is_distributed, rank, world_size
 
 WARM_UP = 3
 SEARCH, TRAINING = "the search's all_gather", "DDP's all-reduce of gradients"

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from d2go_fbnetv5.engine.formatting import parse_size
 from d2go_fbnetv5.export.api import exporter
 from d2go_fbnetv5.export.benchmark import BENCHMARK_FORMATS, EAGER, Evaluate, markdown, run_benchmark
 from d2go_fbnetv5.export.evaluation import evaluate_run
@@ -26,6 +25,7 @@ from d2go_fbnetv5.export.runtimes import machine, versions
 from d2go_fbnetv5.export.subjects import BASELINES
 from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.formatting import parse_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:

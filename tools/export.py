@@ -19,12 +19,12 @@ from pathlib import Path
 from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_arguments, open_model
 from torch import Tensor
 
-from d2go_fbnetv5.engine.formatting import parse_size
 from d2go_fbnetv5.engine.predictor import Predictor
 from d2go_fbnetv5.export import FORMATS, Calibration, CheckFailedError, Exported, export_model
 from d2go_fbnetv5.export.api import INT8
 from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, calibration_images, run_images
 from d2go_fbnetv5.utils.errors import InputError, run_tool, sentence
+from d2go_fbnetv5.utils.formatting import parse_size
 
 _CHECK_IMAGES = 8
 

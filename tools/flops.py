@@ -25,8 +25,8 @@ from rich.text import Text
 
 from d2go_fbnetv5.arch import PATHS, BlockCosts, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.topology_file import TopologyEntry, load_topologies
-from d2go_fbnetv5.engine.formatting import format_count, format_share, parse_size
 from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.formatting import format_count, format_share, parse_size
 
 METRICS = ("flops", "params")
 

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from d2go_fbnetv5.arch.cost import MOST_PIXELS
-from d2go_fbnetv5.engine.formatting import format_count
 from d2go_fbnetv5.models.flops import average_flops, model_flops
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import format_count
 from d2go_fbnetv5.utils.options import shown
 from d2go_fbnetv5.utils.text_files import read_json
 from d2go_fbnetv5.zoo import create_model

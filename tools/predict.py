@@ -28,10 +28,10 @@ from torch import Tensor
 
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.images import read_image
-from d2go_fbnetv5.engine.formatting import format_plural
 from d2go_fbnetv5.engine.predictor import Predictor
 from d2go_fbnetv5.utils.errors import InputError, run_tool, sentence
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.formatting import format_plural
 
 
 def main(argv: Sequence[str] | None = None) -> int:

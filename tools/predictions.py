@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from d2go_fbnetv5.engine.overlays import draw_boxes, draw_label_map, draw_lines
 from d2go_fbnetv5.engine.predictor import Predictor
+from d2go_fbnetv5.reports.overlays import draw_boxes, draw_label_map, draw_lines
 
 SHOWN_CLASSES = 5
 

@@ -21,17 +21,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.arch.drawing import Panel, draw_figure, save_figure
-from d2go_fbnetv5.arch.text_drawing import draw_text
 from d2go_fbnetv5.arch.topology_file import load_topologies
-from d2go_fbnetv5.engine.formatting import format_count
-from d2go_fbnetv5.engine.history import METRICS_FILE, read_history
-from d2go_fbnetv5.engine.plots import probabilities_figure
-from d2go_fbnetv5.engine.run_agreement import read_agreement
-from d2go_fbnetv5.engine.run_agreement_report import agreement_figure, agreement_page, agreement_table
-from d2go_fbnetv5.engine.series import series, thin
+from d2go_fbnetv5.reports.drawing import Panel, draw_figure, save_figure
+from d2go_fbnetv5.reports.history import METRICS_FILE, read_history, series, thin
+from d2go_fbnetv5.reports.plots import probabilities_figure
+from d2go_fbnetv5.reports.run_agreement import read_agreement
+from d2go_fbnetv5.reports.run_agreement_page import agreement_figure, agreement_page, agreement_table
+from d2go_fbnetv5.reports.text_drawing import draw_text
 from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.formatting import format_count
 from d2go_fbnetv5.utils.text_files import expand_user
 
 _LEVELS = "▁▂▃▄▅▆▇█"

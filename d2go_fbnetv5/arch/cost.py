@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from d2go_fbnetv5.arch.families import PATHS, Family, build_family
 from d2go_fbnetv5.arch.topology import Topology
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import MOST_PIXELS
 
 METRICS = ("flops", "params")
-MOST_PIXELS = 2**14  # of a side; what exceeds it is a slip
 Part = tuple[nn.Module, Tensor]
 
 

@@ -10,11 +10,11 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from d2go_fbnetv5.engine.distributed import average_batch_norm, is_main
 from d2go_fbnetv5.engine.nonfinite import first_nonfinite
 from d2go_fbnetv5.utils.checkpoints import read_tensors, save_tensors
 from d2go_fbnetv5.utils.errors import InputError, NonFiniteError, sentence
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.ranks import average_batch_norm, is_main
 
 logger = logging.getLogger(__name__)
 

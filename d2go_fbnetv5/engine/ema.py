@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from d2go_fbnetv5.engine.distributed import unwrap
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.ranks import unwrap
 
 
 class EMA(AveragedModel):

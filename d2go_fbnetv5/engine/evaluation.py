@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from d2go_fbnetv5.engine.distributed import is_distributed, world_size
 from d2go_fbnetv5.engine.loop import to_device
 from d2go_fbnetv5.tasks.base import Evaluator
+from d2go_fbnetv5.utils.ranks import is_distributed, world_size
 
 with warnings.catch_warnings():
     warnings.simplefilter(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from fvcore.common.param_scheduler import ParamScheduler
 
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
-from d2go_fbnetv5.engine.distributed import unwrap
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop
+from d2go_fbnetv5.utils.ranks import unwrap
 
 
 class ScheduleHook(Hook):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2go_fbnetv5.engine.distributed import rank, unwrap
 from d2go_fbnetv5.engine.heartbeat import reach
 from d2go_fbnetv5.engine.nonfinite import FiniteGuard
 from d2go_fbnetv5.engine.precision import Precision
+from d2go_fbnetv5.utils.ranks import rank, unwrap
 from d2go_fbnetv5.utils.seeding import seed_all
 
 

@@ -14,9 +14,9 @@ from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.ade20k import ADE20K_NAMES
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import load_cfg
-from d2go_fbnetv5.engine.model_recipes import ModelRecipe, searched_network
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, is_names
-from d2go_fbnetv5.engine.recipe import get_recipe
+from d2go_fbnetv5.engine.recipes.base import get_recipe
+from d2go_fbnetv5.engine.recipes.models import ModelRecipe, searched_network
 from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.weights import load_weights

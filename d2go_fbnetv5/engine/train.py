@@ -16,8 +16,8 @@ from fvcore.common.config import CfgNode
 from rich.console import Console
 from torch import nn
 
-import d2go_fbnetv5.engine.model_recipes  # noqa: F401 (registers the models for single tasks)
-import d2go_fbnetv5.engine.search_recipe  # noqa: F401 (registers "MultitaskSearch")
+import d2go_fbnetv5.engine.recipes.models  # noqa: F401 (registers the models for single tasks)
+import d2go_fbnetv5.engine.recipes.search  # noqa: F401 (registers "MultitaskSearch")
 from d2go_fbnetv5.engine.build import (
     Data,
     build_clipping,
@@ -29,19 +29,19 @@ from d2go_fbnetv5.engine.build import (
 )
 from d2go_fbnetv5.engine.checkpoint import OptimizerState, RunCheckpointer
 from d2go_fbnetv5.engine.continuing import CONFIG_FILE, Classes, check_continued, stored_config
-from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, broadcast, is_distributed, is_main
 from d2go_fbnetv5.engine.ema import EMA, EMAHook
-from d2go_fbnetv5.engine.history import History, write_evaluation
 from d2go_fbnetv5.engine.hooks import AfterStepHook, CheckpointHook, EvalHook, ScheduleHook, Stopwatch
 from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.engine.log import log_to_file
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop, sampled_topologies
-from d2go_fbnetv5.engine.rank_agreement import rank_agreement
-from d2go_fbnetv5.engine.recipe import Recipe, get_recipe
+from d2go_fbnetv5.engine.recipes.base import Recipe, get_recipe
 from d2go_fbnetv5.engine.validate import scale_to_world_size, validate
 from d2go_fbnetv5.engine.writers import ConsoleWriter, HistoryWriter, RecordHook, StepMeans, TensorBoardWriter
+from d2go_fbnetv5.reports.history import History, write_evaluation
+from d2go_fbnetv5.reports.rank_agreement import rank_agreement
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import FolderLock, remove_rests_in, write_atomically
+from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, broadcast, is_distributed, is_main
 from d2go_fbnetv5.utils.seeding import seed_all
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from d2go_fbnetv5.engine.distributed import gather, is_main, mean_over_ranks, rank, unwrap, world_size
-from d2go_fbnetv5.engine.history import History
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop
+from d2go_fbnetv5.reports.history import History
 from d2go_fbnetv5.utils.files import AppendedFile
+from d2go_fbnetv5.utils.ranks import gather, is_main, mean_over_ranks, rank, unwrap, world_size
 
 Records = Callable[[], Mapping[str, Any]]
 

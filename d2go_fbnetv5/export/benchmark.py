@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from d2go_fbnetv5.engine.formatting import MISSING, format_count, format_metric
 from d2go_fbnetv5.export.api import INT8, exporter
 from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.export.subjects import Subject, open_subject
 from d2go_fbnetv5.utils.errors import InputError, sentence
+from d2go_fbnetv5.utils.formatting import MISSING, format_count, format_metric
 
 EAGER = "eager"
 BENCHMARK_FORMATS = ("executorch", f"executorch{INT8}", "onnx", "torchscript", EAGER)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from d2go_fbnetv5.models.base import zero_loss
 from d2go_fbnetv5.models.matcher import FOCAL_ALPHA, FOCAL_GAMMA, hungarian_match, matching_cost
+from d2go_fbnetv5.utils.ranks import is_distributed, world_size
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _mean_over_ranks(value: int, device: torch.device) -> Tensor:
-    total = torch.tensor(float(value), device=device)
-    if distributed.is_available() and distributed.is_initialized():
+    total = torch.full((), float(value), device=device)
+    if is_distributed():
         distributed.all_reduce(total)
-        total /= distributed.get_world_size()
+        total /= world_size()
     return total

@@ -16,8 +16,6 @@ import torch
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.data import read_batches
-from d2go_fbnetv5.engine.distributed import rank, world_size
-from d2go_fbnetv5.engine.formatting import format_duration
 from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.engine.train import pick_device
 from d2go_fbnetv5.pseudo_labels.labeller import Labeller
@@ -25,6 +23,8 @@ from d2go_fbnetv5.pseudo_labels.output import ChunkWriter, Output, RelativeNames
 from d2go_fbnetv5.pseudo_labels.settings import label_settings, open_images
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import remove_rests, replacing_folder, write_atomically
+from d2go_fbnetv5.utils.formatting import format_duration
+from d2go_fbnetv5.utils.ranks import rank, world_size
 from d2go_fbnetv5.utils.text_files import read_json_object
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from d2go_fbnetv5.data.images import encode_png
 from d2go_fbnetv5.data.moves import resize_map
 from d2go_fbnetv5.data.multitask import MultitaskDataset
 from d2go_fbnetv5.data.transforms import EvalTransform
-from d2go_fbnetv5.engine.formatting import format_plural, format_share
-from d2go_fbnetv5.engine.overlays import draw_boxes, draw_label_map, draw_lines
+from d2go_fbnetv5.reports.overlays import draw_boxes, draw_label_map, draw_lines
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.formatting import format_plural, format_share
 
 _SIDE = 384  # pixels, of an image in the sheet
 _STRIP = 56  # pixels, for the lines of text below it

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, MultitaskIndex
-from d2go_fbnetv5.engine.formatting import MISSING, format_count, format_plural, format_share
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.formatting import MISSING, format_count, format_plural, format_share
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_CLASSES = 20  # in a table; summary.json has all

@@ -15,7 +15,7 @@ from d2go_fbnetv5.search.estimators import LossWindow, compare, effective_sample
 from d2go_fbnetv5.search.groups import arch_group, weight_groups
 from d2go_fbnetv5.search.losses import Pool, StepLosses
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.ranks import rank_and_world_size
+from d2go_fbnetv5.utils.ranks import rank
 from d2go_fbnetv5.utils.seeding import derive_generator
 
 Sample = Mapping[str, Any]
@@ -152,7 +152,7 @@ class Search(nn.Module):
         """
         if not self.training:
             return self._predict(batch)
-        generator = derive_generator("topologies", self.seed, rank_and_world_size()[0], self.iteration)
+        generator = derive_generator("topologies", self.seed, rank(), self.iteration)
         output, self.diagnostics = self.step(self._parts(batch), generator)
         self.iteration += 1
         self.iteration_count.fill_(self.iteration)
@@ -230,7 +230,7 @@ class Search(nn.Module):
             return self.zero().expand(len(self.tasks))
         surrogates = (scores * log_prob).sum(dim=1)
         if self.cost is not None:
-            generator = derive_generator("prices", self.seed, rank_and_world_size()[0], self.iteration)
+            generator = derive_generator("prices", self.seed, rank(), self.iteration)
             prices = self.cost.expectation(self.distribution.probs, generator)
             surrogates = surrogates + prices / self.window.deviation
         return self.arch_rate * surrogates

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d2go_fbnetv5.utils.ranks import rank_and_world_size, side_by_side
+from d2go_fbnetv5.utils.ranks import rank, side_by_side, world_size
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Pool:
 
     def mine(self, values: Tensor) -> Tensor:
         """Return this rank's part of T x M values, T x N, times the number of ranks, over which trainers average."""
-        rank, world_size = rank_and_world_size()
-        return values[:, rank * self.per_rank : (rank + 1) * self.per_rank] * world_size
+        first = rank() * self.per_rank
+        return values[:, first : first + self.per_rank] * world_size()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import functools
 import logging
 from typing import TypeVar
 
-import torch.distributed as dist
+from d2go_fbnetv5.utils.ranks import gather
 
 logger = logging.getLogger(__name__)
 Key = TypeVar("Key", int, str)
@@ -16,12 +16,8 @@ def gather_records(records: dict[Key, Record]) -> dict[Key, Record]:
 
     A collective where torch.distributed runs with several ranks: all of them must call it, and get the same.
     """
-    per_rank = [records]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        per_rank = [None] * dist.get_world_size()
-        dist.all_gather_object(per_rank, records)
     merged: dict[Key, Record] = {}
-    for rank_records in reversed(per_rank):
+    for rank_records in reversed(gather(records)):
         merged.update(rank_records)
     return dict(sorted(merged.items()))
 

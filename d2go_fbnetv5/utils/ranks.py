@@ -1,24 +1,94 @@
-"""The processes of a run, and what they tell each other."""
+"""The processes of a run, and what they tell each other; everything works without torch.distributed too."""
 
-from __future__ import annotations
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """Return (rank, world size); (0, 1) without a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and talks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's `value` (anything picklable), in the order of ranks."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """Process 0's `value` (anything picklable)."""
+    if not is_distributed():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """The mean of each key over the processes that have it. Every process must call it."""
+    if not is_distributed():
+        return dict(values)
+    gathered = gather(dict(values))
+    keys = list(dict.fromkeys(key for part in gathered for key in part))
+    columns = {key: [part[key] for part in gathered if key in part] for key in keys}
+    return {key: sum(column) / len(column) for key, column in columns.items()}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model without DistributedDataParallel around it."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+@torch.no_grad()
+def average_batch_norm(*models: nn.Module) -> None:
+    """Give every process the mean over processes of the models' batch-norm statistics, in place, in one collective.
+
+    Each process gathers its own while it trains, and so does an average of its weights; those that are evaluated or
+    stored should see all images. Every process must call it.
+    """
+    if not is_distributed():
+        return
+    norms = (m for model in models for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    buffers = [
+        b for norm in norms if norm.running_mean is not None for b in (norm.running_mean, norm.running_var)
+    ]
+    if not buffers:
+        return
+    flat = torch.cat(buffers)
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for buffer, mean in zip(buffers, flat.split([len(b) for b in buffers]), strict=True):
+        buffer.copy_(mean)
 
 
 def side_by_side(values: Tensor) -> tuple[Tensor, ...]:
     """Lay all ranks' K x T x N side by side in the last dimension, in the order of ranks, as K tensors."""
-    _, world_size = rank_and_world_size()
-    if world_size > 1:
-        parts = [torch.empty_like(values) for _ in range(world_size)]
+    if world_size() > 1:
+        parts = [torch.empty_like(values) for _ in range(world_size())]
         dist.all_gather(parts, values.contiguous())
         values = torch.cat(parts, dim=-1)
     return tuple(values.unbind(0))

@@ -4,7 +4,10 @@ import torch
 from torch import nn
 
 from d2go_fbnetv5.data import build_eval_loader
-from d2go_fbnetv5.engine.distributed import (
+from d2go_fbnetv5.engine.evaluation import evaluate, precise_batch_norm
+from d2go_fbnetv5.engine.launch import launch
+from d2go_fbnetv5.engine.writers import StepMeans
+from d2go_fbnetv5.utils.ranks import (
     average_batch_norm,
     broadcast,
     gather,
@@ -12,9 +15,6 @@ from d2go_fbnetv5.engine.distributed import (
     rank,
     world_size,
 )
-from d2go_fbnetv5.engine.evaluation import evaluate, precise_batch_norm
-from d2go_fbnetv5.engine.launch import launch
-from d2go_fbnetv5.engine.writers import StepMeans
 
 
 class Net(nn.Module):

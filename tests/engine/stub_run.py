@@ -12,9 +12,9 @@ from d2go_fbnetv5.tools.train_net import main
 from torch import nn
 
 from d2go_fbnetv5.data import register_dataset
-from d2go_fbnetv5.engine.distributed import rank
-from d2go_fbnetv5.engine.recipe import Recipe, register_recipe
+from d2go_fbnetv5.engine.recipes.base import Recipe, register_recipe
 from d2go_fbnetv5.tasks import DatasetInfo
+from d2go_fbnetv5.utils.ranks import rank
 
 
 class StubSet:

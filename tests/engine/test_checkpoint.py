@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from d2go_fbnetv5.engine.checkpoint import OptimizerState, RunCheckpointer
-from d2go_fbnetv5.engine.history import History, read_history, write_evaluation
+from d2go_fbnetv5.reports.history import History, read_history, write_evaluation
 from d2go_fbnetv5.utils.errors import NonFiniteError
 
 

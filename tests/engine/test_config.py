@@ -10,7 +10,7 @@ from d2go_fbnetv5.arch.latency_table import write_latency_table
 from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict, find_config, get_cfg, load_cfg
 from d2go_fbnetv5.engine.defaults import PATHS, add_fbnetv5_config, detectron2_config
-from d2go_fbnetv5.engine.search_recipe import search_arguments
+from d2go_fbnetv5.engine.recipes.search import search_arguments
 from d2go_fbnetv5.engine.train import prepare
 from d2go_fbnetv5.engine.validate import check_device, get, scale_to_world_size
 from d2go_fbnetv5.search import search_class

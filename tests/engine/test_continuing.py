@@ -6,8 +6,8 @@ import sys
 import torch
 import yaml
 
-from d2go_fbnetv5.engine.history import read_history
 from d2go_fbnetv5.engine.validate import scale_to_world_size as scale
+from d2go_fbnetv5.reports.history import read_history
 
 
 def files(folder):

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from d2go_fbnetv5.engine.history import read_history
+from d2go_fbnetv5.reports.history import read_history
 from d2go_fbnetv5.utils.checkpoints import read_tensors
 
 SIZE = 1024 * 1024

@@ -23,7 +23,7 @@ from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.data import DigitScenes, write_multitask
 from d2go_fbnetv5.engine.config import find_config
-from d2go_fbnetv5.engine.history import read_history
+from d2go_fbnetv5.reports.history import read_history
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,10 +9,10 @@ import torch
 from d2go_fbnetv5.arch import Supernet, Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.engine.config import find_config, load_cfg
-from d2go_fbnetv5.engine.model_recipes import searched_network, searched_topology
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network
 from d2go_fbnetv5.engine.predictor import from_run
-from d2go_fbnetv5.engine.recipe import get_recipe
+from d2go_fbnetv5.engine.recipes.base import get_recipe
+from d2go_fbnetv5.engine.recipes.models import searched_network, searched_topology
 
 TOPOLOGY = Topology([[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]])
 NAMES = ("ant", "bee", "7")

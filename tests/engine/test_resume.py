@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2go_fbnetv5.engine.history import read_history
+from d2go_fbnetv5.reports.history import read_history
 
 SCRIPT = Path(__file__).with_name("stub_run.py")
 

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 
 from d2go_fbnetv5.data.multitask import MultitaskDataset
-from d2go_fbnetv5.engine.overlays import class_color
 from d2go_fbnetv5.pseudo_labels import Teacher, preview
 from d2go_fbnetv5.pseudo_labels.job import label_chunks, prepare
 from d2go_fbnetv5.pseudo_labels.output import Output, merge
 from d2go_fbnetv5.pseudo_labels.settings import load_settings
 from d2go_fbnetv5.pseudo_labels.summary import histogram_bars, summarize, summary_tables, write_summary
+from d2go_fbnetv5.reports.overlays import class_color
 
 CONFIG = """
 IMAGES: {{READER: image_folders, folders: [{images}]}}

@@ -7,8 +7,8 @@ import torch
 
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.config import find_config, load_cfg
-from d2go_fbnetv5.engine.model_recipes import build_searched_model
-from d2go_fbnetv5.engine.recipe import get_recipe
+from d2go_fbnetv5.engine.recipes.base import get_recipe
+from d2go_fbnetv5.engine.recipes.models import build_searched_model
 from d2go_fbnetv5.pseudo_labels import build_teacher
 from d2go_fbnetv5.tasks.base import DatasetInfo
 

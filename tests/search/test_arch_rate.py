@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.engine.config import load_cfg
-from d2go_fbnetv5.engine.search_recipe import search_arguments
+from d2go_fbnetv5.engine.recipes.search import search_arguments
 from d2go_fbnetv5.search import CostRegularizer, search_class
 from d2go_fbnetv5.tasks import DatasetInfo
 

@@ -5,9 +5,9 @@ import sys
 import pytest
 from d2go_fbnetv5.tools.visualize import main
 
-from d2go_fbnetv5.arch.text_drawing import draw_text
 from d2go_fbnetv5.arch.topology import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
+from d2go_fbnetv5.reports.text_drawing import draw_text
 
 DET = Topology([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 1]])
 CLS = Topology.full(3)

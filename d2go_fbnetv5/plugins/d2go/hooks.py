@@ -6,8 +6,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
-from d2go_fbnetv5.engine.distributed import average_batch_norm
 from d2go_fbnetv5.plugins.detectron2.hooks import ProjectionHook, SearchRecordHook, SeedHook
+from d2go_fbnetv5.utils.ranks import average_batch_norm
 
 
 @TRAINER_HOOKS_REGISTRY.register()

@@ -18,11 +18,9 @@ from rich.console import Console
 from torch import nn
 
 from d2go_fbnetv5.engine.build import build_lr_schedule, compile_model
-from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main
 from d2go_fbnetv5.engine.evaluation import precise_batch_norm
-from d2go_fbnetv5.engine.history import write_evaluation
 from d2go_fbnetv5.engine.hooks import Stopwatch
-from d2go_fbnetv5.engine.search_recipe import SearchRecipe
+from d2go_fbnetv5.engine.recipes.search import SearchRecipe
 from d2go_fbnetv5.plugins.d2go.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.d2go.config import extend_config
 from d2go_fbnetv5.plugins.detectron2.checks import check_run
@@ -39,6 +37,8 @@ from d2go_fbnetv5.plugins.detectron2.hooks import append_record, find_search
 from d2go_fbnetv5.plugins.detectron2.meta_arch import describe_model, set_numbers_of_classes
 from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
 from d2go_fbnetv5.plugins.detectron2.trainer import by_task
+from d2go_fbnetv5.reports.history import write_evaluation
+from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main
 from d2go_fbnetv5.utils.seeding import seed_all
 
 

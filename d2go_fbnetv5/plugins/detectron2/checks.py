@@ -5,8 +5,8 @@ from __future__ import annotations
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
-from d2go_fbnetv5.engine.model_recipes import class_names
-from d2go_fbnetv5.engine.recipe import get_recipe
+from d2go_fbnetv5.engine.recipes.base import get_recipe
+from d2go_fbnetv5.engine.recipes.models import class_names
 from d2go_fbnetv5.engine.validate import get, validate
 from d2go_fbnetv5.plugins.detectron2.datasets import all_ours, is_ours
 from d2go_fbnetv5.plugins.detectron2.meta_arch import dataset_info

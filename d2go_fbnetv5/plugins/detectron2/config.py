@@ -4,7 +4,7 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.arch import PATHS, Topology
 from d2go_fbnetv5.engine import defaults
-from d2go_fbnetv5.engine.model_recipes import searched_topology
+from d2go_fbnetv5.engine.recipes.models import searched_topology
 
 _TASKS = {"ImageClassifier": "cls", "LiteMaskFormer": "seg", "SemanticSegmentor": "seg"}
 

@@ -10,7 +10,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from d2go_fbnetv5.engine.history import METRICS_FILE
+from d2go_fbnetv5.reports.history import METRICS_FILE
 from d2go_fbnetv5.search import MultitaskSearch
 from d2go_fbnetv5.utils.seeding import seed_all
 

@@ -13,9 +13,9 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor
 
 from d2go_fbnetv5 import models, search
-from d2go_fbnetv5.engine.model_recipes import class_names, model_arguments, searched_network
-from d2go_fbnetv5.engine.recipe import get_recipe
-from d2go_fbnetv5.engine.search_recipe import search_arguments
+from d2go_fbnetv5.engine.recipes.base import get_recipe
+from d2go_fbnetv5.engine.recipes.models import class_names, model_arguments, searched_network
+from d2go_fbnetv5.engine.recipes.search import search_arguments
 from d2go_fbnetv5.plugins.detectron2.convert import require_whole
 from d2go_fbnetv5.plugins.detectron2.datasets import register_datasets
 from d2go_fbnetv5.plugins.detectron2.samples import to_sample

@@ -18,7 +18,7 @@ from torch import nn
 
 from d2go_fbnetv5.engine.build import build_lr_schedule, compile_model
 from d2go_fbnetv5.engine.hooks import Stopwatch
-from d2go_fbnetv5.engine.search_recipe import SearchRecipe
+from d2go_fbnetv5.engine.recipes.search import SearchRecipe
 from d2go_fbnetv5.engine.validate import scale_to_world_size
 from d2go_fbnetv5.plugins.detectron2.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.detectron2.checks import check_detectron2_alone, check_run

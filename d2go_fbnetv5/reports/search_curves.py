@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from d2go_fbnetv5.engine.formatting import format_metric
-from d2go_fbnetv5.engine.plots import curves_figure, losses_figure, probabilities_figure
-from d2go_fbnetv5.engine.rank_agreement import SAMPLES_EQUAL, expected_equal
-from d2go_fbnetv5.engine.report_parts import figure_image, figures_table, section
-from d2go_fbnetv5.engine.results import SearchResults
-from d2go_fbnetv5.engine.series import series
+from d2go_fbnetv5.reports.history import series
+from d2go_fbnetv5.reports.html import figure_image, figures_table, section
+from d2go_fbnetv5.reports.plots import curves_figure, losses_figure, probabilities_figure
+from d2go_fbnetv5.reports.rank_agreement import SAMPLES_EQUAL, expected_equal
+from d2go_fbnetv5.reports.results import SearchResults
+from d2go_fbnetv5.utils.formatting import format_metric
 
 # Keys of the history by task: heading, what the axis says, its note.
 _CURVES = (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from d2go_fbnetv5.arch.topology import Topology
-from d2go_fbnetv5.engine.results import SearchResults, TaskResult
+from d2go_fbnetv5.reports.results import SearchResults, TaskResult
 
 STAGES = 3
 HEADS = {"cls": ("path3",), "det": ("path2",)}

@@ -19,17 +19,17 @@ from d2go_fbnetv5.arch.latency_table import read_latency_table
 from d2go_fbnetv5.arch.topology import MOST_STAGES
 from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict
-from d2go_fbnetv5.engine.distributed import average_batch_norm, barrier, is_main, world_size
-from d2go_fbnetv5.engine.history import read_history
-from d2go_fbnetv5.engine.recipe import Recipe, Record, register_recipe
-from d2go_fbnetv5.engine.report import search_table, write_search_report
-from d2go_fbnetv5.engine.results import SearchResults
-from d2go_fbnetv5.engine.search_eval import SearchJudge
+from d2go_fbnetv5.engine.recipes.base import Recipe, Record, register_recipe
+from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge
 from d2go_fbnetv5.engine.validate import check_choice, check_range, check_unread
 from d2go_fbnetv5.models.weights import load_search_weights
+from d2go_fbnetv5.reports.history import read_history
+from d2go_fbnetv5.reports.results import SearchResults
+from d2go_fbnetv5.reports.search import search_table, write_search_report
 from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, search_class
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main, world_size
 
 
 @register_recipe("MultitaskSearch")

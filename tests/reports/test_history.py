@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from d2go_fbnetv5.engine.formatting import format_count, format_duration, format_metric, format_share
-from d2go_fbnetv5.engine.plots import curves_figure, losses_figure, probabilities_figure
-from d2go_fbnetv5.engine.series import running_mean, series, thin
+from d2go_fbnetv5.reports.history import running_mean, series, thin
+from d2go_fbnetv5.reports.plots import curves_figure, losses_figure, probabilities_figure
+from d2go_fbnetv5.utils.formatting import format_count, format_duration, format_metric, format_share
 
 
 def test_series_is_in_order_and_the_last_line_counts():

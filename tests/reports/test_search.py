@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from d2go_fbnetv5.arch.topology_file import load_topologies
-from d2go_fbnetv5.engine.history import read_history
-from d2go_fbnetv5.engine.report import search_table, write_search_report
+from d2go_fbnetv5.reports.history import read_history
+from d2go_fbnetv5.reports.search import search_table, write_search_report
 
 _spec = importlib.util.spec_from_file_location(
     "search_results", Path(__file__).with_name("search_results.py")

@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from d2go_fbnetv5.arch.text_drawing import fusion_edges, last_kept, live_blocks
 from d2go_fbnetv5.arch.topology import Node, Topology
+from d2go_fbnetv5.reports.text_drawing import fusion_edges, last_kept, live_blocks
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import replacing
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.arch.topology_file import load_topologies
-from d2go_fbnetv5.engine.history import METRICS_FILE, read_history
-from d2go_fbnetv5.engine.series import series
+from d2go_fbnetv5.reports.history import METRICS_FILE, read_history, series
 from d2go_fbnetv5.utils.errors import InputError
 
 

@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from d2go_fbnetv5.engine.history import read_history
-from d2go_fbnetv5.engine.model_table import metrics_tables
 from d2go_fbnetv5.engine.writers import ConsoleWriter
+from d2go_fbnetv5.reports.history import read_history
+from d2go_fbnetv5.reports.models import metrics_tables
 
 
 def shown(*things):

@@ -3,7 +3,7 @@ import torch
 
 from d2go_fbnetv5.arch import Supernet, Topology, block_costs
 from d2go_fbnetv5.data import DigitScenes
-from d2go_fbnetv5.engine.search_eval import SearchJudge, TaskNetwork, random_topology
+from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge, TaskNetwork, random_topology
 from d2go_fbnetv5.search import MultitaskSearch
 from d2go_fbnetv5.tasks import build_task
 

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from d2go_fbnetv5.engine.formatting import format_duration, format_metric, format_plural
+from d2go_fbnetv5.utils.formatting import format_duration, format_metric, format_plural
 
 _AVERAGED = "ema/"
 _MOST_CLASSES = 40  # with more, metrics.json is where to look

@@ -14,8 +14,8 @@ from d2go_fbnetv5.engine.build import (
     build_transforms,
 )
 from d2go_fbnetv5.engine.config import load_cfg
-from d2go_fbnetv5.engine.model_table import metrics_tables
 from d2go_fbnetv5.engine.train import prepare
+from d2go_fbnetv5.reports.models import metrics_tables
 
 CONFIGS = Path(config.__file__).parents[2] / "configs"
 RECIPES = sorted(

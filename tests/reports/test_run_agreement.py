@@ -6,8 +6,8 @@ import torch
 
 from d2go_fbnetv5.arch.topology import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
-from d2go_fbnetv5.engine.run_agreement import read_agreement, run_names
-from d2go_fbnetv5.engine.run_agreement_report import agreement_figure, agreement_page, agreement_table
+from d2go_fbnetv5.reports.run_agreement import read_agreement, run_names
+from d2go_fbnetv5.reports.run_agreement_page import agreement_figure, agreement_page, agreement_table
 
 ONE = [[0.9, 0.2, 0.6, 0.1], [0.8, 0.3, 0.4, 0.7]]
 TWO = [[0.8, 0.6, 0.7, 0.2], [0.1, 0.4, 0.3, 0.9]]

@@ -3,9 +3,9 @@ import re
 import pytest
 import torch
 
-from d2go_fbnetv5.arch.drawing import Panel, draw_figure, save_figure
-from d2go_fbnetv5.arch.text_drawing import draw_text, fusion_edges, live_segments
 from d2go_fbnetv5.arch.topology import Topology
+from d2go_fbnetv5.reports.drawing import Panel, draw_figure, save_figure
+from d2go_fbnetv5.reports.text_drawing import draw_text, fusion_edges, live_segments
 
 
 def random_topologies(count, **options):

@@ -10,7 +10,7 @@ from html import escape
 import matplotlib
 from matplotlib.figure import Figure
 
-from d2go_fbnetv5.engine.report_style import STYLE
+from d2go_fbnetv5.reports.html_style import STYLE
 from d2go_fbnetv5.version import __version__
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.engine.rank_agreement import SAMPLES_EQUAL, compare_ranks, expected_equal, rank_agreement
+from d2go_fbnetv5.reports.rank_agreement import SAMPLES_EQUAL, compare_ranks, expected_equal, rank_agreement
 
 MASK, OTHER = ((True, False, True, True),), ((True, True, True, False),)
 

@@ -11,11 +11,11 @@ from rich.box import ASCII, SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from d2go_fbnetv5.arch.drawing import LINE_COLOR, TEXT_COLOR
-from d2go_fbnetv5.engine.formatting import format_metric, format_share
-from d2go_fbnetv5.engine.plots import blank_figure, plain_text
-from d2go_fbnetv5.engine.report_parts import figure_image, figures_table, page, section
-from d2go_fbnetv5.engine.run_agreement import PairAgreement, TaskAgreement
+from d2go_fbnetv5.reports.drawing import LINE_COLOR, TEXT_COLOR
+from d2go_fbnetv5.reports.html import figure_image, figures_table, page, section
+from d2go_fbnetv5.reports.plots import blank_figure, plain_text
+from d2go_fbnetv5.reports.run_agreement import PairAgreement, TaskAgreement
+from d2go_fbnetv5.utils.formatting import format_metric, format_share
 
 _EXPLANATION = (
     "Equal: share of the blocks that both runs keep or both leave out. By chance: that share if they kept as many "

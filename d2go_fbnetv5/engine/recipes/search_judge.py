@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import BlockCosts, Topology
 from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
-from d2go_fbnetv5.engine.results import TaskResult
+from d2go_fbnetv5.reports.results import TaskResult
 from d2go_fbnetv5.search import Search, derive_generator
 from d2go_fbnetv5.tasks.base import DatasetInfo, Task
 from d2go_fbnetv5.utils.errors import InputError

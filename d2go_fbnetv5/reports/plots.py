@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from d2go_fbnetv5.arch.drawing import LINE_COLOR, PATH_COLORS, TEXT_COLOR
-from d2go_fbnetv5.engine.results import SearchResults, TaskResult
-from d2go_fbnetv5.engine.series import running_mean, series, thin
+from d2go_fbnetv5.reports.drawing import LINE_COLOR, PATH_COLORS, TEXT_COLOR
+from d2go_fbnetv5.reports.history import running_mean, series, thin
+from d2go_fbnetv5.reports.results import SearchResults, TaskResult
 from d2go_fbnetv5.utils.errors import InputError
 
 TASK_COLORS = ("#3d7dca", "#d1603d", "#2f9e83", "#7a3f9d", "#b58900", "#59616d")

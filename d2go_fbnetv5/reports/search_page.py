@@ -8,17 +8,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from d2go_fbnetv5.engine.formatting import (
+from d2go_fbnetv5.reports.html import figure_image, figures_table, page, section
+from d2go_fbnetv5.reports.plots import comparison_figure
+from d2go_fbnetv5.reports.results import SearchResults, TaskResult
+from d2go_fbnetv5.reports.search_curves import diagnostics_sections
+from d2go_fbnetv5.utils.formatting import (
     format_count,
     format_duration,
     format_metric,
     format_plural,
     format_share,
 )
-from d2go_fbnetv5.engine.plots import comparison_figure
-from d2go_fbnetv5.engine.report_diagnostics import diagnostics_sections
-from d2go_fbnetv5.engine.report_parts import figure_image, figures_table, page, section
-from d2go_fbnetv5.engine.results import SearchResults, TaskResult
 
 
 def render_report(

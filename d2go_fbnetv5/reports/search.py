@@ -11,14 +11,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from d2go_fbnetv5.arch.drawing import Panel, draw_figure, save_figure
 from d2go_fbnetv5.arch.topology_file import save_topologies
-from d2go_fbnetv5.engine.formatting import format_count, format_metric, format_plural, format_share
-from d2go_fbnetv5.engine.plots import probabilities_figure
-from d2go_fbnetv5.engine.report_html import render_report
-from d2go_fbnetv5.engine.results import SearchResults, TaskResult
-from d2go_fbnetv5.engine.series import series
+from d2go_fbnetv5.reports.drawing import Panel, draw_figure, save_figure
+from d2go_fbnetv5.reports.history import series
+from d2go_fbnetv5.reports.plots import probabilities_figure
+from d2go_fbnetv5.reports.results import SearchResults, TaskResult
+from d2go_fbnetv5.reports.search_page import render_report
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.formatting import format_count, format_metric, format_plural, format_share
 
 
 def write_search_report(

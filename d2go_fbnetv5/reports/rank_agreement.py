@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.arch.topology import Topology
-from d2go_fbnetv5.engine.distributed import gather, is_distributed
+from d2go_fbnetv5.utils.ranks import gather, is_distributed
 
 SAMPLES_EQUAL = "rank_samples_equal"
 

@@ -15,16 +15,16 @@ from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.build import build_transforms
 from d2go_fbnetv5.engine.config import as_dict
-from d2go_fbnetv5.engine.distributed import barrier, is_main
-from d2go_fbnetv5.engine.model_table import metrics_tables
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, checked_head
-from d2go_fbnetv5.engine.recipe import Recipe, Record, get_recipe, register_recipe
+from d2go_fbnetv5.engine.recipes.base import Recipe, Record, get_recipe, register_recipe
 from d2go_fbnetv5.engine.validate import check_choice, check_range, check_unread
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.distillation import timm_teacher
 from d2go_fbnetv5.models.weights import load_weights
+from d2go_fbnetv5.reports.models import metrics_tables
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.ranks import barrier, is_main
 from d2go_fbnetv5.utils.text_files import expand_user
 from d2go_fbnetv5.zoo import builtin_topology
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from d2go_fbnetv5.arch.cost import MOST_PIXELS
 from d2go_fbnetv5.utils.errors import InputError
 
 MISSING = "–"
+MOST_PIXELS = 2**14  # of a side; what exceeds it is a slip
 
 
 def format_count(value: float | None) -> str:

@@ -1,0 +1,1 @@
+"""What tells a person what happened: history, results, drawings, plots and pages."""

@@ -41,7 +41,14 @@ SMALL = {
         }
     },
     "DATALOADER": {"NUM_WORKERS": 1},
-    "SOLVER": {"IMS_PER_BATCH": 4, "MAX_ITER": 14, "STEPS": [9], "WARMUP_ITERS": 2, "CHECKPOINT_PERIOD": 4},
+    "SOLVER": {
+        "IMS_PER_BATCH": 8,
+        "REFERENCE_WORLD_SIZE": 0,
+        "MAX_ITER": 14,
+        "STEPS": [9],
+        "WARMUP_ITERS": 2,
+        "CHECKPOINT_PERIOD": 4,
+    },
     "TEST": {"EVAL_PERIOD": 6},
     "WRITER_PERIOD": 3,
 }
@@ -131,7 +138,7 @@ class Started:
     """A command in a process group of its own, with what it prints in a file."""
 
     def __init__(self, tool, case, arguments, log):
-        self.log = log
+        self.log, self._process, self._status = log, None, None
         if case.processes == 1:
             self.pid = _fork(tool, arguments, log)
             return
@@ -146,14 +153,19 @@ class Started:
             command = [sys.executable, "-m", "torch.distributed.run", *launcher, str(SCRIPT), *arguments]
         with open(log, "ab") as out:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            self.pid = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command, stdout=out, stderr=out, env=environment, start_new_session=True
-            ).pid
+            )
+            self.pid = self._process.pid
 
     def poll(self):
         """The exit status, None while it runs."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        return None if pid == 0 else os.waitstatus_to_exitcode(status)
+        if self._process is not None:
+            return self._process.poll()
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
 
     def wait(self, seconds=240):
         until = time.monotonic() + seconds

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import struct
 from pathlib import Path
 
 import cv2
@@ -47,13 +48,27 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.T
             _check_size(path, "image", header.size[::-1], size)
         if header.format in _SEQUENCES and getattr(header, "is_animated", False):
             _warn_once("frames", f"image {path} has several frames or pages, of which the first is read")
-    image = _decode(data, cv2.IMREAD_COLOR)
+    image = _decode(data, cv2.IMREAD_COLOR) if _is_safe(data, header) else None
     if image is None:
-        raise InputError(f"image {path} is broken, cut short or in a format that OpenCV cannot read")
+        raise InputError(f"image {path} is broken, cut short or in a format that cannot be read")
     _check_size(path, "image", image.shape[:2], size)
     if image.max() <= 16:  # of 255: as good as black, or less than 16 bits in a file of 16
         image = _few_bits(path, data, image)
     return torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB).transpose(2, 0, 1).copy())
+
+
+def _is_safe(data: np.ndarray, header: Image.Image | None) -> bool:
+    """Whether OpenCV will not take gigabytes for what a broken header says."""
+    if header is None:  # of all that OpenCV reads, Pillow lacks some kinds of TIFF alone
+        return data[:2].tobytes() in (b"II", b"MM")
+    if header.format != "PNG":
+        return True
+    # OpenCV makes room for a chunk of any length that stands before it, and only then looks how much there is.
+    place, kind = 8, b""
+    while place + 8 <= len(data) and kind != b"IEND":
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        place += 12 + length
+    return place <= len(data)
 
 
 def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:

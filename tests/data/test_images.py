@@ -155,6 +155,17 @@ def test_a_size_that_is_wrong_is_refused_before_anything_is_decoded(tmp_path, wi
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
 
 
+@pytest.mark.parametrize("place", [33, -12])
+def test_a_part_that_is_longer_than_its_file_takes_no_memory(tmp_path, place):
+    data = bytearray(encoded("PNG"))
+    data[place:place] = b"\xff\xff\xff\xf0tEXt"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="image .*file is broken, cut short"):
+        read(tmp_path, data)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    assert (read(tmp_path, encoded("PNG") + b"what some programs leave behind") == PIXELS).all()
+
+
 def read_map(tmp_path, image, kind="PNG", **options):
     (tmp_path / "map").write_bytes(encoded(kind, image, **options))
     return read_label_map(tmp_path / "map")

@@ -137,12 +137,12 @@ def assert_read_right(dataset, index, with_all_labels):
             if annotation["image_id"] == image["id"] and right > left and bottom > top:
                 name = [category["id"] for category in categories].index(annotation["category_id"])
                 area = annotation.get("area")
-                area = (right - left) * (bottom - top) if area is None else area
+                area = (right - left) * (bottom - top) if area is None else float(area)
                 expected.append((left, top, right, bottom, name, bool(annotation.get("iscrowd", 0)), area))
         assert len(sample["boxes"]) == len(expected)
         if expected:
             *corners, labels, crowd, areas = (
-                torch.tensor(column).double() for column in zip(*expected, strict=True)
+                torch.tensor(column, dtype=torch.float64) for column in zip(*expected, strict=True)
             )
             assert torch.allclose(sample["boxes"].double(), torch.stack(corners, 1), rtol=1e-6)
             assert sample["box_labels"].tolist() == labels.tolist()

@@ -30,6 +30,17 @@ TEST: {{EVAL_PERIOD: 8}}
 MODEL_EMA: {{DECAY: 0.9}}
 WRITER_PERIOD: 1
 """
+MODEL = f"""
+_BASE_: {ROOT}/configs/_base_digits.yaml
+MODEL: {{WEIGHTS: "", FBNETV5: {{TOPOLOGY: ""}}}}
+INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64, CROP: {{SIZE: [64, 64]}}}}
+FBNETV5_DATA:
+  DATASETS: {{digit_scenes_train: {{size: 64, num_images: 64}}, digit_scenes_val: {{size: 64, num_images: 8}}}}
+SOLVER:
+  {{IMS_PER_BATCH: 8, BASE_LR: 0.001, LR_SCHEDULER_NAME: WarmupMultiStepLR, MAX_ITER: 5, STEPS: [4], WARMUP_ITERS: 2}}
+MODEL_EMA: {{DECAY: 0.9}}
+WRITER_PERIOD: 1
+"""
 
 
 def run(module: list[str], *args: str) -> str:
@@ -80,6 +91,13 @@ def assert_same_training(
 def config(d2go, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "small.yaml"
     path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_config(d2go, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model_config") / "small.yaml"
+    path.write_text(MODEL)
     return path
 
 
@@ -195,18 +213,18 @@ def test_two_processes(search, config, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_two_resumed_processes_have_the_same_statistics_and_averages(config, tmp_path):
+def test_two_resumed_processes_have_the_same_statistics_and_averages(model_config, tmp_path):
     settings = [
-        *("MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL_EMA.ENABLED", "True", "TEST.EVAL_PERIOD", "0"),
+        *("MODEL.META_ARCHITECTURE", "ImageClassifier"),
         *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "[3]", "SOLVER.CHECKPOINT_PERIOD", "2"),
     ]
     processes = ["--num-processes", "2", "--dist-backend", "GLOO"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    d2go_train("FBNetV5Runner", config, whole, *processes, *settings)
+    d2go_train("FBNetV5Runner", model_config, whole, *processes, *settings)
     resumed.mkdir()
     (resumed / "model_0000001.pth").write_bytes((whole / "model_0000001.pth").read_bytes())
     (resumed / "last_checkpoint").write_text("model_0000001.pth")
-    d2go_train("FBNetV5Runner", config, resumed, *processes, "--resume", *settings)
+    d2go_train("FBNetV5Runner", model_config, resumed, *processes, "--resume", *settings)
     ends = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (whole, resumed)]
     for key in ("model", "ema_state"):
         expected, found = (end[key] for end in ends)
@@ -289,13 +307,13 @@ def test_d2gos_own_runner_reads_our_sets_by_our_mapper(config):
 
 
 @pytest.mark.parametrize("kind", ["ImageClassifier", "LiteMaskFormer"])
-def test_only_a_detector_is_quantised_by_d2go(config, kind):
+def test_only_a_detector_is_quantised_by_d2go(model_config, kind):
     from d2go.export.exporter import convert_model
 
     from d2go_fbnetv5.runner import FBNetV5Runner
 
     cfg = FBNetV5Runner.get_default_cfg()
-    cfg.merge_from_file(str(config))
+    cfg.merge_from_file(str(model_config))
     cfg.MODEL.META_ARCHITECTURE = kind
     runner = FBNetV5Runner()
     runner._initialize(cfg)
@@ -321,22 +339,18 @@ MODELS = {"LiteRCNN": ("det", "AP"), "LiteMaskFormer": ("seg", "mIoU"), "ImageCl
 
 
 @pytest.mark.parametrize("kind", list(MODELS))
-def test_models_train_from_a_search_and_export(search, config, kind, tmp_path):
+def test_models_train_from_a_search_and_export(search, model_config, kind, tmp_path):
     settings = ["MODEL.META_ARCHITECTURE", kind, "MODEL.FBNETV5.TOPOLOGY", str(search / "topologies.json")]
-    training = [
-        *("MODEL.WEIGHTS", str(search / "model_final.pth"), "MODEL_EMA.ENABLED", "True"),
-        *("SOLVER.OPTIMIZER", "adamw", "SOLVER.BASE_LR", "0.001"),
-        *("SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "[4]", "SOLVER.WARMUP_ITERS", "2"),
-    ]
+    training = ["MODEL.WEIGHTS", str(search / "model_final.pth")]
     if kind == "ImageClassifier":
         training += ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
     folder, exported = tmp_path / "run", tmp_path / "exported"
-    output = d2go_train("FBNetV5Runner", config, folder, *settings, *training)
+    output = d2go_train("FBNetV5Runner", model_config, folder, *settings, *training)
     task, metric = MODELS[kind]
     found = metrics_in_table(output, task)
     assert {f"default/{metric}", f"ema/{metric}"} <= set(found)
     if kind != "LiteRCNN":  # Detectron2's RPN and RoI heads draw samples of regions in their own way
-        embedded = ["--config-file", str(config), "--output-dir", str(tmp_path / "embedded")]
+        embedded = ["--config-file", str(model_config), "--output-dir", str(tmp_path / "embedded")]
         run(["tools/train_net.py"], *embedded, *settings, *training)
         records = history(tmp_path / "embedded")
         final = {name: value for name, value in records[4].items() if name.startswith("eval/")}
@@ -347,14 +361,21 @@ def test_models_train_from_a_search_and_export(search, config, kind, tmp_path):
     types = ["torchscript", *(["torchscript_int8"] if kind == "LiteRCNN" else [])]
     run(
         ["-m", "d2go.tools.exporter"],
-        *("--runner", f"{RUNNER}FBNetV5Runner", "--predictor-types", *types, "--config-file", str(config)),
+        *(
+            "--runner",
+            f"{RUNNER}FBNetV5Runner",
+            "--predictor-types",
+            *types,
+            "--config-file",
+            str(model_config),
+        ),
         *("--output-dir", str(exported), "--disable-post-mortem"),
         *(*settings, "MODEL.WEIGHTS", str(folder / "model_final.pth")),
     )
     # Both in processes of their own: the second has nothing but torch and torchvision.
     program = str(Path(__file__).parent / "compare_exported.py")
     weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
-    run([program], "eager", str(tmp_path / "cases.pth"), str(config), *settings, *weights)
+    run([program], "eager", str(tmp_path / "cases.pth"), str(model_config), *settings, *weights)
     for kind_of_model in types:
         report = run(
             [program], kind_of_model, str(tmp_path / "cases.pth"), str(exported / kind_of_model / "model.jit")

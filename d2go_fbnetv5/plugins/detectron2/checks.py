@@ -57,13 +57,11 @@ def check_detectron2_alone(cfg: CfgNode) -> None:
         allowed["SOLVER.AMP.PRECISION"] = ("float16",)
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         allowed["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] = ("value", "norm")
-    if cfg.MODEL.META_ARCHITECTURE == "MultitaskSearch":
-        allowed["TEST.PRECISE_BN.ENABLED"] = (False,)  # SEARCH.EVAL.BN_ITERS is a search's
-        if comm.get_world_size() > 1:
-            raise InputError(
-                f"a search by {comm.get_world_size()} processes, allowed in Detectron2's trainer: 1; "
-                "d2go_fbnetv5.train_net and D2Go's runner take more"
-            )
+    if cfg.MODEL.META_ARCHITECTURE == "MultitaskSearch" and comm.get_world_size() > 1:
+        raise InputError(
+            f"a search by {comm.get_world_size()} processes, allowed in Detectron2's trainer: 1; "
+            "d2go_fbnetv5.train_net and D2Go's runner take more"
+        )
     for key, values in allowed.items():
         if get(cfg, key) not in values:
             raise InputError(

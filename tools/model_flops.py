@@ -67,7 +67,10 @@ def read_sizes(path: str) -> list[tuple[int, int]]:
     Raises:
         FileNotFoundError, ValueError: names the file and what it should hold.
     """
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except (FileNotFoundError, InputError) as error:
+        raise type(error)(f"--coco-sizes {error}") from error
     images = content.get("images") if isinstance(content, dict) else content
     if not isinstance(images, list) or not images:
         raise InputError(

@@ -133,7 +133,7 @@ def test_model_uses_a_topology_of_ones_own(capsys, topology_file):
         (["--model", "FBNetV5-N-DET", "--topology", "nowhere.json"], "nowhere.json"),
         (
             ["--model", "FBNetV5-N-DET", "--coco-sizes", "nowhere.json"],
-            "--coco-sizes nowhere.json: no such file",
+            "--coco-sizes nowhere.json does not exist",
         ),
         (["--model", "FBNetV5-N-DET", "--coco-sizes", "BAD"], "expected COCO annotations"),
         (["--model", "FBNetV5-N-DET", "--coco-resize", "224"], "--coco-resize 224: expected"),

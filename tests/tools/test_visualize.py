@@ -114,7 +114,7 @@ def test_probabilities_as_text(capsys, run):
         ([], "give either RUN_DIR"),
         (["RUN", "--named", "unet"], "give either RUN_DIR"),
         (["--named", "resnet"], "unknown topology 'resnet': allowed are linear, unet"),
-        (["--named", "panet", "--stages", "2"], "stages or more, found 2"),
+        (["--named", "panet", "--stages", "2"], "to 100 stages, found 2"),
         (["RUN", "EMPTY"], "no probabilities of a search"),
         (["RUN", "RUN", "--probabilities"], "several RUN_DIR are compared"),
         (["RUN", "--task", "seg"], "no task 'seg'; available: det, cls"),

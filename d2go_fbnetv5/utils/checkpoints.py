@@ -27,9 +27,35 @@ def save_tensors(path: str | os.PathLike[str], content: Mapping[str, Any]) -> No
     Raises:
         OSError: names the file, also where the disk is full.
     """
-    # torch names the archive inside after the file that it opens itself, and has its own error for a full disk.
+    # torch names the archive inside after the file that it opens itself.
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save(dict(content), file)
+        sink = _Sink(file)
+        try:
+            torch.save(dict(content), sink)
+        except Exception:
+            if (
+                sink.error is not None
+            ):  # which torch hides behind one of its own, of the archive that it cannot end
+                raise sink.error from None
+            raise
+
+
+class _Sink:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def read_tensors(path: str | os.PathLike[str]) -> Any:

@@ -65,19 +65,26 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def average_batch_norm(*models: nn.Module) -> None:
-    """Give every process the mean over processes of the models' batch-norm statistics, in place, in one collective.
+    """Give every process the mean over processes of the models' batch-norm statistics, in place, in two collectives.
 
     Each process gathers its own while it trains, and so does an average of its weights; those that are evaluated or
     stored should see all images. Every process must call it.
     """
     if not is_distributed():
         return
-    norms = (m for model in models for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    buffers = [
-        b for norm in norms if norm.running_mean is not None for b in (norm.running_mean, norm.running_var)
+    modules = (module for model in models for module in model.modules())
+    norms = [
+        m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
     ]
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
     if not buffers:
         return
+    # How many batches each has seen depends on what it sampled, and nothing on that: process 0's stands for all.
+    counts = [norm.num_batches_tracked for norm in norms]
+    first = torch.stack(counts)
+    dist.broadcast(first, src=0)
+    for count, value in zip(counts, first, strict=True):
+        count.copy_(value)
     flat = torch.cat(buffers)
     dist.all_reduce(flat)
     flat /= world_size()

@@ -64,9 +64,11 @@ def check():
     average = Net()
     for norm in (net.norm, average.norm):
         norm.running_var.fill_(1.0 + 2 * rank())
+        norm.num_batches_tracked.fill_(3 + rank())
     average_batch_norm(net, average, torch.nn.Linear(1, 1))
     average_batch_norm(torch.nn.Linear(1, 1))
     assert net.norm.running_var.tolist() == average.norm.running_var.tolist() == [2.0] * 3
+    assert int(net.norm.num_batches_tracked) == int(average.norm.num_batches_tracked) == 3
 
     # Means of steps since the last record are each process' own after a resume, too.
     means, resumed = StepMeans(), StepMeans()

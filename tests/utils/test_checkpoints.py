@@ -1,12 +1,15 @@
+import contextlib
 import io
 import pickle
 import random
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from d2go_fbnetv5.utils.checkpoints import read_tensors, save_tensors
+from d2go_fbnetv5.utils.files import naming
 
 
 @pytest.fixture
@@ -20,6 +23,19 @@ def test_what_is_saved_is_read(good):
     content = read_tensors(good)
     assert torch.equal(content["model"]["w"], torch.arange(40.0)) and content["iteration"] == 3
     assert {name.split("/")[0] for name in zipfile.ZipFile(good).namelist()} == {"archive"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("size", [10, 100_000, 3_000_000])
+def test_a_full_disk_is_the_systems_error_and_not_torchs(tmp_path, monkeypatch, size):
+    @contextlib.contextmanager
+    def full(path):
+        with naming(path):
+            yield Path("/dev/full")
+
+    monkeypatch.setattr("d2go_fbnetv5.utils.checkpoints.replacing", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.pth'"):
+        save_tensors(tmp_path / "a.pth", {f"w{i}": torch.ones(size) for i in range(3)})
 
 
 def test_every_flipped_bit_is_seen_or_changes_nothing(good, tmp_path):

@@ -3,6 +3,7 @@
 import logging
 import sys
 from pathlib import Path
+from typing import TextIO
 
 LOG_FILE = "log.txt"
 
@@ -11,12 +12,22 @@ def setup_logging(is_main: bool) -> None:
     """Messages on stderr; of processes other than the first only errors."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    if not any(getattr(handler, "d2go_fbnetv5", False) for handler in root.handlers):
-        handler = logging.StreamHandler(sys.stderr)
+    if not any(isinstance(handler, _Console) for handler in root.handlers):
+        handler = _Console()
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         handler.setLevel(logging.INFO if is_main else logging.ERROR)
-        handler.d2go_fbnetv5 = True
         root.addHandler(handler)
+
+
+class _Console(logging.StreamHandler):
+    """Writes to what sys.stderr is at the time of a message; one that was replaced, as by tests, may be closed."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
 
 
 class _LogFile(logging.FileHandler):

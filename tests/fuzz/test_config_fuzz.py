@@ -1,19 +1,16 @@
 import json
 import math
 import random
-import sys
 from pathlib import Path
 
 import pytest
+from mutations import mutate, outcome
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, build_family
 from d2go_fbnetv5.arch.latency_table import read_latency_table, write_latency_table
 from d2go_fbnetv5.arch.topology_file import load_topologies, save_topologies
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.train import prepare
-
-sys.path.append(str(Path(__file__).parent))
-from mutations import mutate, outcome
 
 COUNTS = [40, pytest.param(600, marks=pytest.mark.slow)]
 ROOT = Path(__file__).parents[2]

@@ -109,13 +109,17 @@ def arguments(tmp_path_factory):
     save_topologies(
         found, "N", 3, (64, 64), {t: {"topology": topology, "outputs": o} for t, o in outputs.items()}
     )
-    write_multitask(DigitScenes("train", 64, 40, seed=3), folder / "scenes")
+    scenes = str(write_multitask(DigitScenes("train", 64, 40, seed=3), folder / "scenes"))
     teacher = {
         "SOURCE": "teacher",
         "TEACHER": "planted_teachers:Truth",
-        "OPTIONS": {"index": str(folder / "scenes"), "scores": [0.5, 0.9, 0.2]},
+        "OPTIONS": {"index": scenes, "scores": [0.5, 0.9, 0.2]},
     }
-    labels = {"IMAGES": {"READER": "multitask", "index": str(folder / "scenes")}, "CHUNK_SIZE": 4}
+    labels = {
+        "IMAGES": {"READER": "multitask", "index": scenes},
+        "CHUNK_SIZE": 4,
+        "DEVICE": "cpu",
+    }
 
     def build(case, output):
         config = folder / f"{case.recipe.replace('/', '_') or 'labels.yaml'}"

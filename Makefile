@@ -17,14 +17,17 @@ demo: $(READY)
 	$(BIN)/d2go_fbnetv5.visualize output/demo
 	@echo "All of it on one page: output/demo/report.html"
 
-# Networks this small run fastest on one thread, and several threads on a busy machine wait for each other.
+# Networks this small run fastest on one thread, and several threads on a busy machine wait for each other. Two files of
+# tests at a time, each by one process from its first test to its last.
+TESTS = $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test test-slow: export OMP_NUM_THREADS = 1
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(TESTS) -m slow
 
 # In an interpreter of one's own that has Detectron2 or D2Go: make test-plugins PYTHON=/path/to/python
 test-plugins:

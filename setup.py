@@ -49,7 +49,7 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "ruff>=0.6"],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"],
         "distillation": ["timm>=1.0"],
         "transformers": ["transformers>=5.0"],
         "onnx": ["onnxruntime>=1.18"],

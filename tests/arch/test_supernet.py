@@ -174,7 +174,7 @@ def test_cost_equals_the_built_backbone():
 def test_metric_and_size_are_checked():
     with pytest.raises(ValueError, match="'energy': allowed are flops, params"):
         block_costs("N", (64, 64), "energy")
-    with pytest.raises(ValueError, match=r"size \(32, 224\).*49 pixels or more"):
+    with pytest.raises(ValueError, match=r"size \(32, 224\).*49 to 16384 pixels"):
         block_costs("A", (32, 224))
 
 

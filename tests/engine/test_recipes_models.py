@@ -112,10 +112,10 @@ def test_batches_are_grouped_where_images_keep_their_shape(opts, grouped):
 def test_tables_name_every_metric_once():
     metrics = {"AP": 0.25, "AP-cat": 0.5, "AP-hot-dog": 0.0, "ema/AP": 0.75, "ema/AP-cat": 1.0}
     headline, table, classes = metrics_tables(metrics, "LiteRCNN", 1, 3, 90)
-    assert headline == "LiteRCNN: 1 image after 3 iterations in 1 min 30 s"
+    assert str(headline) == "LiteRCNN: 1 image after 3 iterations in 1 min 30 s"
     cells = [list(column.cells) for column in table.columns]
     assert cells == [["model", "averaged weights"], ["0.250", "0.750"]]
-    assert [list(column.cells) for column in classes.columns] == [
+    assert [list(map(str, column.cells)) for column in classes.columns] == [
         ["cat", "hot-dog"],
         ["0.500", "0.000"],
         ["1.000", "–"],

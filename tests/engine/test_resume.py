@@ -159,3 +159,15 @@ def test_killed_in_one_of_two_processes(stub_args, tmp_path):
         assert_equal(averages[0], other)
     lines = (tmp_path / "whole" / "metrics.json").read_text().splitlines()
     assert len([line for line in lines if "loss_cls" in json.loads(line)]) == 12
+
+
+def test_the_evaluation_is_recorded_though_what_follows_fails(stub, stub_args, tmp_path, monkeypatch):
+    conclude = stub.StubRecipe.conclude
+
+    def failing(self, *args):
+        conclude(self, *args)
+        raise OSError("the table cannot be shown")
+
+    monkeypatch.setattr(stub.StubRecipe, "conclude", failing)
+    assert stub.main(stub_args("run")) == 2
+    assert "eval/ema/top1" in read_history(tmp_path / "run")[-1]

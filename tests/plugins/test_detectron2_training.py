@@ -344,7 +344,7 @@ def test_a_search_starts_from_public_weights_of_stage_0(search, supernet, tmp_pa
         load(search, written(tmp_path, {**stage0, f"supernet.{name}": supernet[name]}))
 
 
-def test_a_named_topology_has_fewer_weights_than_the_supernet(supernet):
+def test_a_named_topology_has_fewer_weights_than_the_supernet(detectron2, supernet):
     from d2go_fbnetv5.plugins.detectron2 import FBNetV5Backbone
 
     backbone = FBNetV5Backbone("N", Topology.named("linear", stages=7))

@@ -131,7 +131,7 @@ def test_workers_do_not_outlive_a_killed_launcher(stub_args, tmp_path):
     "number, message",
     [
         (signal.SIGKILL, "process 1 was killed by SIGKILL, as the system does when memory runs out"),
-        (signal.SIGSTOP, "process 0 waited 0.2 minutes in vain: process 1 does not answer (in step "),
+        (signal.SIGSTOP, "process 0 waited 0.2 minutes in vain: process 1 does not answer ("),
     ],
 )
 def test_a_process_that_is_gone_or_hangs_is_named_and_nothing_is_left(stub_args, tmp_path, number, message):

@@ -46,7 +46,7 @@ class TableSupernet:
 
     num_stages, num_paths = STAGES, 4
 
-    def forward(self, images: None, topology: Topology) -> dict[str, Topology]:
+    def __call__(self, images: None, topology: Topology) -> dict[str, Topology]:
         return {"topology": topology}
 
 

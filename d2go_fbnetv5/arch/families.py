@@ -15,6 +15,7 @@ from torch import nn
 
 from d2go_fbnetv5.arch.blocks import MBPool, build_block, parse_op, parse_pool_op
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.registry import Registry
 
 NUM_PATHS = 4
 PATHS = tuple(f"path{p}" for p in range(NUM_PATHS))
@@ -163,19 +164,12 @@ class Family:
         return self.pool.build(self.channels[-1], self.divisor)
 
 
-_FAMILIES: dict[str, Family] = {}
+_FAMILIES: Registry[Family] = Registry("family")
 
 
 def register_family(family: Family) -> Family:
-    """Makes a family available to ``build_family`` and to configurations by its name.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if family.name in _FAMILIES:
-        raise InputError(f"family {family.name!r} is registered already")
-    _FAMILIES[family.name] = family
-    return family
+    """Make a family available to ``build_family`` and to configurations by its name; a taken one is a ValueError."""
+    return _FAMILIES.add(family.name, family)
 
 
 def build_family(name: str | Family) -> Family:
@@ -184,16 +178,12 @@ def build_family(name: str | Family) -> Family:
     Raises:
         ValueError: there is none; the message lists the names.
     """
-    if isinstance(name, Family):
-        return name
-    if name not in _FAMILIES:
-        raise InputError(f"unknown family {name!r}: allowed are {', '.join(list_families())}")
-    return _FAMILIES[name]
+    return name if isinstance(name, Family) else _FAMILIES[name]
 
 
 def list_families() -> list[str]:
     """The names of all registered families."""
-    return sorted(_FAMILIES)
+    return _FAMILIES.names()
 
 
 _PLAIN, _SE = "ir_k{}_hs", "ir_k{}_sehsig_hs"

@@ -1,45 +1,12 @@
-"""Data sets by name, so that a config can choose them, and the registry that other plugins use as well."""
+"""Data sets by name, so that a config can choose them, and how they are called with its options."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.options import bind_options
+from d2go_fbnetv5.utils.registry import Registry
 
 Factory = Callable[..., Any]
-
-
-class Registry:
-    """Functions and classes by name, called with options of a configuration.
-
-    Args:
-        kind: what they make, for messages, such as "data set".
-    """
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self._factories: dict[str, Factory] = {}
-
-    def register(self, name: str) -> Callable[[Factory], Factory]:
-        """Decorator: makes a function or class known by ``name``. Raises ValueError if the name is taken."""
-
-        def add(factory: Factory) -> Factory:
-            if name in self._factories:
-                raise InputError(f"a {self.kind} named {name!r} is registered already")
-            self._factories[name] = factory
-            return factory
-
-        return add
-
-    def names(self) -> list[str]:
-        return sorted(self._factories)
-
-    def __getitem__(self, name: str) -> Factory:
-        if not isinstance(name, str) or name not in self._factories:
-            raise InputError(
-                f"there is no {self.kind} named {name!r}, registered are {', '.join(self.names())}"
-            )
-        return self._factories[name]
 
 
 def call_with_options(what: str, factory: Factory, options: Mapping[str, Any]) -> Any:
@@ -51,7 +18,7 @@ def call_with_options(what: str, factory: Factory, options: Mapping[str, Any]) -
     return factory(**bind_options(what, factory, options))
 
 
-_DATASETS = Registry("data set")
+_DATASETS: Registry[Factory] = Registry("data set")
 
 
 def register_dataset(name: str) -> Callable[[Factory], Factory]:

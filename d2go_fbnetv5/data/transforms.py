@@ -68,7 +68,7 @@ class TrainTransform:
             self._colours = v2.RandomPhotometricDistort()
         elif color:
             self._colours = v2.ColorJitter(brightness=color, contrast=color, saturation=color)
-        self._labels = LABELS  # the very dict; a worker process gets what is registered by then
+        self._labels = LABELS.entries  # the very dict; a worker process gets what is registered by then
 
     def __call__(self, sample: dict, seed: int) -> dict:
         check_labels(sample, self._labels)
@@ -150,7 +150,7 @@ class ClassifyTransform:
         if erase:
             steps.append(v2.RandomErasing(erase, value=list(FILL_COLOUR)))
         self._change = v2.Compose(steps)
-        self._labels = LABELS
+        self._labels = LABELS.entries
 
     def __call__(self, sample: dict, seed: int) -> dict:
         check_labels(sample, self._labels)
@@ -204,7 +204,7 @@ class EvalTransform:
                 raise InputError("EvalTransform: crop and max_size exclude each other")
         self.short_side, self.crop, self.max_size = short_side, crop, max_size
         self._min_visible = min_visible
-        self._labels = LABELS
+        self._labels = LABELS.entries
 
     def __call__(self, sample: dict, seed: int = 0) -> dict:
         check_labels(sample, self._labels)

@@ -34,9 +34,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from d2go_fbnetv5.data.registry import Factory, Registry, call_with_options
+from d2go_fbnetv5.data.registry import Factory, call_with_options
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import USER_ERRORS, InputError, sentence
+from d2go_fbnetv5.utils.registry import Registry
 
 
 class Teacher(Protocol):
@@ -49,7 +50,7 @@ class Teacher(Protocol):
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]: ...
 
 
-_TEACHERS = Registry("teacher")
+_TEACHERS: Registry[Factory] = Registry("teacher")
 
 
 def register_teacher(name: str) -> Callable[[Factory], Factory]:

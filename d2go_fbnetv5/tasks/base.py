@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.options import bind_options
+from d2go_fbnetv5.utils.registry import Registry
 
 Sample = dict[str, Any]
 
@@ -87,7 +88,7 @@ class Task(nn.Module):
 
 
 TaskClass = TypeVar("TaskClass", bound=type[Task])
-_TASKS: dict[str, type[Task]] = {}
+_TASKS: Registry[type[Task]] = Registry("task")
 
 
 def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
@@ -98,12 +99,8 @@ def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
     """
 
     def register(cls: TaskClass) -> TaskClass:
-        if name in _TASKS:
-            raise InputError(
-                f"task name {name!r} is taken by {_TASKS[name].__qualname__}; choose another for {cls}"
-            )
+        _TASKS.add(name, cls)
         cls.name = name
-        _TASKS[name] = cls
         return cls
 
     return register
@@ -111,7 +108,7 @@ def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
 
 def list_tasks() -> list[str]:
     """The registered names, sorted."""
-    return sorted(_TASKS)
+    return _TASKS.names()
 
 
 def build_task(name: str, channels: Mapping[str, int], info: DatasetInfo, /, **options: Any) -> Task:
@@ -127,8 +124,6 @@ def build_task(name: str, channels: Mapping[str, int], info: DatasetInfo, /, **o
         ValueError: an unknown name or option, an option of another type than its default or out of range, a feature
             that the network lacks, or a data set without the names that the task needs.
     """
-    if name not in _TASKS:
-        raise InputError(f"unknown task {name!r}; allowed: {', '.join(list_tasks())}")
     cls = _TASKS[name]
     missing = [feature for feature in cls.in_features if feature not in channels]
     if missing:

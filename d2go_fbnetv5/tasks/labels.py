@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.registry import Registry
 
 KINDS = {
     "plain": "has no place in the image, such as a class or a weight",
@@ -59,15 +60,15 @@ def register_label(
         raise InputError(f"label {key!r}: interpolation is {interpolation!r}, allowed are nearest, bilinear")
     if sorted(label.mirrored) != list(range(len(label.mirrored))):
         raise InputError(f"label {key!r}: mirrored is {label.mirrored}, it must be an order of 0, 1, ...")
-    if LABELS.setdefault(key, label) != label:
-        raise InputError(f"label {key!r} is registered already, as {LABELS[key]}")
+    if LABELS.entries.get(key) != label:
+        LABELS.add(key, label)
 
 
 def check_labels(sample: Sample, labels: Mapping[str, LabelKind]) -> None:
     """Raises a ValueError that names a key of the sample of which nobody said how it moves, or one that does not fit.
 
     Args:
-        labels: by key, such as ``LABELS``.
+        labels: by key, such as ``LABELS.entries``.
     """
     height, width = size = tuple(sample["image"].shape[-2:])
     for key, value in sample.items():
@@ -94,7 +95,7 @@ def check_labels(sample: Sample, labels: Mapping[str, LabelKind]) -> None:
             )
 
 
-LABELS: dict[str, LabelKind] = {}
+LABELS: Registry[LabelKind] = Registry("label")
 register_label("image", "plain")  # the transforms' own matter
 register_label("boxes", "boxes")
 register_label("box_labels", "plain", rows_of="boxes")

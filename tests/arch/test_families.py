@@ -15,7 +15,7 @@ from d2go_fbnetv5.arch.blocks import (
 
 def test_all_published_sizes_are_there():
     assert list_families() == ["A", "A_C", "A_R", "B", "C", "D", "E", "F", "G", "N"]
-    with pytest.raises(ValueError, match="unknown family 'H': allowed are A, A_C"):
+    with pytest.raises(ValueError, match="unknown family 'H'; allowed are A, A_C"):
         build_family("H")
     with pytest.raises(ValueError, match="registered already"):
         register_family(build_family("A"))

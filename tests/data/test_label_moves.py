@@ -11,17 +11,13 @@ from d2go_fbnetv5.tasks.labels import LABELS
 
 
 @pytest.fixture(autouse=True)
-def own_labels(monkeypatch):
-    known = dict(LABELS)
+def own_labels():
     register_label("depth", "map", interpolation="bilinear", fill=-1)
     register_label("instances", "map", fill=2**40)
     register_label("masks", "map", rows_of="boxes")
     register_label("keypoints", "points", rows_of="boxes", mirrored=[1, 0, 2])
     register_label("captions", "plain", rows_of="boxes")
     register_label("embedding", "plain")
-    yield
-    LABELS.clear()
-    LABELS.update(known)
 
 
 def sample(height=60, width=100):

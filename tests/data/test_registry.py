@@ -20,7 +20,7 @@ def test_register_and_build():
 
 
 def test_unknown_name_and_options():
-    with pytest.raises(ValueError, match="no data set named 'nope', registered are .*digit_scenes_train"):
+    with pytest.raises(ValueError, match="unknown data set 'nope'; allowed are .*digit_scenes_train"):
         build_dataset("nope")
     with pytest.raises(ValueError, match=r"'digit_scenes_val' .*sizes.*its options are \(size: .*num_images"):
         build_dataset("digit_scenes_val", sizes=3)

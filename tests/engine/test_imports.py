@@ -58,7 +58,7 @@ def test_a_spawned_process_imports_them_too(tmp_path):
     del sys.modules["imports_spawned"], sys.path[-1]
     from d2go_fbnetv5.data import registry
 
-    registry._DATASETS._factories.pop("imports_spawned")
+    registry._DATASETS.entries.pop("imports_spawned")
     process = context.Process(target=_list_after_import, args=(cfg, queue))
     process.start()
     assert "imports_spawned" in queue.get(timeout=60)

@@ -137,7 +137,7 @@ def put(**values):
         (put(format=2), "format is 2, this version reads 1"),
         *((remove(key), f"{key} is missing") for key in ("model", "names", "family", "head", "images")),
         (remove("topology"), "a topology is a mapping"),
-        (put(model="Oracle"), "MODEL.META_ARCHITECTURE is 'Oracle', allowed: "),
+        (put(model="Oracle"), "unknown MODEL.META_ARCHITECTURE 'Oracle'; allowed are "),
         (put(model="MultitaskSearch"), "a MultitaskSearch is no model that predicts"),
         (put(model=None), "model is None"),
         (put(family="Z"), "family is 'Z'"),

@@ -362,7 +362,7 @@ TEACHER = {"SOURCE": "teacher", "TEACHER": "planted_teachers:Bright"}
         ({"DET": {**TEACHER, "TRESHOLD": 0.5}}, "unknown key DET.TRESHOLD; did you mean DET.THRESHOLD?"),
         (
             {"DET": {**TEACHER, "TEACHER": "nobody"}},
-            "DET: there is no teacher named 'nobody', registered are",
+            "DET: unknown teacher 'nobody'; allowed are",
         ),
         (
             {"DET": {**TEACHER, "OPTIONS": {"size": 3}}},
@@ -378,7 +378,7 @@ TEACHER = {"SOURCE": "teacher", "TEACHER": "planted_teachers:Bright"}
             "SEG.SOURCE is 'dataset', but the data set .* no sem_seg_names; it .* CLS",
         ),
         ({"CLS": {"SOURCE": "none"}}, "are all none: nothing to label"),
-        ({"IMAGES": {"READER": "nothing"}}, "IMAGES: there is no data set named 'nothing'"),
+        ({"IMAGES": {"READER": "nothing"}}, "IMAGES: unknown data set 'nothing'"),
         (
             {"IMAGES": {"READER": "digit_scenes_val"}},
             "IMAGES.READER is 'digit_scenes_val', allowed are readers of",

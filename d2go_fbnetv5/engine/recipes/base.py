@@ -16,7 +16,7 @@ from torch import nn
 from d2go_fbnetv5.engine.build import Data, build_param_groups
 from d2go_fbnetv5.engine.evaluation import evaluate, precise_batch_norm
 from d2go_fbnetv5.models.weights import load_state, read_weights
-from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.registry import Registry
 
 Record = Callable[[dict[str, float]], None]
 
@@ -109,18 +109,14 @@ class Recipe:
 
 
 RecipeClass = TypeVar("RecipeClass", bound=type[Recipe])
-_RECIPES: dict[str, type[Recipe]] = {}
+_RECIPES: Registry[type[Recipe]] = Registry("MODEL.META_ARCHITECTURE")
 
 
 def register_recipe(name: str) -> Callable[[RecipeClass], RecipeClass]:
     """Class decorator: makes a `Recipe` the one of MODEL.META_ARCHITECTURE `name`; a taken name is a ValueError."""
 
     def register(cls: RecipeClass) -> RecipeClass:
-        if name in _RECIPES:
-            raise InputError(
-                f"MODEL.META_ARCHITECTURE {name!r} is registered already, as {_RECIPES[name].__name__}"
-            )
-        _RECIPES[name] = cls
+        _RECIPES.add(name, cls)
         return cls
 
     return register
@@ -128,6 +124,4 @@ def register_recipe(name: str) -> Callable[[RecipeClass], RecipeClass]:
 
 def get_recipe(name: str) -> type[Recipe]:
     """The recipe of a MODEL.META_ARCHITECTURE; an unknown name is a ValueError that lists those known."""
-    if name not in _RECIPES:
-        raise InputError(f"MODEL.META_ARCHITECTURE is {name!r}, allowed: {', '.join(sorted(_RECIPES))}")
     return _RECIPES[name]

@@ -23,9 +23,9 @@ from d2go_fbnetv5.export.benchmark import BENCHMARK_FORMATS, EAGER, Evaluate, ma
 from d2go_fbnetv5.export.evaluation import evaluate_run
 from d2go_fbnetv5.export.runtimes import machine, versions
 from d2go_fbnetv5.export.subjects import BASELINES
-from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.arguments import ToolParser, check_least, parse_size
+from d2go_fbnetv5.utils.errors import run_tool
 from d2go_fbnetv5.utils.files import write_atomically
-from d2go_fbnetv5.utils.formatting import parse_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,11 +40,7 @@ def cli() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="d2go_fbnetv5.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ToolParser("benchmark", __doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument(
         "--formats",
@@ -82,9 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> str:
     sizes = [parse_size(text, "--sizes") for text in args.sizes]
-    for flag, value, least in (("--rounds", args.rounds, 1), ("--max-images", args.max_images, 0)):
-        if value < least:
-            raise InputError(f"{flag} {value}: allowed is {least} or more")
+    check_least(args, rounds=1, max_images=0)
     folder = Path(args.output)
     evaluate: Evaluate | None = None
     if args.max_images:

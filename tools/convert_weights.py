@@ -16,17 +16,14 @@ import torch
 
 from d2go_fbnetv5.arch import list_families
 from d2go_fbnetv5.arch.mobile_cv import load_mobile_cv_checkpoint
+from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.checkpoints import save_tensors
 from d2go_fbnetv5.utils.errors import run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="d2go_fbnetv5.convert_weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ToolParser("convert_weights", __doc__)
     parser.add_argument("input", help="mobile_cv's checkpoint")
     parser.add_argument("output", help="the file to write")
     parser.add_argument("--family", required=True, help=f"one of {', '.join(list_families())}")

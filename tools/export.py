@@ -23,8 +23,8 @@ from d2go_fbnetv5.engine.predictor import Predictor
 from d2go_fbnetv5.export import FORMATS, Calibration, CheckFailedError, Exported, export_model
 from d2go_fbnetv5.export.api import INT8
 from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, calibration_images, run_images
+from d2go_fbnetv5.utils.arguments import ToolParser, parse_size
 from d2go_fbnetv5.utils.errors import InputError, run_tool, sentence
-from d2go_fbnetv5.utils.formatting import parse_size
 
 _CHECK_IMAGES = 8
 
@@ -51,9 +51,7 @@ def cli() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="d2go_fbnetv5.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser("export", __doc__)
     parser.add_argument("--format", required=True, help=" or ".join(FORMATS))
     add_model_arguments(
         parser,

@@ -25,8 +25,9 @@ from rich.text import Text
 
 from d2go_fbnetv5.arch import PATHS, BlockCosts, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.topology_file import TopologyEntry, load_topologies
+from d2go_fbnetv5.utils.arguments import ToolParser, parse_size
 from d2go_fbnetv5.utils.errors import InputError, run_tool
-from d2go_fbnetv5.utils.formatting import format_count, format_share, parse_size
+from d2go_fbnetv5.utils.formatting import format_count, format_share
 
 METRICS = ("flops", "params")
 
@@ -51,9 +52,7 @@ def cli() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="d2go_fbnetv5.flops", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser("flops", __doc__)
     parser.add_argument(
         "--family", help=f"one of {', '.join(list_families())}; default: the topology file's, or A"
     )

@@ -25,8 +25,9 @@ from d2go_fbnetv5.arch.families import Family
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0, write_latency_table
 from d2go_fbnetv5.export.latency import FamilyLatency, measure_family
 from d2go_fbnetv5.export.runtimes import RUNTIMES, machine, versions
-from d2go_fbnetv5.utils.errors import InputError, run_tool
-from d2go_fbnetv5.utils.formatting import format_count, parse_size
+from d2go_fbnetv5.utils.arguments import ToolParser, check_least, parse_size
+from d2go_fbnetv5.utils.errors import run_tool
+from d2go_fbnetv5.utils.formatting import format_count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,11 +42,7 @@ def cli() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="d2go_fbnetv5.latency_table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ToolParser("latency_table", __doc__)
     parser.add_argument("output", metavar="TABLE", help="the CSV file to write")
     parser.add_argument("--family", required=True, help=f"one of {', '.join(list_families())}")
     parser.add_argument("--size", help="HEIGHTxWIDTH in pixels; default: the family's own")
@@ -66,15 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> None:
     family = build_family(args.family)
-    size = parse_size(args.size, "--size") if args.size else (family.input_size,) * 2
+    size = parse_size(args.size) if args.size else (family.input_size,) * 2
     size = check_size(size, family)
-    for flag, value, least in (
-        ("--rounds", args.rounds, 1),
-        ("--check", args.check, 0),
-        ("--stages", args.stages, 1),
-    ):
-        if value < least:
-            raise InputError(f"{flag} {value}: allowed is {least} or more")
+    check_least(args, rounds=1, check=0, stages=1)
     folder = Path(args.output).parent
     if not folder.is_dir():  # known before minutes of measuring, not after
         raise FileNotFoundError(f"{args.output}: there is no folder {folder}")

@@ -29,6 +29,7 @@ from torch import Tensor
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.engine.predictor import Predictor
+from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.errors import InputError, run_tool, sentence
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import format_plural
@@ -70,9 +71,7 @@ def cli() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="d2go_fbnetv5.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser("predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of them")
     add_model_arguments(
         parser,

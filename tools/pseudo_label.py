@@ -26,17 +26,14 @@ from d2go_fbnetv5.pseudo_labels.output import Output, merge
 from d2go_fbnetv5.pseudo_labels.preview import write_preview
 from d2go_fbnetv5.pseudo_labels.settings import load_settings
 from d2go_fbnetv5.pseudo_labels.summary import summarize, summary_tables, write_summary
+from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.errors import InputError, run_tool
 
 logger = logging.getLogger("d2go_fbnetv5")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="d2go_fbnetv5.pseudo_label",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ToolParser("pseudo_label", __doc__)
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a YAML file, or the name of one that ships"
     )

@@ -8,13 +8,14 @@ from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.launch import launch, total_processes
 from d2go_fbnetv5.engine.log import setup_logging
 from d2go_fbnetv5.engine.train import prepare, train
+from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.errors import run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="d2go_fbnetv5.train_net",
-        description="Train, resume or evaluate what a configuration describes.",
+    parser = ToolParser(
+        "train_net",
+        "Train, resume or evaluate what a configuration describes.",
         epilog="Example: d2go_fbnetv5.train_net --config-file search_digits.yaml OUTPUT_DIR output/demo",
     )
     parser.add_argument(

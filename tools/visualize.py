@@ -28,6 +28,7 @@ from d2go_fbnetv5.reports.plots import probabilities_figure
 from d2go_fbnetv5.reports.run_agreement import read_agreement
 from d2go_fbnetv5.reports.run_agreement_page import agreement_figure, agreement_page, agreement_table
 from d2go_fbnetv5.reports.text_drawing import draw_text
+from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import format_count
@@ -63,11 +64,7 @@ def cli() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="d2go_fbnetv5.visualize",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ToolParser("visualize", __doc__)
     parser.add_argument(
         "sources",
         nargs="*",

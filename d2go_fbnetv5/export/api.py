@@ -21,9 +21,9 @@ from d2go_fbnetv5.export.check import CheckFailedError, Report, check
 from d2go_fbnetv5.export.image_sizes import STEP, is_whole
 from d2go_fbnetv5.export.inference import inference_module
 from d2go_fbnetv5.export.metadata import describe, output_names
-from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import replacing
 from d2go_fbnetv5.utils.text_files import read_json
 
@@ -105,7 +105,8 @@ def export_model(
         raise InputError(
             f"{len(names)} names of classes are given, the model has {model.num_classes} classes"
         )
-    require(format, *kind.PACKAGES)
+    for package in kind.PACKAGES:
+        require_extra(f"the format {format}", package, "export")
     description = describe(model, size, names, transform, kind.PACKAGES)
     _refuse_other(folder / DESCRIPTION)
     folder.mkdir(parents=True, exist_ok=True)

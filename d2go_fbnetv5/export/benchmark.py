@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from d2go_fbnetv5.export.api import INT8, exporter
-from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.export.subjects import Subject, open_subject
 from d2go_fbnetv5.utils.errors import InputError, sentence
+from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.formatting import MISSING, format_count, format_metric
 
 EAGER = "eager"
@@ -95,7 +95,8 @@ def run_benchmark(
         if format not in BENCHMARK_FORMATS:
             raise InputError(f"unknown format {format!r}; allowed are {', '.join(BENCHMARK_FORMATS)}")
         if format != EAGER:
-            require(format, *exporter(format).PACKAGES)
+            for package in exporter(format).PACKAGES:
+                require_extra(f"the format {format}", package, "export")
     subjects = [open_subject(name) for name in models]
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

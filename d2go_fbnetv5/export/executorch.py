@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.extras import require_extra
 
 PACKAGES = ("executorch", "torchao")
 
@@ -24,7 +24,8 @@ Method = Callable[..., list[Tensor]]
 
 def require_executorch() -> None:
     """Raises a ValueError that says how to install ExecuTorch if it is missing."""
-    require("executorch", *PACKAGES)
+    for package in PACKAGES:
+        require_extra("the format executorch", package, "export")
 
 
 def lower(methods: Mapping[str, MethodSource]) -> bytes:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.export.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.image_sizes import STEP, ImageSizes, guarded
-from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.export.pad_channels import pad_channels
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import write_atomically
 
 SUFFIX = ".onnx"
@@ -53,7 +53,8 @@ def export(
     Raises:
         ValueError: a package is missing, or int8 is asked for.
     """
-    require("onnx", *PACKAGES)
+    for package in PACKAGES:
+        require_extra("the format onnx", package, "export")
     if calibration is not None:
         raise InputError("int8 is for the format executorch, found onnx")
     sizes = ImageSizes.of(size, least, _MOST, fixed)
@@ -100,7 +101,7 @@ def load(
     Raises:
         InputError: onnxruntime is missing, or cannot load the file, or ``described`` is wrong.
     """
-    require("onnx", "onnxruntime")
+    require_extra("the format onnx", "onnxruntime", "export")
     source = os.fspath(path) if threshold is None else _with_threshold(path, threshold)
     try:
         session = open_session(source, torch.get_num_threads())

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.export import executorch, onnx
-from d2go_fbnetv5.export.missing import require
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.extras import require_extra
 
 RUNTIMES = {"executorch": ("executorch", "torch"), "onnx": ("onnxruntime", "torch"), "eager": ("torch",)}
 """By name, the packages whose versions matter."""
@@ -55,7 +55,8 @@ def compiled(module: nn.Module, image: Tensor, runtime: str) -> Callable[[], Any
 
 
 def _onnx_session(module: nn.Module, image: Tensor) -> Any:
-    require("onnx", *onnx.PACKAGES)
+    for package in onnx.PACKAGES:
+        require_extra("the format onnx", package, "export")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module, (image,), dynamo=True, opset_version=onnx.OPSET, verbose=False)

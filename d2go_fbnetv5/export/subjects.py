@@ -19,6 +19,7 @@ from d2go_fbnetv5.export.metadata import output_names
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.models.flops import model_flops
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.zoo import create_model
 
 BASELINES = (
@@ -94,10 +95,7 @@ def _searched(name: str, model: SearchedModel, size: Size) -> Subject:
 
 
 def _timm(name: str, model_name: str) -> Subject:
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(f"{name} needs timm: pip install 'd2go_fbnetv5[distillation]' ({error})") from error
+    timm = require_extra(name, "timm", "distillation")
     if not timm.is_model(model_name):
         raise InputError(f"{name}: timm {timm.__version__} has no model {model_name!r}")
     model = timm.create_model(model_name).eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from d2go_fbnetv5.models.base import PIXEL_MEAN, PIXEL_STD
 from d2go_fbnetv5.utils.checkpoints import read_tensors
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.extras import require_extra
 
 
 class Teacher:
@@ -59,12 +60,7 @@ def timm_teacher(name: str, num_classes: int, weights: str = "") -> Teacher:
     Raises:
         ValueError: timm is missing, it has no such model or weights, or another number of classes.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(
-            f"the teacher {name!r} needs timm: pip install 'd2go_fbnetv5[distillation]'"
-        ) from error
+    timm = require_extra(f"the teacher {name!r}", "timm", "distillation")
     if not timm.is_model(name):
         raise InputError(f"timm {timm.__version__} has no model {name!r} to be the teacher")
     if weights and not weights.endswith(".safetensors"):

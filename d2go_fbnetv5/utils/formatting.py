@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from d2go_fbnetv5.utils.errors import InputError
-
 MISSING = "–"
 MOST_PIXELS = 2**14  # of a side; what exceeds it is a slip
 
@@ -44,14 +42,3 @@ def format_duration(seconds: float) -> str:
 def format_plural(count: int, one: str, many: str) -> str:
     """ "1 topology", "8 topologies"."""
     return f"{count} {one if count == 1 else many}"
-
-
-def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
-    """ "224x320" -> (224, 320), height and width in pixels; else a ValueError that names the flag."""
-    sides = text.lower().split("x")
-    digits = all(side.isascii() and side.isdecimal() and len(side) < 10 for side in sides)
-    if len(sides) != 2 or not digits or not all(0 < int(side) <= MOST_PIXELS for side in sides):
-        raise InputError(
-            f"{flag} {text[:50]}: expected HEIGHTxWIDTH in pixels, such as 224x320, each at most {MOST_PIXELS}"
-        )
-    return int(sides[0]), int(sides[1])

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from d2go_fbnetv5.pseudo_labels import build_teacher
-from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list, require_extra
+from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list
 
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 SEGMENTER = "lraspp_mobilenet_v3_large"
@@ -179,10 +179,3 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
 def test_wrong_options_are_named(options, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         build_teacher("torchvision", **options)
-
-
-def test_a_missing_extra_is_one_sentence():
-    with pytest.raises(
-        ValueError, match=r"^model 'x' needs no_such_module: pip install 'd2go_fbnetv5\[some\]'"
-    ):
-        require_extra("no_such_module", "some", "model 'x'")

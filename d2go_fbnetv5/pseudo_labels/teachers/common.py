@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -89,18 +87,6 @@ def name_list(option: str, given: Sequence[str | int]) -> tuple[str, ...]:
     ):
         raise InputError(f"{option} is {given!r}, it must be a list of names")
     return tuple(map(str, given))
-
-
-def require_extra(module: str, extra: str, what: str) -> ModuleType:
-    """A module that is not among our requirements.
-
-    Raises:
-        ValueError: it is missing; says how to install it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"{what} needs {module}: pip install 'd2go_fbnetv5[{extra}]' ({error})") from error
 
 
 def require_finite(model: nn.Module, what: str) -> None:

@@ -28,8 +28,9 @@ from torchvision.transforms import v2
 
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
-from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list, require_extra
+from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.options import bind_options
 
 _RANKS = {"boxes": 2, "scores": 1, "labels": 1, "probabilities": 3, "class_scores": 1}
@@ -153,7 +154,7 @@ def onnx_teacher(device: torch.device, path: str, **options: Any) -> Teacher:
             that the names need.
     """
     what = f"ONNX {path}"
-    runtime = require_extra("onnxruntime", "onnx", what)
+    runtime = require_extra(what, "onnxruntime", "onnx")
     described = _described(what, path, options)
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()

@@ -21,11 +21,11 @@ from d2go_fbnetv5.pseudo_labels.teachers.common import (
     ClassList,
     bounded,
     class_names,
-    require_extra,
     require_finite,
 )
 from d2go_fbnetv5.tasks.images import run_in_groups
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.extras import require_extra
 
 # What a checkpoint's architecture must be named for, and the class that loads it.
 _LOADERS = {
@@ -62,7 +62,7 @@ def transformers_teacher(
         OSError: the hub has no such model, or cannot be reached.
     """
     what = f"transformers model {model!r}"
-    transformers = require_extra("transformers", "transformers", what)
+    transformers = require_extra(what, "transformers", "transformers")
     where = Path(model).expanduser()
     if not where.is_dir() and (where.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1):
         raise FileNotFoundError(f"{what}: no such folder")

@@ -19,10 +19,10 @@ from pathlib import Path
 from rich.console import Console
 
 from d2go_fbnetv5.export.api import exporter
-from d2go_fbnetv5.export.benchmark import BENCHMARK_FORMATS, EAGER, Evaluate, markdown, run_benchmark
-from d2go_fbnetv5.export.evaluation import evaluate_run
-from d2go_fbnetv5.export.runtimes import machine, versions
-from d2go_fbnetv5.export.subjects import BASELINES
+from d2go_fbnetv5.export.measure.benchmark import BENCHMARK_FORMATS, EAGER, Evaluate, markdown, run_benchmark
+from d2go_fbnetv5.export.measure.evaluation import evaluate_run
+from d2go_fbnetv5.export.measure.runtimes import machine, versions
+from d2go_fbnetv5.export.measure.subjects import BASELINES
 from d2go_fbnetv5.utils.arguments import ToolParser, check_least, parse_size
 from d2go_fbnetv5.utils.errors import run_tool
 from d2go_fbnetv5.utils.files import write_atomically

@@ -23,8 +23,8 @@ from d2go_fbnetv5.arch import block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import check_size
 from d2go_fbnetv5.arch.families import Family
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0, write_latency_table
-from d2go_fbnetv5.export.latency import FamilyLatency, measure_family
-from d2go_fbnetv5.export.runtimes import RUNTIMES, machine, versions
+from d2go_fbnetv5.export.measure.latency import FamilyLatency, measure_family
+from d2go_fbnetv5.export.measure.runtimes import RUNTIMES, machine, versions
 from d2go_fbnetv5.utils.arguments import ToolParser, check_least, parse_size
 from d2go_fbnetv5.utils.errors import run_tool
 from d2go_fbnetv5.utils.formatting import format_count

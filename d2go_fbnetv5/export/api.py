@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2go_fbnetv5.data import EvalTransform
-from d2go_fbnetv5.export import onnx, programs, torchscript
-from d2go_fbnetv5.export.check import CheckFailedError, Report, check
+from d2go_fbnetv5.export.formats import executorch, onnx, torchscript
 from d2go_fbnetv5.export.image_sizes import STEP, is_whole
-from d2go_fbnetv5.export.inference import inference_module
+from d2go_fbnetv5.export.measure.check import CheckFailedError, Report, check
 from d2go_fbnetv5.export.metadata import describe, output_names
+from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
@@ -28,7 +28,7 @@ from d2go_fbnetv5.utils.files import replacing
 from d2go_fbnetv5.utils.text_files import read_json
 
 # Each has SUFFIX, PACKAGES, `export` and `load`, and FIXED_SIZE: whether a file can be for one size alone.
-FORMATS: dict[str, ModuleType] = {"executorch": programs, "onnx": onnx, "torchscript": torchscript}
+FORMATS: dict[str, ModuleType] = {"executorch": executorch, "onnx": onnx, "torchscript": torchscript}
 INT8 = "-int8"  # ends the name of a format in 8 bits
 DESCRIPTION = "model.json"
 _CHECKED = 3  # images of each size, besides an empty one

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from d2go_fbnetv5.export.boxes import detect, propose
+from d2go_fbnetv5.export.network.boxes import detect, propose
 from d2go_fbnetv5.models.base import MOST
 from d2go_fbnetv5.utils.errors import InputError
 

@@ -8,9 +8,15 @@ import torch
 from torch.export import Dim
 
 from d2go_fbnetv5.arch.blocks import ConvBNAct, build_block
-from d2go_fbnetv5.export.executorch import load, lower, lower_programs, num_threads, set_num_threads
-from d2go_fbnetv5.export.fold import folded
-from d2go_fbnetv5.export.quantize import quantized
+from d2go_fbnetv5.export.formats.executorch_int8 import quantized
+from d2go_fbnetv5.export.formats.executorch_programs import (
+    load,
+    lower,
+    lower_programs,
+    num_threads,
+    set_num_threads,
+)
+from d2go_fbnetv5.export.network.fold import folded
 
 needs_executorch = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("executorch", "torchao")),

@@ -11,9 +11,9 @@ from test_host import SETTINGS
 
 from d2go_fbnetv5.export import CheckFailedError, api, export_model
 from d2go_fbnetv5.export.api import exporter
-from d2go_fbnetv5.export.check import check
 from d2go_fbnetv5.export.host import HostSettings
-from d2go_fbnetv5.export.inference import inference_module
+from d2go_fbnetv5.export.measure.check import check
+from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 
 NAN = float("nan")

@@ -14,8 +14,8 @@ from torchvision.ops import box_iou
 from d2go_fbnetv5.arch import Backbone, Topology
 from d2go_fbnetv5.export import CheckFailedError, api, export_model
 from d2go_fbnetv5.export.api import exporter
-from d2go_fbnetv5.export.check import check
-from d2go_fbnetv5.export.inference import inference_module
+from d2go_fbnetv5.export.measure.check import check
+from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks
 
@@ -206,8 +206,8 @@ def test_scores_over_1_may_differ_by_a_part_of_the_greatest(magnitude, passes, m
     model = tiny(LiteMaskFormer)
     expected = torch.full((5, 96, 64), magnitude / 2)
     expected[0] = magnitude
-    monkeypatch.setattr("d2go_fbnetv5.export.check.segment_scores", lambda *args: expected)
-    monkeypatch.setattr("d2go_fbnetv5.export.check.weighed_masks", lambda *args: expected + 2e-4)
+    monkeypatch.setattr("d2go_fbnetv5.export.measure.check.segment_scores", lambda *args: expected)
+    monkeypatch.setattr("d2go_fbnetv5.export.measure.check.weighed_masks", lambda *args: expected + 2e-4)
     run, shown = inference_module(model), images((96, 64))
     if passes:
         assert check(model, run, shown).worst == pytest.approx(2e-4, rel=0.01)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from d2go_fbnetv5.arch import PATHS, Backbone, Topology
-from d2go_fbnetv5.export.flat_backbone import FlatBackbone, concatenate_to_enlarge, divides
-from d2go_fbnetv5.export.fold import folded
-from d2go_fbnetv5.export.pad_channels import pad_channels
+from d2go_fbnetv5.export.network.flat_backbone import FlatBackbone, concatenate_to_enlarge, divides
+from d2go_fbnetv5.export.network.fold import folded
+from d2go_fbnetv5.export.network.pad_channels import pad_channels
 
 
 def backbone(family, topology, outputs=PATHS):

@@ -4,7 +4,7 @@ from torch import nn
 
 from d2go_fbnetv5.arch import build_family
 from d2go_fbnetv5.arch.blocks import InvertedResidual
-from d2go_fbnetv5.export.fold import folded
+from d2go_fbnetv5.export.network.fold import folded
 
 
 @pytest.fixture(params=["hard_sigmoid", "sigmoid", None])

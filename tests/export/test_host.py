@@ -12,7 +12,7 @@ from torchvision.ops import nms
 
 from d2go_fbnetv5.arch import Backbone, Topology
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
-from d2go_fbnetv5.export.inference import DetectorBoxes, DetectorInference, DetectorProposals
+from d2go_fbnetv5.export.network.inference import DetectorBoxes, DetectorInference, DetectorProposals
 from d2go_fbnetv5.models import LiteRCNN
 
 SETTINGS = HostSettings(

@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 from d2go_fbnetv5.export import export_model
 from d2go_fbnetv5.export.api import exporter
 from d2go_fbnetv5.export.image_sizes import ImageSizes, guarded
-from d2go_fbnetv5.export.inference import inference_module
+from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks
 

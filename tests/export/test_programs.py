@@ -12,11 +12,7 @@ from PIL import Image
 
 from d2go_fbnetv5.arch import Backbone, Family, Topology
 from d2go_fbnetv5.arch.families import Layer, PoolSpec
-from d2go_fbnetv5.export.executorch import lower_programs
-from d2go_fbnetv5.export.host import HostedDetector, HostSettings
-from d2go_fbnetv5.export.images import calibration_images, padded_image
-from d2go_fbnetv5.export.inference import inference_module
-from d2go_fbnetv5.export.programs import (
+from d2go_fbnetv5.export.formats.executorch import (
     ImageSizes,
     export,
     float_layers,
@@ -24,6 +20,10 @@ from d2go_fbnetv5.export.programs import (
     program_methods,
     quantized_methods,
 )
+from d2go_fbnetv5.export.formats.executorch_programs import lower_programs
+from d2go_fbnetv5.export.host import HostedDetector, HostSettings
+from d2go_fbnetv5.export.images import calibration_images, padded_image
+from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 
 needs_executorch = pytest.mark.skipif(

@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from d2go_fbnetv5.export import timing
-from d2go_fbnetv5.export.timing import Latency, measure_in_turns
+from d2go_fbnetv5.export.measure import timing
+from d2go_fbnetv5.export.measure.timing import Latency, measure_in_turns
 
 
 def test_latency_is_the_median_and_the_range_between_the_quartiles():

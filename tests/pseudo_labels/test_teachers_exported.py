@@ -126,7 +126,7 @@ def test_activations(script, activation, compute):
 
 
 def test_our_own_exported_models_are_such_files(script):
-    from d2go_fbnetv5.export.inference import ClassifierInference
+    from d2go_fbnetv5.export.network.inference import ClassifierInference
     from d2go_fbnetv5.zoo import create_model
 
     torch.manual_seed(0)

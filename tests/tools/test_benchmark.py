@@ -9,11 +9,12 @@ import torch
 from d2go_fbnetv5.tools.benchmark import main
 
 from d2go_fbnetv5.data import DigitScenes
-from d2go_fbnetv5.export import FORMATS, benchmark, benchmark_worker
-from d2go_fbnetv5.export.benchmark import Row, markdown
-from d2go_fbnetv5.export.evaluation import ExportedModel
-from d2go_fbnetv5.export.inference import inference_module
-from d2go_fbnetv5.export.subjects import open_subject
+from d2go_fbnetv5.export import FORMATS
+from d2go_fbnetv5.export.measure import benchmark, worker
+from d2go_fbnetv5.export.measure.benchmark import Row, markdown
+from d2go_fbnetv5.export.measure.evaluation import ExportedModel
+from d2go_fbnetv5.export.measure.subjects import open_subject
+from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.zoo import create_model
 
 
@@ -22,12 +23,12 @@ def in_process(monkeypatch):
     """The worker's answers without starting Python for each."""
 
     def run(command, input, **kwargs):
-        assert command[1:] == ["-m", "d2go_fbnetv5.export.benchmark_worker"]
+        assert command[1:] == ["-m", "d2go_fbnetv5.export.measure.worker"]
         with monkeypatch.context() as patch:
             answer = io.StringIO()
             patch.setattr(sys, "stdin", io.StringIO(input))
             patch.setattr(sys, "stdout", answer)
-            benchmark_worker.main()
+            worker.main()
         return SimpleNamespace(returncode=0, stdout=answer.getvalue(), stderr="")
 
     threads = torch.get_num_threads()
@@ -74,7 +75,7 @@ def test_a_process_of_its_own_measures_memory(tmp_path):
         "threads": 1,
         "candidates": [{"model": "FBNetV5-N-CLS", "format": "eager", "size": [64, 64], "path": None}],
     }
-    command = [sys.executable, "-m", "d2go_fbnetv5.export.benchmark_worker"]
+    command = [sys.executable, "-m", "d2go_fbnetv5.export.measure.worker"]
     done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, check=True)
     memory = json.loads(done.stdout)["memory"]
     assert memory is None or 1e6 < memory < 1e9

@@ -6,9 +6,9 @@ from d2go_fbnetv5.tools.latency_table import main
 from d2go_fbnetv5.arch import build_family
 from d2go_fbnetv5.arch.blocks import InvertedResidual
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0, read_latency_table
-from d2go_fbnetv5.export import latency
-from d2go_fbnetv5.export.latency import CHAIN, FamilyLatency, measure_family
-from d2go_fbnetv5.export.timing import Latency
+from d2go_fbnetv5.export.measure import latency
+from d2go_fbnetv5.export.measure.latency import CHAIN, FamilyLatency, measure_family
+from d2go_fbnetv5.export.measure.timing import Latency
 
 
 def test_a_table_of_this_machine(tmp_path, capsys):

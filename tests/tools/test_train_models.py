@@ -215,7 +215,7 @@ def test_predict_with_a_model_of_the_zoo(tmp_path, capsys, photos):
 
 
 def test_a_benchmark_calibrates_a_run_with_its_training_images(args, tmp_path):
-    from d2go_fbnetv5.export.subjects import open_subject
+    from d2go_fbnetv5.export.measure.subjects import open_subject
 
     assert main(args("cls", "SOLVER.MAX_ITER", 1)) == 0
     images = list(open_subject(str(tmp_path / "run")).calibration((64, 64)))

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from d2go_fbnetv5.export import executorch
-from d2go_fbnetv5.export.executorch import MethodSource, capture, lower_programs
-from d2go_fbnetv5.export.flat_backbone import concatenate_to_enlarge
+from d2go_fbnetv5.export.formats import executorch_programs
+from d2go_fbnetv5.export.formats.executorch_int8 import FLOAT_MODULES, quantized
+from d2go_fbnetv5.export.formats.executorch_programs import MethodSource, capture, lower_programs
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
 from d2go_fbnetv5.export.image_sizes import ImageSizes, guarded
-from d2go_fbnetv5.export.inference import DetectorInference
-from d2go_fbnetv5.export.quantize import FLOAT_MODULES, quantized
+from d2go_fbnetv5.export.network.flat_backbone import concatenate_to_enlarge
+from d2go_fbnetv5.export.network.inference import DetectorInference
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 
 SUFFIX = ".pte"
-PACKAGES = executorch.PACKAGES
+PACKAGES = executorch_programs.PACKAGES
 FIXED_SIZE = True
 
 # Layers that give a method's result stay in floats.
@@ -55,7 +55,7 @@ def export(
     Raises:
         ValueError: a package is missing, or there are no calibration images.
     """
-    executorch.require_executorch()
+    executorch_programs.require_executorch()
     sizes = ImageSizes.of(size, least, fixed=fixed)  # memory is planned for the greatest
     if calibration is None and not sizes.dynamic:  # XNNPACK reshapes along one dynamic dimension at most
         module = copy.deepcopy(module)
@@ -115,7 +115,7 @@ def load(
     Raises:
         FileNotFoundError, InputError: as `executorch.load`; or ``described`` is wrong, or of another file.
     """
-    program = executorch.load(path)
+    program = executorch_programs.load(path)
     needed = ("proposals", "boxes") if "detector" in described else ("forward",)
     for name in needed:
         if name not in program.methods:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2go_fbnetv5.export.flat_backbone import FlatBackbone
+from d2go_fbnetv5.export.network.flat_backbone import FlatBackbone
 
 _STEP = 4
 _LEAST = 16  # with fewer, a convolution reads its input in the plain layout

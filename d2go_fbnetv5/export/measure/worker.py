@@ -1,6 +1,6 @@
 """A process that measures files, so that one's threads and memory are not another's.
 
-    python -m d2go_fbnetv5.export.benchmark_worker < task.json
+    python -m d2go_fbnetv5.export.measure.worker < task.json
 
 The task: {"threads": 1, "rounds": 30, "candidates": [{"model", "format", "size", "path", "described"}, ...]}, ``path``
 null for eager PyTorch. It prints a line of JSON: {"latency": [[median, spread], ...]} in milliseconds, or, for a single
@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2go_fbnetv5.export import executorch
 from d2go_fbnetv5.export.api import INT8, exporter
-from d2go_fbnetv5.export.subjects import open_subject
-from d2go_fbnetv5.export.timing import measure_in_turns
+from d2go_fbnetv5.export.formats import executorch_programs
+from d2go_fbnetv5.export.measure.subjects import open_subject
+from d2go_fbnetv5.export.measure.timing import measure_in_turns
 
 _MEMORY_RUNS = 3
 _RUNTIMES = {"executorch": "executorch.runtime", "onnx": "onnxruntime"}
@@ -34,7 +34,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(task["threads"])
     if any(candidate["format"].startswith("executorch") for candidate in task["candidates"]):
-        executorch.set_num_threads(task["threads"])
+        executorch_programs.set_num_threads(task["threads"])
     if "rounds" in task:
         answer = {"latency": _latency(task["candidates"], task["rounds"], task["threads"] == 1)}
     else:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2go_fbnetv5.export.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.image_sizes import STEP, ImageSizes, guarded
-from d2go_fbnetv5.export.pad_channels import pad_channels
+from d2go_fbnetv5.export.network.flat_backbone import FlatBackbone
+from d2go_fbnetv5.export.network.pad_channels import pad_channels
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import write_atomically

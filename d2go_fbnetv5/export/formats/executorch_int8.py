@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from d2go_fbnetv5.arch.blocks import SqueezeExcite
-from d2go_fbnetv5.export.executorch import capture, require_executorch
+from d2go_fbnetv5.export.formats.executorch_programs import capture, require_executorch
 from d2go_fbnetv5.models.lite_maskformer import SegmentationModule
 from d2go_fbnetv5.models.transformer_decoder import DecoderLayer
 from d2go_fbnetv5.utils.errors import InputError

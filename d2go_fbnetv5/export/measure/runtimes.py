@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2go_fbnetv5.export import executorch, onnx
+from d2go_fbnetv5.export.formats import executorch_programs, onnx
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
 
@@ -30,7 +30,7 @@ def use_one_thread(runtime: str) -> None:
         raise InputError(f"unknown runtime {runtime!r}; allowed are {', '.join(RUNTIMES)}")
     torch.set_num_threads(1)
     if runtime == "executorch":
-        executorch.set_num_threads(1)
+        executorch_programs.set_num_threads(1)
 
 
 def compiled(module: nn.Module, image: Tensor, runtime: str) -> Callable[[], Any]:
@@ -40,7 +40,7 @@ def compiled(module: nn.Module, image: Tensor, runtime: str) -> Callable[[], Any
         ValueError: an unknown runtime, or one that is not installed.
     """
     if runtime == "executorch":
-        program = executorch.load(executorch.lower({"forward": (module, (image,), None)}))
+        program = executorch_programs.load(executorch_programs.lower({"forward": (module, (image,), None)}))
         return lambda: program.methods["forward"](image)
     if runtime == "onnx":
         session = _onnx_session(module, image)

@@ -14,11 +14,11 @@ from d2go_fbnetv5.arch import Backbone, BlockCosts, Topology
 from d2go_fbnetv5.arch.cost import build_parts
 from d2go_fbnetv5.arch.families import Family
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0
-from d2go_fbnetv5.export.flat_backbone import FlatBackbone
-from d2go_fbnetv5.export.fold import folded
 from d2go_fbnetv5.export.image_sizes import is_whole
-from d2go_fbnetv5.export.runtimes import compiled, use_one_thread
-from d2go_fbnetv5.export.timing import Latency, measure_in_turns
+from d2go_fbnetv5.export.measure.runtimes import compiled, use_one_thread
+from d2go_fbnetv5.export.measure.timing import Latency, measure_in_turns
+from d2go_fbnetv5.export.network.flat_backbone import FlatBackbone
+from d2go_fbnetv5.export.network.fold import folded
 
 # Called alone, a small block is mostly the call. Blocks of a network follow each other, so a few in a row are measured.
 CHAIN = 4

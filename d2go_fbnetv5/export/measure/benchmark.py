@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from d2go_fbnetv5.export.api import INT8, exporter
-from d2go_fbnetv5.export.subjects import Subject, open_subject
+from d2go_fbnetv5.export.measure.subjects import Subject, open_subject
 from d2go_fbnetv5.utils.errors import InputError, sentence
 from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.formatting import MISSING, format_count, format_metric
@@ -173,7 +173,7 @@ def _work(task: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
         for row in rows
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "d2go_fbnetv5.export.benchmark_worker"],
+        [sys.executable, "-m", "d2go_fbnetv5.export.measure.worker"],
         input=json.dumps(task),
         capture_output=True,
         text=True,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from d2go_fbnetv5.export.boxes import detect, propose
-from d2go_fbnetv5.export.flat_backbone import FlatBackbone
-from d2go_fbnetv5.export.fold import folded
 from d2go_fbnetv5.export.image_sizes import STEP
+from d2go_fbnetv5.export.network.boxes import detect, propose
+from d2go_fbnetv5.export.network.flat_backbone import FlatBackbone
+from d2go_fbnetv5.export.network.fold import folded
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel, TransformerDecoder
 from d2go_fbnetv5.utils.errors import InputError
 

@@ -15,8 +15,8 @@ from d2go_fbnetv5.engine.evaluation import Batch, evaluate
 from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.export.api import exporter
-from d2go_fbnetv5.export.check import Run
 from d2go_fbnetv5.export.images import padded_image
+from d2go_fbnetv5.export.measure.check import Run
 from d2go_fbnetv5.export.metadata import task_of
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks

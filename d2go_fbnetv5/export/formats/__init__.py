@@ -1,0 +1,1 @@
+"""Kinds of exported files, one module each."""

@@ -33,6 +33,7 @@ from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.errors import InputError, run_tool, sentence
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import format_plural
+from d2go_fbnetv5.utils.text_files import check_local
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _predictor(args: argparse.Namespace) -> Predictor:
     check_model_arguments(args)
+    check_local("--output", args.output)
     if not 0 <= args.threshold <= 1:
         raise InputError(f"--threshold {args.threshold}: allowed is 0 to 1")
     transform = EvalTransform(*_parse_size(args.size)) if args.size else None

@@ -59,6 +59,8 @@ def plan(given: Sequence[str], output: Path, label_maps: bool) -> list[Place]:
         FileNotFoundError: a folder without images.
         InputError: a file is in the way that is one of the images or was not written by `predict`.
     """
+    if "" in given:
+        raise InputError("the name of an image is empty, allowed: a file or a folder")
     found: dict[str, tuple[Path, Path]] = {}
     skipped: list[Path] = []
     for path in map(Path, given):

@@ -185,7 +185,7 @@ def _sparklines(task: str, iterations: list[int], probs: list[list[list[float]]]
 def _shows(characters: str) -> bool:
     """Whether the terminal's encoding has the characters."""
     try:
-        characters.encode(sys.stdout.encoding or "ascii")
+        characters.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return False
     return True

@@ -242,8 +242,9 @@ def _shown(original: Sequence[int], resized: Sequence[int], crop: Sequence[int])
 
 def _check_sizes(owner: str, sides: Sequence[int], crop: Size | None, max_size: int | None) -> None:
     crops = [] if crop is None else [crop] if isinstance(crop, int) else list(crop)
-    if any(side < 1 for side in sides) or (owner == "TrainTransform" and not sides):
-        raise InputError(f"{owner}: short_side is {list(sides)}, sizes must be at least 1")
+    # torch cannot resize to a single pixel.
+    if any(side < 2 for side in sides) or (owner == "TrainTransform" and not sides):
+        raise InputError(f"{owner}: short_side is {list(sides)}, sizes must be at least 2")
     if any(side < 1 for side in crops):
         raise InputError(f"{owner}: crop is {crop}, it must be at least 1")
     if max_size is not None and sides and max_size <= max(sides):

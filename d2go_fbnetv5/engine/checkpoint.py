@@ -132,7 +132,9 @@ class RunCheckpointer(Checkpointer):
         return state
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
-        for key, thing in {"model": self.model, **self.checkpointables}.items():
+        things = {"model": self.model, **self.checkpointables}
+        # Of other classes their names say more than the shapes of weights.
+        for key, thing in sorted(things.items(), key=lambda item: item[0] != "classes"):
             if key not in state and key in _ADDED_LATER:
                 continue
             try:

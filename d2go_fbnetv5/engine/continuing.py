@@ -15,6 +15,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 CONFIG_FILE = "config.yaml"
 _ABSENT = object()
+_ALWAYS = {"CUDNN_BENCHMARK", "DATALOADER", "INPUT", "MODEL", "SEARCH", "SOLVER", "TEST", "VERSION"}
 
 # Keys, or groups of keys, that --resume may change. Each takes effect as a whole, from the first new step on: a rate, a
 # decay or a momentum too, as a checkpoint gives back the optimizer's state and not its options. Data may have moved;
@@ -75,6 +76,18 @@ def stored_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: it holds no keys and values")
     return values
+
+
+def is_of_a_run(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a run has written the configuration in a folder, or there is none.
+
+    A run's has all keys, also those of another kind of model; one that a person has written builds on defaults.
+    """
+    try:
+        stored = stored_config(folder)
+    except InputError:
+        return False
+    return not Path(folder, CONFIG_FILE).is_file() or stored.keys() >= _ALWAYS
 
 
 def check_continued(cfg: CfgNode, eval_only: bool) -> dict[str, Any]:

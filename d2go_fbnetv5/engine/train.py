@@ -28,7 +28,13 @@ from d2go_fbnetv5.engine.build import (
     compile_model,
 )
 from d2go_fbnetv5.engine.checkpoint import OptimizerState, RunCheckpointer
-from d2go_fbnetv5.engine.continuing import CONFIG_FILE, Classes, check_continued, stored_config
+from d2go_fbnetv5.engine.continuing import (
+    CONFIG_FILE,
+    Classes,
+    check_continued,
+    is_of_a_run,
+    stored_config,
+)
 from d2go_fbnetv5.engine.ema import EMA, EMAHook
 from d2go_fbnetv5.engine.hooks import AfterStepHook, CheckpointHook, EvalHook, ScheduleHook, Stopwatch
 from d2go_fbnetv5.engine.imports import import_modules
@@ -43,6 +49,7 @@ from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import FolderLock, remove_rests_in, write_atomically
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, broadcast, is_distributed, is_main
 from d2go_fbnetv5.utils.seeding import seed_all
+from d2go_fbnetv5.utils.text_files import check_local
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +70,8 @@ def prepare(cfg: CfgNode, world_size: int, *, resume: bool = False, eval_only: b
     scale_to_world_size(cfg, world_size)
     validate(cfg, world_size)
     recipe.validate(cfg, world_size)
-    if "://" in cfg.MODEL.WEIGHTS:
-        raise InputError(
-            f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, allowed: a file; download what lies elsewhere first"
-        )
+    check_local("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+    check_local("OUTPUT_DIR", cfg.OUTPUT_DIR)
     folder = Path(cfg.OUTPUT_DIR)
     _check_writable(folder)
     has_run = _check_new(folder, resume or eval_only)
@@ -168,6 +173,11 @@ class Run:
             self.checkpointer.add_checkpointable("ema", self.ema)
         last = self.checkpointer.resume() if candidates else None
         self.start_iteration = 0 if last is None else last + 1
+        if self.start_iteration > cfg.SOLVER.MAX_ITER and not self.eval_only:
+            raise InputError(
+                f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, allowed with --resume: {self.start_iteration} or more, as "
+                f"the run in {cfg.OUTPUT_DIR} has done so many iterations by its last checkpoint"
+            )
         self.changed = check_continued(cfg, self.eval_only) if candidates else {}
         for key, value in self.changed.items():
             logger.info("%s is %r now, other than when the run was started", key, value)
@@ -354,11 +364,17 @@ def _run_seed(cfg: CfgNode, resume: bool) -> int:
 
 
 def _check_new(folder: Path, go_on: bool) -> bool:
-    """Whether the folder holds a run; an InputError where it does and nothing is said of going on."""
+    """Whether the folder holds a run; an InputError where it does and nothing is said of going on, or has another's
+    configuration."""
     has_run = any(folder.glob("model_*.pth"))
     if has_run and not go_on:
         raise InputError(
             f"OUTPUT_DIR {folder} already holds a run: go on with it by --resume, or choose another folder"
+        )
+    if not has_run and not is_of_a_run(folder):
+        raise InputError(
+            f"OUTPUT_DIR {folder} has a {CONFIG_FILE} that no run has written, and which the run's would replace; "
+            "rename it, or choose another folder"
         )
     return has_run
 

@@ -30,6 +30,7 @@ from d2go_fbnetv5.engine.config import as_dict, load_cfg
 from d2go_fbnetv5.engine.defaults import add_imports
 from d2go_fbnetv5.engine.validate import check_choice, check_device, check_range
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.text_files import check_local
 
 # The name of the classes of each task in DatasetInfo.
 FIELDS = {"CLS": "class_names", "DET": "box_names", "SEG": "sem_seg_names"}
@@ -77,6 +78,7 @@ def load_settings(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     check_range(settings, "NUM_WORKERS", 0, _MOST_WORKERS)
     if not settings.OUTPUT_DIR or "\0" in settings.OUTPUT_DIR:
         raise InputError(f"OUTPUT_DIR is {settings.OUTPUT_DIR!r}, allowed: a folder")
+    check_local("OUTPUT_DIR", settings.OUTPUT_DIR)
     check_device("DEVICE", settings.DEVICE)
     return settings
 

@@ -57,6 +57,14 @@ def expand_user(path: str | os.PathLike[str]) -> str:
     return expanded
 
 
+def check_local(what: str, path: str) -> None:
+    """Raise an InputError if a path, which `what` names, is a URL: nothing is fetched, and nothing uploaded."""
+    if "://" in path:
+        raise InputError(
+            f"{what} is {path!r}, allowed: a path on this machine, as nothing is downloaded or uploaded"
+        )
+
+
 def read_text(path: str | os.PathLike[str], most_bytes: int | None = None) -> str:
     """Return a file's UTF-8 text, without a byte order mark.
 

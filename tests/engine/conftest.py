@@ -8,19 +8,21 @@ _SCRIPT = Path(__file__).with_name("stub_run.py")
 
 
 def _load():
-    # Once: a second execution would register the same names again.
-    if "stub_run" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("stub_run", _SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["stub_run"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["stub_run"]
+    spec = importlib.util.spec_from_file_location("stub_run", _SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["stub_run"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# Before the first test, after which the names that it has registered would be forgotten.
+_STUB = _load()
 
 
 @pytest.fixture
 def stub():
     """The module stub_run: a tiny model, data set and configuration."""
-    return _load()
+    return _STUB
 
 
 @pytest.fixture

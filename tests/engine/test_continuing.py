@@ -91,7 +91,7 @@ def test_other_classes_are_refused_and_named(stub, stub_args, tmp_path, capsys, 
         args = stub_args("run", option, "SOLVER.MAX_ITER", 13)
         refused(capsys, stub, args, "stub_set", "class_names", "'zebra'", "'bright'")
     monkeypatch.setattr(stub.StubSet, "info", stub.DatasetInfo(class_names=("dark", "bright", "red")))
-    refused(capsys, stub, stub_args("run", "--eval-only"), "3 and 2", "'red'", "missing")
+    refused(capsys, stub, stub_args("run", "--eval-only"), "class_names", "3 and 2", "'red'", "missing")
     assert files(tmp_path / "run") == before
 
 
@@ -111,6 +111,47 @@ def test_a_damaged_configuration_is_named(stub, stub_args, tmp_path, capsys):
     for content in (b"- 1", b"\xff\xfe", b"a: [", b"[" * 3000):
         (tmp_path / "run" / "config.yaml").write_bytes(content)
         refused(capsys, stub, stub_args("run", "--resume", "SEED", -1), "config.yaml is damaged")
+
+
+def test_a_configuration_that_somebody_wrote_is_not_replaced(stub, stub_args, tmp_path, capsys):
+    """As where OUTPUT_DIR is the folder of the configuration itself."""
+    own = tmp_path / "run" / "config.yaml"
+    own.parent.mkdir()
+    for content in ("# notes\n" + stub.CONFIG, "no: [yaml", ""):
+        own.write_text(content)
+        for option in ((), ("--resume",)):
+            refused(capsys, stub, stub_args("run", *option), "config.yaml that no run has written", "rename")
+        assert own.read_text() == content and len(list(own.parent.iterdir())) == 1
+    own.unlink()
+    assert stub.main(stub_args("run")) == 0
+    for checkpoint in own.parent.glob("model_*.pth"):
+        checkpoint.unlink()
+    assert stub.main(stub_args("run")) == 0  # of a run that has ended before its first checkpoint
+
+
+def test_a_run_does_not_go_back(stub, stub_args, tmp_path, capsys):
+    """A MAX_ITER below what is done, or a checkpoint with an absurd iteration, is no finished run."""
+    assert stub.main(stub_args("run")) == 0
+    before = files(tmp_path / "run")
+    refused(
+        capsys, stub, stub_args("run", "--resume", "SOLVER.MAX_ITER", 5), "SOLVER.MAX_ITER is 5", "12 or more"
+    )
+    assert files(tmp_path / "run") == before
+    assert stub.main(stub_args("run", "--eval-only", "SOLVER.MAX_ITER", 5)) == 0
+    path = tmp_path / "run" / "model_final.pth"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "iteration": 10**9}, path)
+    refused(capsys, stub, stub_args("run", "--resume"), "allowed with --resume: 1000000001 or more")
+
+
+def test_no_url_becomes_a_folder(stub, stub_args, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    for key in ("OUTPUT_DIR", "MODEL.WEIGHTS"):
+        refused(
+            capsys, stub, stub_args("run", key, "s3://bucket/x"), f"{key} is 's3://bucket/x'", "this machine"
+        )
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_a_second_run_in_a_running_runs_folder_is_refused(stub, stub_args, tmp_path, monkeypatch, capsys):

@@ -36,6 +36,7 @@ test-plugins:
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # The wheel of what is committed, whole, and working where the checkout is not.
 wheel:

@@ -31,7 +31,11 @@ setup(
     ],
     # As in D2Go: the command line tools and the recipes live at the top level and ship inside the package.
     package_dir={"d2go_fbnetv5.tools": "tools", "d2go_fbnetv5.configs": "configs"},
-    package_data={"d2go_fbnetv5.configs": config_files(), "d2go_fbnetv5.export": ["cpp/*.hpp"]},
+    package_data={
+        "d2go_fbnetv5": ["py.typed"],
+        "d2go_fbnetv5.configs": config_files(),
+        "d2go_fbnetv5.export": ["cpp/*.hpp"],
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -49,7 +53,7 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"],
+        "dev": ["mypy>=1.13", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"],
         "distillation": ["timm>=1.0"],
         "transformers": ["transformers>=5.0"],
         "onnx": ["onnxruntime>=1.18"],

@@ -76,7 +76,7 @@ def read_sizes(path: str) -> list[tuple[int, int]]:
         raise InputError(
             f"--coco-sizes {path}: expected COCO annotations with 'images', or a JSON list of [height, width]"
         )
-    sizes = [[i.get("height"), i.get("width")] if isinstance(i, dict) else i for i in images]
+    sizes: list[Any] = [[i.get("height"), i.get("width")] if isinstance(i, dict) else i for i in images]
     for place, size in enumerate(sizes):
         good = isinstance(size, list) and len(size) == 2
         if not good or not all(type(side) is int and 1 <= side <= MOST_PIXELS for side in size):

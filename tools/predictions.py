@@ -8,6 +8,7 @@ from torch import Tensor
 
 from d2go_fbnetv5.engine.predictor import Predictor
 from d2go_fbnetv5.reports.overlays import draw_boxes, draw_label_map, draw_lines
+from d2go_fbnetv5.tasks.images import image_size
 
 SHOWN_CLASSES = 5
 
@@ -37,7 +38,7 @@ def to_json(predictor: Predictor, output: dict[str, Tensor], size: tuple[int, in
 
 def draw(predictor: Predictor, image: Tensor, output: dict[str, Tensor]) -> Tensor:
     """3 x H x W uint8: the image with the output drawn on it."""
-    names, size = predictor.names, tuple(image.shape[-2:])
+    names, size = predictor.names, image_size(image)
     if predictor.task == "cls":
         lines = [f"{c['name']} {c['score']:.2f}" for c in to_json(predictor, output, size)["classes"]]
         return draw_lines(image, lines)

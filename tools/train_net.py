@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fvcore.common.config import CfgNode
+
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.launch import launch, total_processes
 from d2go_fbnetv5.engine.log import setup_logging
@@ -66,7 +68,7 @@ def _run(args: argparse.Namespace) -> None:
     )
 
 
-def _train(cfg, resume: bool, eval_only: bool) -> None:
+def _train(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
     train(cfg, resume=resume, eval_only=eval_only)
 
 

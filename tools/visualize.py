@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> None:
         args.source = args.sources[0] if args.sources else None
         draw = _probabilities if args.probabilities else _topologies
         figure, text = draw(args, ascii_only)
-        if args.output:
+        if figure is not None:
             save_figure(figure, args.output)
     print(f"Wrote {args.output}" if args.output else text)
 
@@ -97,11 +97,10 @@ def _agreement(args: argparse.Namespace) -> str:
         write_atomically(Path(args.output), agreement_page(agreements))
     elif args.output:
         save_figure(agreement_figure(agreements), args.output)
-    console = Console(
-        file=io.StringIO(), width=max(80, shutil.get_terminal_size().columns), force_terminal=False
-    )
+    text = io.StringIO()
+    console = Console(file=text, width=max(80, shutil.get_terminal_size().columns), force_terminal=False)
     console.print(agreement_table(agreements, args.ascii or not _shows("–─")))
-    return console.file.getvalue().rstrip()
+    return text.getvalue().rstrip()
 
 
 def _topologies(args: argparse.Namespace, ascii_only: bool) -> tuple[Figure | None, str]:

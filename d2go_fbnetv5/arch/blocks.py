@@ -98,6 +98,12 @@ class ConvBNAct(nn.Sequential):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
 
+def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
+    """Set the bias of a layer, if it has one, to zero."""
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate computed from all channels' means; the shape is unchanged.
 
@@ -115,7 +121,7 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(squeezed, channels, 1)
         self.gate = gates[gate]()
         nn.init.kaiming_normal_(self.reduce.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.reduce.bias)
+        zero_bias(self.reduce)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))

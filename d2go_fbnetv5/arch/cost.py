@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ METRICS = ("flops", "params")
 Part = tuple[nn.Module, Tensor]
 
 
-def count_flops(module: nn.Module, *inputs: Tensor) -> int:
+def count_flops(module: nn.Module, *inputs: Any) -> int:
     """Multiply-adds of ``module(*inputs)``. Nothing is computed if both live on the meta device."""
     counter = FlopCounterMode(display=False)
     was_training = module.training
@@ -94,8 +95,12 @@ def build_parts(family: Family, size: tuple[int, int]) -> tuple[list[Part], list
     """
     features = [(1, c, *s) for c, s in zip(family.channels, family.feature_sizes(size), strict=True)]
     inputs = [(1, 3, *size), *features[:-1]]
-    stage0 = [(family.build_partition(path), torch.randn(inputs[path])) for path in range(len(PATHS))]
-    blocks = [(family.build_stage_block(path), torch.randn(features[path])) for path in range(len(PATHS))]
+    stage0: list[Part] = [
+        (family.build_partition(path), torch.randn(inputs[path])) for path in range(len(PATHS))
+    ]
+    blocks: list[Part] = [
+        (family.build_stage_block(path), torch.randn(features[path])) for path in range(len(PATHS))
+    ]
     return stage0, blocks
 
 

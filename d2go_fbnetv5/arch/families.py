@@ -190,7 +190,13 @@ _PLAIN, _SE = "ir_k{}_hs", "ir_k{}_sehsig_hs"
 
 
 def _ir(
-    kernel: int, channels: int, stride: int, repeats: int, expansion: float, se: bool = False, pad=None
+    kernel: int,
+    channels: int,
+    stride: int,
+    repeats: int,
+    expansion: float,
+    se: bool = False,
+    pad: int | None = None,
 ) -> Layer:
     return Layer((_SE if se else _PLAIN).format(kernel), channels, stride, repeats, expansion, pad)
 

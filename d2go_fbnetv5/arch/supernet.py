@@ -64,7 +64,7 @@ class _PathNetwork(nn.Module):
                 if topology.keeps(stage, path)
             }
             for path, x in sums.items():
-                features[path] = blocks[PATHS[path]](x)
+                features[path] = blocks.get_submodule(PATHS[path])(x)
         return features
 
 
@@ -129,7 +129,9 @@ class Supernet(_PathNetwork):
                 others = (source for source in range(len(features)) if source != path)
                 total = self.fusion.add_all(features, others, path, weights)
                 weight = mask[stage, path]
-                updated.append(weight * blocks[PATHS[path]](total) + (1 - weight) * features[path])
+                updated.append(
+                    weight * blocks.get_submodule(PATHS[path])(total) + (1 - weight) * features[path]
+                )
             features = updated
         return dict(zip(PATHS, features, strict=True))
 

@@ -162,7 +162,7 @@ class Topology:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Topology:
+    def from_dict(cls, data: Any) -> Topology:
         """Reads what ``to_dict`` wrote.
 
         Raises:

@@ -38,5 +38,5 @@ def ade20k(root: str | Path, split: str = "training") -> SemSegFolder:
     """
     if split not in SPLITS:
         raise InputError(f"ade20k: split is {split!r}, allowed are {', '.join(SPLITS)}")
-    folders = (Path(root) / kind / split for kind in ("images", "annotations"))
-    return SemSegFolder(*folders, ADE20K_NAMES, values=range(1, 151), ignore_values=(0,))
+    images, maps = (Path(root) / kind / split for kind in ("images", "annotations"))
+    return SemSegFolder(images, maps, ADE20K_NAMES, values=range(1, 151), ignore_values=(0,))

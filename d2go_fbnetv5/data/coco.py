@@ -1,6 +1,7 @@
 """COCO's detection format as it comes, with the irregularities of real files."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class CocoDetection(torch.utils.data.Dataset):
         box_names, self._boxes = read_boxes(path, index, strict=False)
         self._places = np.arange(len(images))
         if not keep_empty:
-            self._places = np.array([place for place in self._places if self._boxes.num_objects(place)])
+            self._places = np.array([place for place in self._places if self._boxes.num_objects(int(place))])
         if not len(self._places):
             raise InputError(f"{path}: no image has a box, so keep_empty=False leaves none")
         self.info = DatasetInfo(box_names=box_names)
@@ -68,6 +69,6 @@ class CocoDetection(torch.utils.data.Dataset):
         place = self._places[index]
         height, width = self._sizes[place].tolist()
         image = read_image(self.image_path(index), (height, width))
-        sample = {"image": image, **self._boxes[place]}
+        sample: dict[str, Any] = {"image": image, **self._boxes[place]}
         sample.update(image_id=int(self._ids[place]), height=height, width=width)
         return sample

@@ -166,8 +166,8 @@ def _refuse_other_forms(
     is_far = far.sum() >= max(2, 0.05 * len(xywh))
     for form, corners in _OTHER_FORMS.items():
         boxes = np.stack(corners(*xywh.T), 1)
-        fits = (boxes >= -_BOX_TOLERANCE) & (boxes <= limits + _BOX_TOLERANCE)
-        fits = fits.all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        inside = (boxes >= -_BOX_TOLERANCE) & (boxes <= limits + _BOX_TOLERANCE)
+        fits = inside.all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         named = form.startswith("corners x1") and by_area.sum() >= max(2, 0.9 * len(xywh))
         if fits.mean() >= 0.98 and (is_far or named):
             example = annotations[np.flatnonzero(far if is_far else by_area)[0]]

@@ -133,8 +133,9 @@ class FashionScenes(Scenes):
         for item in items:
             tint = rng.uniform(0.5, 1.0, 3).astype(np.float32)
             light = np.float32(log_uniform(rng, 0.35, 1.0))
+            texture = 1.0 if item.texture is None else item.texture[..., None]
             window = image[item.window]
-            window += item.alpha[..., None] * (255 * light * item.texture[..., None] * tint - window)
+            window += item.alpha[..., None] * (255 * light * texture * tint - window)
 
     def _clutter(self, image: np.ndarray, rng: np.random.Generator) -> None:
         """A digit, or an ellipse of one colour, as large as clothes are."""
@@ -162,7 +163,7 @@ def _turned(image: np.ndarray, scale: float, degrees: float) -> np.ndarray:
     """An image enlarged and turned about its centre, with room for its corners."""
     height, width = image.shape
     side = int(np.ceil(scale * np.hypot(height, width))) + 4
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
+    matrix: np.ndarray = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
     matrix[:, 2] += (side - 1) / 2 - np.array([(width - 1) / 2, (height - 1) / 2])
     method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     return np.clip(cv2.warpAffine(image, matrix, (side, side), flags=method), 0, 1)

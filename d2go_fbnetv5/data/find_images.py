@@ -17,7 +17,8 @@ def find_images(folder: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]
     Returns:
         the images, by the endings of their names, and the other files; either in the order of their names.
     """
-    images, others = [], []
+    images: list[Path] = []
+    others: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):

@@ -32,7 +32,7 @@ def file_names(folder: str | Path) -> Iterator[str]:
     """The paths, relative to a folder, of the files in it and in its folders, links followed but not in circles."""
     root = os.fspath(folder)
     # Of every folder those above it, so that a link to one of these does not lead around for ever.
-    above = {root: (os.path.realpath(root),)}
+    above: dict[str, tuple[str, ...]] = {root: (os.path.realpath(root),)}
     for parent, folders, names in os.walk(root, followlinks=True):
         path = above.pop(parent)
         kept = []

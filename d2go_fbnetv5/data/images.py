@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.opencv import check_opencv
@@ -66,7 +66,7 @@ def _is_safe(data: np.ndarray, header: Image.Image | None) -> bool:
     # OpenCV makes room for a chunk of any length that stands before it, and only then looks how much there is.
     place, kind = 8, b""
     while place + 8 <= len(data) and kind != b"IEND":
-        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        length, kind = struct.unpack(">I4s", data[place : place + 8].tobytes())
         place += 12 + length
     return place <= len(data)
 
@@ -120,7 +120,7 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
             f"label map {path} has mode {image.mode}, expected one channel of up to 16 bits whose values are the "
             "classes, or a palette whose indices are"
         )
-    spread = _SPREAD.get(image.tile[0][3], 1) if image.format == "PNG" else 1
+    spread = _SPREAD.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
     try:
         labels = np.asarray(image)
     except Exception:  # Pillow raises whatever a broken file makes it trip over
@@ -157,10 +157,10 @@ def _read(path: str | Path, kind: str) -> np.ndarray:
     return np.fromfile(path, dtype=np.uint8)
 
 
-def _open(path: str | Path, kind: str, data: np.ndarray) -> Image.Image | None:
+def _open(path: str | Path, kind: str, data: np.ndarray) -> ImageFile.ImageFile | None:
     """The image, of which only the header is read; None if Pillow does not know it."""
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data.tobytes()))
     except Image.DecompressionBombError:
         raise InputError(
             f"{kind} {path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, allowed are {MAX_PIXELS}"

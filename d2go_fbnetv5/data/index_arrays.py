@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
@@ -168,7 +169,9 @@ class MultitaskIndex:
         Scores, if there are any, must be in [0, 1], and the objects' areas finite and not negative.
         """
         boxes, num_classes = self.boxes, len(self.info.box_names)
-        for first in range(0, len(self), _BLOCK) if boxes is not None else ():
+        if boxes is None:
+            return
+        for first in range(0, len(self), _BLOCK):
             starts = boxes.starts[first : first + _BLOCK + 1]
             rows = slice(starts[0], starts[-1])
             owners = first + np.repeat(np.arange(len(starts) - 1), np.diff(starts))
@@ -220,6 +223,6 @@ def own_areas(boxes: np.ndarray) -> np.ndarray:
     return sides[:, 0] * sides[:, 1]
 
 
-def _first(wrong: np.ndarray) -> np.ndarray:
+def _first(wrong: ArrayLike) -> np.ndarray:
     """The first place that is True, or none."""
     return np.flatnonzero(wrong)[:1]

@@ -30,6 +30,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,11 @@ def write_index(index: MultitaskIndex, folder: Path) -> None:
             # As of any stream: into a file numpy writes by itself, and does not say of a full disk that it is full.
             stream = SimpleNamespace(write=file.write)
             np.save(stream, np.ascontiguousarray(array, dtype=kind), allow_pickle=False)
-    header = {"version": _VERSION, "num_images": count, "num_boxes": len(boxes.boxes) if boxes else 0}
+    header: dict[str, Any] = {
+        "version": _VERSION,
+        "num_images": count,
+        "num_boxes": len(boxes.boxes) if boxes else 0,
+    }
     header |= {key: list(getattr(info, key)) for key in _NAMES}
     (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
 
@@ -133,6 +138,13 @@ def open_index(folder: str | Path) -> MultitaskIndex:
     return map_index(folder)
 
 
+def _count(path: Path, header: dict[str, Any], key: str) -> int:
+    value = header.get(key)
+    if type(value) is not int or value < 0:
+        raise InputError(f"{path}: {key} is {value!r}, it must be an integer of at least 0")
+    return value
+
+
 def map_index(folder: Path) -> MultitaskIndex:
     """An index as its files have it: of arrays that fit together, with values that are not checked."""
     header = load_json(folder / HEADER)
@@ -140,11 +152,9 @@ def map_index(folder: Path) -> MultitaskIndex:
         raise InputError(
             f"{folder / HEADER}: version is {header.get('version')!r}, this release reads {_VERSION}"
         )
-    info = DatasetInfo(**{key: names_of(folder / HEADER, header, key) for key in _NAMES})
-    count, num_boxes = (header.get(key) for key in ("num_images", "num_boxes"))
-    for key, value in (("num_images", count), ("num_boxes", num_boxes)):
-        if type(value) is not int or value < 0:
-            raise InputError(f"{folder / HEADER}: {key} is {value!r}, it must be an integer of at least 0")
+    names: dict[str, Any] = {key: names_of(folder / HEADER, header, key) for key in _NAMES}
+    info = DatasetInfo(**names)
+    count, num_boxes = (_count(folder / HEADER, header, key) for key in ("num_images", "num_boxes"))
 
     def array(name: str, *shape: int) -> np.ndarray:
         return _map(folder / f"{name}.npy", _TYPES[name], shape)

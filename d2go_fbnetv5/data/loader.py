@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -20,6 +21,15 @@ from d2go_fbnetv5.data.order import TrainOrder, upright_images
 from d2go_fbnetv5.utils.errors import InputError, LostProcessError, RemoteTraceback, describe_signal
 
 Transform = Callable[[dict, int], dict]
+
+
+class Batches(Protocol):
+    """Batches of indices of a data set, whose number is known."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sequence[int]]: ...
+
 
 # Bytes; of a tensor in a block of many, as vector instructions want it.
 _ALIGNMENT = 64
@@ -71,7 +81,7 @@ def build_eval_loader(
     return _make_loader(_Reader(dataset, transform, seed=0), _Pairs(batches), num_workers)
 
 
-def read_batches(dataset: Any, batches: Collection[Sequence[int]], num_workers: int = 0) -> "_Loader":
+def read_batches(dataset: Any, batches: Batches, num_workers: int = 0) -> "_Loader":
     """The samples of batches of indices, in the order given; read in workers if there are any."""
     return _make_loader(_Reader(dataset, None, seed=0), _Pairs(batches), num_workers)
 
@@ -94,7 +104,7 @@ class _IndexBatches:
 class _Pairs:
     """(position, index) pairs of batches of indices, where nothing depends on the position."""
 
-    def __init__(self, batches: Collection[Sequence[int]]) -> None:
+    def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
@@ -145,7 +155,7 @@ class _Loader:
 
     def __init__(self, loader: DataLoader) -> None:
         self._loader = loader
-        self._workers: list[multiprocessing.Process] = []
+        self._workers: list[BaseProcess] = []
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -243,7 +253,7 @@ def _pack(samples: list) -> tuple[bytes, list[tuple[int, int]], torch.Tensor]:
         raise OSError(
             errno.ENOSPC, f"shared memory (/dev/shm) has no room for a batch of {end} bytes"
         ) from error
-    memory = memoryview(block.numpy())
+    memory = block.numpy().data
     for (start, stop), view in zip(places, views, strict=True):
         memory[start:stop] = view
     return header, places, block
@@ -252,7 +262,7 @@ def _pack(samples: list) -> tuple[bytes, list[tuple[int, int]], torch.Tensor]:
 def _unpack(packed: tuple[bytes, list[tuple[int, int]], torch.Tensor]) -> list:
     """The samples, whose tensors are parts of the block."""
     header, places, block = packed
-    memory = memoryview(block.numpy())
+    memory = block.numpy().data
     samples = pickle.loads(header, buffers=[memory[start:stop] for start, stop in places])
     return [_map_values(sample, np.ndarray, torch.from_numpy) for sample in samples]
 

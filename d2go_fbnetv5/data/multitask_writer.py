@@ -39,7 +39,8 @@ def _write(dataset: Any, folder: Path) -> None:
     (folder / "images").mkdir()
     if info.sem_seg_names:
         (folder / "sem_seg").mkdir()
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(len(dataset)):
         sample = dataset[number]
         name = f"{number:06d}.png"

@@ -118,8 +118,8 @@ def _lookup_table(values: list[int], num_names: int, ignore_values: list[int]) -
 
 def _ranges(values: Sequence[int]) -> str:
     """ "0 to 4, 7" for 0, 1, 2, 3, 4, 7."""
-    ordered, parts = sorted(values), []
-    for value in ordered:
+    parts: list[list[int]] = []
+    for value in sorted(values):
         if parts and parts[-1][1] == value - 1:
             parts[-1][1] = value
         else:

@@ -104,10 +104,10 @@ class TrainTransform:
         """A crop at random; where the image is smaller, of what the image is padded to."""
         if self._crop is None:
             return Move(size, crop=size)
-        padding = tuple(max(0, wanted - side) for wanted, side in zip(self._crop, size, strict=True))
-        room = [s + 2 * p - c for s, p, c in zip(size, padding, self._crop, strict=True)]
-        corner = tuple(int(torch.randint(0, r + 1, ())) if r else 0 for r in room)
-        return Move(size, self._crop, corner, padding)
+        above, beside = (max(0, wanted - side) for wanted, side in zip(self._crop, size, strict=True))
+        room = [s + 2 * p - c for s, p, c in zip(size, (above, beside), self._crop, strict=True)]
+        top, left = (int(torch.randint(0, r + 1, ())) if r else 0 for r in room)
+        return Move(size, self._crop, (top, left), (above, beside))
 
 
 def _is_balanced(labels: Tensor, limit: float) -> bool:
@@ -228,16 +228,17 @@ class EvalTransform:
         return (short, long) if size[0] <= size[1] else (long, short)
 
 
-def _shown(original: Sequence[int], resized: Sequence[int], crop: Sequence[int]) -> Move:
+def _shown(original: tuple[int, int], resized: Sequence[int], crop: Sequence[int]) -> Move:
     """The part of the original, to whole pixels, that the centre crop of the resized image shows."""
-    corner, size = [], []
-    for whole, side, kept in zip(original, resized, crop, strict=True):
-        first = round((side - kept) / 2)  # as torchvision has it
-        low, high = (round(place * whole / side) for place in (first, first + kept))
-        low = min(low, whole - 1)
-        corner.append(low)
-        size.append(max(high - low, 1))
-    return Move(tuple(original), tuple(size), tuple(corner))
+    (top, height), (left, width) = map(_shown_side, original, resized, crop)
+    return Move(original, (height, width), (top, left))
+
+
+def _shown_side(whole: int, side: int, kept: int) -> tuple[int, int]:
+    first = round((side - kept) / 2)  # as torchvision has it
+    low, high = (round(place * whole / side) for place in (first, first + kept))
+    low = min(low, whole - 1)
+    return low, max(high - low, 1)
 
 
 def _check_sizes(owner: str, sides: Sequence[int], crop: Size | None, max_size: int | None) -> None:

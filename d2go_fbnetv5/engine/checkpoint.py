@@ -117,7 +117,7 @@ class RunCheckpointer(Checkpointer):
             files.insert(0, last)
         return files
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path) -> Mapping[str, Any]:
         """Return the content of a checkpoint that is whole.
 
         Raises:
@@ -131,7 +131,7 @@ class RunCheckpointer(Checkpointer):
                 raise InputError(f"{path}: {key!r} is {type(state[key]).__name__}, not a mapping")
         return state
 
-    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+    def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
         things = {"model": self.model, **self.checkpointables}
         # Of other classes their names say more than the shapes of weights.
         for key, thing in sorted(things.items(), key=lambda item: item[0] != "classes"):

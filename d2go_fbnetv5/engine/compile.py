@@ -41,8 +41,8 @@ def compile_blocks(model: nn.Module, backend: Backend = "inductor") -> int:
     parts = [
         part
         for network in networks
-        for parts in (network.stage0, *network.stages.values())
-        for part in parts.values()
+        for parts in (network.stage0, *network.stages.children())
+        for part in parts.children()
     ]
     for part in parts:
         part.compile(backend=backend)

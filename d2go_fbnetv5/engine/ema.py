@@ -1,7 +1,5 @@
 """An exponential moving average of a model's weights, on torch's AveragedModel."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -9,6 +7,8 @@ from torch.optim.swa_utils import AveragedModel
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import unwrap
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class EMA(AveragedModel):
@@ -25,7 +25,7 @@ class EMA(AveragedModel):
             raise InputError(f"MODEL_EMA.DECAY is {decay}, allowed: 0 <= decay < 1")
 
         @torch.no_grad()
-        def average(averages: Sequence[Tensor], values: Sequence[Tensor], _: Tensor | int) -> None:
+        def average(averages: Tensors, values: Tensors, _: Tensor | int) -> None:
             if averages[0].is_floating_point():
                 torch._foreach_lerp_(averages, values, 1.0 - decay)
             else:

@@ -88,22 +88,20 @@ def _average(norms: Sequence[nn.Module]) -> None:
     """Population statistics over processes: E[x] and E[x^2] are averaged."""
     if not is_distributed() or not norms:
         return
-    moments = [
-        torch.stack([norm.running_mean, norm.running_var + norm.running_mean.square()]) for norm in norms
-    ]
+    statistics = [(norm.get_buffer("running_mean"), norm.get_buffer("running_var")) for norm in norms]
+    moments = [torch.stack([mean, variance + mean.square()]) for mean, variance in statistics]
     both = torch.cat(moments, dim=1)  # one collective for all norms
     dist.all_reduce(both)
-    for norm, (mean, square) in zip(
-        norms, (both / world_size()).split([m.shape[1] for m in moments], 1), strict=True
-    ):
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(square - mean.square())
+    averages = (both / world_size()).split([m.shape[1] for m in moments], 1)
+    for (mean, variance), (average, square) in zip(statistics, averages, strict=True):
+        mean.copy_(average)
+        variance.copy_(square - average.square())
 
 
 @torch.no_grad()
 def _restore(norm: nn.Module, buffers: Sequence[torch.Tensor]) -> None:
-    for (name, _), value in zip(list(norm.named_buffers(recurse=False)), buffers, strict=True):
-        getattr(norm, name).copy_(value)
+    for buffer, value in zip(list(norm.buffers(recurse=False)), buffers, strict=True):
+        buffer.copy_(value)
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ def _read(store: dist.Store, rank: int) -> dict | None:
 
 def _place() -> str:
     """Where in the package the main thread is, as "data/loader.py:142"."""
-    frame = sys._current_frames().get(threading.main_thread().ident)
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(_PACKAGE):

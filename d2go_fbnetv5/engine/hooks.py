@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from fvcore.common.param_scheduler import ParamScheduler
 
@@ -30,7 +31,8 @@ class AfterStepHook(Hook):
     """Calls the model's own `after_step()`, such as a projection onto what its weights may be."""
 
     def after_step(self, loop: TrainLoop) -> None:
-        unwrap(loop.model).after_step()
+        model: Any = unwrap(loop.model)
+        model.after_step()
 
 
 class Stopwatch(Hook):

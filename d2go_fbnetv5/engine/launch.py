@@ -153,8 +153,7 @@ def _meet(
 ) -> tuple[dist.Store, Address]:
     """The run's store and the address of it for this machine's processes, once all machines are there."""
     url = urllib.parse.urlsplit(dist_url)
-    port = 0 if dist_url == "auto" else url.port
-    address = Address(url.hostname or LOOPBACK, port, f"--dist-url is {dist_url}", "d2go_fbnetv5")
+    address = Address(url.hostname or LOOPBACK, url.port or 0, f"--dist-url is {dist_url}", "d2go_fbnetv5")
     if num_machines == 1:
         _stay_on_loopback()
         return host_store(address, LOOPBACK, timeout)
@@ -188,7 +187,7 @@ class _Member:
     def read(self) -> None:
         """Take what the process has said of its end, if it has."""
         with contextlib.suppress(EOFError):
-            if self.report is None and self.reports.poll():
+            if self.report is None and self.reports is not None and self.reports.poll():
                 self.report = self.reports.recv()
 
     @property
@@ -283,7 +282,8 @@ def _started(
 def _wait(members: Sequence[_Member], store: dist.Store) -> None:
     """Until all have ended well; raise what ended the first of them that did not, here or on another machine."""
     while running := [member for member in members if member.process.exitcode is None]:
-        wait([source for member in running for source in (member.process.sentinel, member.reports)], _LOOK)
+        sources = (source for member in running for source in (member.process.sentinel, member.reports))
+        wait([source for source in sources if source is not None], _LOOK)
         for member in members:
             member.read()
         failed = [member for member in members if member.failed]
@@ -327,8 +327,10 @@ def _worker(
 
 
 def _end_with_launcher() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os.killpg(0, signal.SIGKILL)
+    launcher = multiprocessing.parent_process()
+    if launcher is not None:
+        wait([launcher.sentinel])
+        os.killpg(0, signal.SIGKILL)
 
 
 def _in_group(

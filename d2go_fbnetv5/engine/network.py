@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fvcore.common.config import CfgNode
 
@@ -136,7 +136,9 @@ class Network:
         images = content["images"]
         for key in _IMAGES:
             _require(images, key, _is_size, "null, a number of pixels, or for a crop [height, width]")
-        sizes = {key: tuple(size) if isinstance(size := images[key], list) else size for key in _IMAGES}
+        sizes: dict[str, Any] = {
+            key: tuple(size) if isinstance(size := images[key], list) else size for key in _IMAGES
+        }
         return cls(
             content["model"],
             content["family"],
@@ -167,7 +169,7 @@ _SET_ELSEWHERE = (
 )
 
 
-def is_names(value: Any) -> bool:
+def is_names(value: Any) -> TypeGuard[list[str]]:
     """Return whether a value is a list of class names."""
     return _is_texts(value) and bool(value)
 

@@ -15,8 +15,7 @@ from d2go_fbnetv5.data.ade20k import ADE20K_NAMES
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, is_names
-from d2go_fbnetv5.engine.recipes.base import get_recipe
-from d2go_fbnetv5.engine.recipes.models import ModelRecipe, searched_network
+from d2go_fbnetv5.engine.recipes.models import model_recipe, searched_network
 from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.weights import load_weights
@@ -107,9 +106,7 @@ def from_run(folder: str, weights: str | None = None) -> Predictor:
     """
     try:
         network = open_network(folder)
-        recipe = get_recipe(network.model)
-        if not issubclass(recipe, ModelRecipe):
-            raise InputError(f"a {network.model} is no model that predicts")
+        recipe = model_recipe(network.model)
         model = network.build(recipe.kind)
         checkpoints = RunCheckpointer(model, folder).candidates()
         if not checkpoints and weights is None:
@@ -137,8 +134,7 @@ def open_network(folder: str) -> Network:
     if not is_names(names):
         raise InputError(f"{described}: names is {names!r}, allowed is a list of one text or more")
     cfg = load_cfg(config)
-    if not issubclass(get_recipe(cfg.MODEL.META_ARCHITECTURE), ModelRecipe):
-        raise InputError(f"a {cfg.MODEL.META_ARCHITECTURE} is no model that predicts")
+    model_recipe(cfg.MODEL.META_ARCHITECTURE)
     return searched_network(cfg, names)
 
 

@@ -42,7 +42,14 @@ from d2go_fbnetv5.engine.log import log_to_file
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop, sampled_topologies
 from d2go_fbnetv5.engine.recipes.base import Recipe, get_recipe
 from d2go_fbnetv5.engine.validate import scale_to_world_size, validate
-from d2go_fbnetv5.engine.writers import ConsoleWriter, HistoryWriter, RecordHook, StepMeans, TensorBoardWriter
+from d2go_fbnetv5.engine.writers import (
+    ConsoleWriter,
+    HistoryWriter,
+    RecordHook,
+    StepMeans,
+    TensorBoardWriter,
+    Writer,
+)
 from d2go_fbnetv5.reports.history import History, write_evaluation
 from d2go_fbnetv5.reports.rank_agreement import rank_agreement
 from d2go_fbnetv5.utils.errors import InputError
@@ -131,12 +138,12 @@ class Run:
         self.data: Data = build_data(cfg, self.seed)
         seed_all(self.seed, iteration=-1)  # the same first weights on every process
         self.recipe: Recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)(cfg, self.data, self.seed)
-        self.model = self.recipe.model.to(self.device, memory_format=torch.channels_last)
+        self.model = self.recipe.model.to(self.device).to(memory_format=torch.channels_last)
         compile_model(cfg, self.model)
         self.optimizer = build_optimizer(cfg, self.recipe.param_groups())
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.precision = build_precision(cfg, self.device)
-        self.ema = None
+        self.ema: EMA | None = None
         self.stopwatch, self.means = Stopwatch(), StepMeans()
         state = {
             "stopwatch": self.stopwatch,
@@ -229,7 +236,7 @@ class Run:
             hooks.append(AfterStepHook())
         if self.ema is not None:
             hooks.append(EMAHook(self.ema))
-        writers = []
+        writers: list[Writer] = []
         if is_main():
             console = ConsoleWriter(self.console, start, cfg.SOLVER.MAX_ITER)
             hooks.append(console)
@@ -263,11 +270,12 @@ class Run:
         # are used (`average_batch_norm`); all other buffers are equal by construction.
         ddp = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in later torch
+        buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return ddp(
             self.model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             find_unused_parameters=self.cfg.MODEL.DDP_FIND_UNUSED_PARAMETERS,
-            **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
+            **buffers,
         )
 
     def _claim(self, go_on: bool) -> None:
@@ -281,7 +289,7 @@ class Run:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.lock = FolderLock(self.folder)
-                problem = self._wait_for_lock()
+                problem = self._wait_for(self.lock)
                 _check_new(self.folder, go_on)
                 remove_rests_in(self.folder)
             except InputError as error:
@@ -292,21 +300,21 @@ class Run:
         if problem is not None:
             raise InputError(problem)
 
-    def _wait_for_lock(self) -> str | None:
+    def _wait_for(self, lock: FolderLock) -> str | None:
         """What keeps the folder from being this run's."""
         until = time.monotonic() + _LOCK_SECONDS
-        while not self.lock.claim():
+        while not lock.claim():
             if time.monotonic() > until:
                 return (
-                    f"OUTPUT_DIR {self.folder} is in use by another run ({self.lock.holder}): wait for its end, or "
+                    f"OUTPUT_DIR {self.folder} is in use by another run ({lock.holder}): wait for its end, or "
                     "choose another folder"
                 )
             time.sleep(0.2)
-        if self.lock.problem:
+        if lock.problem:
             logger.warning(
                 "OUTPUT_DIR %s cannot be locked (%s): see to it that no other run uses it",
                 self.folder,
-                self.lock.problem,
+                lock.problem,
             )
         return None
 
@@ -329,7 +337,7 @@ class Run:
 
     def _record_evaluation(self, metrics: dict[str, float]) -> None:
         if is_main():
-            record = {"iteration": max(self.start_iteration - 1, 0)}
+            record: dict[str, Any] = {"iteration": max(self.start_iteration - 1, 0)}
             if self.changed and self.eval_only:  # an evaluation beside that of the run
                 record |= {"changed": self.changed, **_named("eval_only", metrics)}
             else:

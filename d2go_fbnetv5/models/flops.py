@@ -148,9 +148,8 @@ def _maskformer_parts(model: LiteMaskFormer, features: dict[str, Tensor]) -> tup
 def query_flops(decoder: TransformerDecoder) -> int:
     """Multiply-adds that the first layer spends on its learned queries before it looks at the image."""
     layer, queries = decoder.layers[0], decoder.queries.weight[None]
-    return count_flops(layer.self_attention, queries, queries, queries) + count_flops(
-        layer.cross_attention.query, queries
-    )
+    attention, query = layer.get_submodule("self_attention"), layer.get_submodule("cross_attention.query")
+    return count_flops(attention, queries, queries, queries) + count_flops(query, queries)
 
 
 _COUNTERS: dict[type, Callable[..., tuple[dict[str, int], int]]] = {

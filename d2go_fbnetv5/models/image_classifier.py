@@ -72,9 +72,8 @@ class ImageClassifier(SearchedModel):
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 1,
     ) -> None:
-        super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
+        super().__init__(backbone, num_classes, pixel_mean, pixel_std, size_divisibility)
         family = backbone.family
-        self.num_classes = num_classes
         require_range(0, 1, dropout=dropout, label_smoothing=label_smoothing, teacher_weight=teacher_weight)
         require_range(0, MOST, mixup=mixup, cutmix=cutmix)
         self.label_smoothing = label_smoothing

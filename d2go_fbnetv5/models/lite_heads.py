@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from d2go_fbnetv5.arch.blocks import InvertedResidual
+from d2go_fbnetv5.arch.blocks import InvertedResidual, zero_bias
 
 
 class LiteRPNHead(nn.Module):
@@ -39,7 +39,7 @@ class LiteRPNHead(nn.Module):
         self.deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
         for layer in (self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            zero_bias(layer)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level N x C x H x W -> N x A x H x W logits and N x 4A x H x W deltas, in float32."""
@@ -87,7 +87,7 @@ class BoxPredictor(nn.Module):
         self.deltas = nn.Linear(in_channels, 4 * num_classes)
         for layer, std in ((self.classes, 0.01), (self.deltas, 0.001)):
             nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
+            zero_bias(layer)
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         return self.classes(regions).float(), self.deltas(regions).float().unflatten(1, (self.num_classes, 4))

@@ -23,7 +23,7 @@ from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPredictio
 from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 from d2go_fbnetv5.tasks.base import DatasetInfo
-from d2go_fbnetv5.tasks.images import label_map, label_size
+from d2go_fbnetv5.tasks.images import image_size, label_map, label_size
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -91,7 +91,7 @@ class LiteMaskFormer(SearchedModel):
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 32,
     ) -> None:
-        super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
+        super().__init__(backbone, num_classes, pixel_mean, pixel_std, size_divisibility)
         require_range(1, MOST, num_queries=num_queries, feedforward_dim=feedforward_dim)
         require_range(1, 100, num_layers=num_layers, num_heads=num_heads)
         require_range(_GROUPS, 64 * _GROUPS, dim=dim)
@@ -100,7 +100,6 @@ class LiteMaskFormer(SearchedModel):
         require_range(0, 1, dropout=dropout)
         weights = {"class_weight": class_weight, "mask_weight": mask_weight, "dice_weight": dice_weight}
         require_range(0, MOST, **weights, no_object_weight=no_object_weight)
-        self.num_classes = num_classes
         self.ignore = ignore
         self.auxiliary_loss = auxiliary_loss
         self.pixel_decoder = PixelDecoder(backbone.channels["path1"], dim, _GROUPS)
@@ -122,12 +121,12 @@ class LiteMaskFormer(SearchedModel):
         """``loss_class``, ``loss_mask``, ``loss_dice`` and those of auxiliary predictions."""
         images, sizes = self.images(batch)
         features = self.backbone(images)
-        valid = valid_features(sizes, images.shape[-2:], features["path3"].shape[-2:], images.device)
+        valid = valid_features(sizes, image_size(images), image_size(features["path3"]), images.device)
         predictions = self.head(features, valid)
         if not self.auxiliary_loss:
             predictions = predictions[-1:]
         labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
-        targets = [self.targets(batch[i], images.shape[-2:], images.device) for i in labelled]
+        targets = [self.targets(batch[i], image_size(images), images.device) for i in labelled]
         predictions = [
             SegmentPrediction(p.class_logits[labelled], p.mask_logits[labelled]) for p in predictions
         ]
@@ -141,10 +140,10 @@ class LiteMaskFormer(SearchedModel):
         """K x H x W scores of each sample, whose padded sizes are equal (`segment_scores`); one is held at a time."""
         images, sizes = self.images(batch)
         features = self.backbone(images)
-        valid = valid_features(sizes, images.shape[-2:], features["path3"].shape[-2:], images.device)
+        valid = valid_features(sizes, image_size(images), image_size(features["path3"]), images.device)
         prediction = self.head(features, valid)[-1]
         for classes, masks, size in zip(prediction.class_logits, prediction.mask_logits, sizes, strict=True):
-            yield segment_scores(classes, masks, images.shape[-2:], size)
+            yield segment_scores(classes, masks, image_size(images), size)
 
     def evaluator(self, info: DatasetInfo) -> SemSegMetrics:
         return SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)

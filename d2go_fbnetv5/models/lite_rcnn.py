@@ -66,7 +66,7 @@ class LiteRCNN(SearchedModel):
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 32,
     ) -> None:
-        super().__init__(backbone, pixel_mean, pixel_std, size_divisibility)
+        super().__init__(backbone, num_classes, pixel_mean, pixel_std, size_divisibility)
         for name, counts in (("train_proposals", train_proposals), ("test_proposals", test_proposals)):
             if len(counts) != 2:
                 raise InputError(f"{name} is {counts}; allowed are two numbers, before and after NMS")
@@ -76,7 +76,6 @@ class LiteRCNN(SearchedModel):
             require_range(1, 100, **{f"len({name})": len(values)})
         require_range(1, MOST, regions_per_image=regions_per_image, max_detections=max_detections)
         require_range(0, 1, score_threshold=score_threshold)
-        self.num_classes = num_classes
         self.test_proposals = test_proposals[1]
         channels, stride = backbone.channels["path1"], backbone.strides["path1"]
         self.rpn = RegionProposalNetwork(

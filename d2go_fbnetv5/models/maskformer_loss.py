@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from d2go_fbnetv5.models.base import zero_loss
 from d2go_fbnetv5.models.matcher import FOCAL_ALPHA, FOCAL_GAMMA, hungarian_match, matching_cost
+from d2go_fbnetv5.tasks.images import image_size
 from d2go_fbnetv5.utils.ranks import is_distributed, world_size
 
 
@@ -65,6 +66,8 @@ class MaskFormerLoss(nn.Module):
         class_weight, mask_weight, dice_weight: of the three terms, in the matching too.
         no_object_weight: of the queries that match nothing, within the classification.
     """
+
+    class_weights: Tensor
 
     def __init__(
         self,
@@ -134,7 +137,7 @@ class MaskFormerLoss(nn.Module):
     @torch.no_grad()
     def match(self, class_logits: Tensor, mask_logits: Tensor, target: Segments) -> tuple[Tensor, Tensor]:
         """Indices of queries and of the segments they match, decided at the predictions' resolution."""
-        size = mask_logits.shape[-2:]
+        size = image_size(mask_logits)
         masks, valid = _nearest(target.masks, size), _nearest(target.valid[None], size)[0]
         return hungarian_match(
             matching_cost(class_logits, mask_logits, target.labels, masks, valid, *self.weights)

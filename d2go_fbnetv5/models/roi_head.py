@@ -12,6 +12,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
 from d2go_fbnetv5.models.base import zero_loss
+from d2go_fbnetv5.models.lite_heads import BoxPredictor
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ROIHead(nn.Module):
     def __init__(
         self,
         box_head: nn.Module,
-        predictor: nn.Module,
+        predictor: BoxPredictor,
         stride: int,
         resolution: int = 6,
         regions_per_image: int = 512,

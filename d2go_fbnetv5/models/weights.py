@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def load_weights(
         raise InputError(f"{where}: {error}") from error
 
 
-def load_search_weights(search: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_search_weights(search: Any, path: str | os.PathLike[str]) -> None:
     """Starts a search from another one's supernet and heads, or from what ``convert_weights`` wrote.
 
     Stage 0 must be there, and of the searchable blocks all or none. Of a head is taken what has its name and shape, as

@@ -260,14 +260,13 @@ def map_label_map(sem_seg: Tensor, classes: ClassMap) -> np.ndarray:
 def _best(scores: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """H x W greatest scores and their labels; the first of equal ones."""
     step = max(1, _MAX_RESIZED // (size[0] * size[1]))
-    confidence: Tensor | None = None
     for first in range(0, len(scores), step):
         part = scores[first : first + step]
         if part.shape[1:] != size:
             part = F.interpolate(part[None], size, mode="bilinear", align_corners=False)[0]
         best, place = part.max(0)
         found = labels[first : first + step][place]
-        if confidence is None:
+        if first == 0:
             confidence, chosen = best, found
         else:
             better = best > confidence

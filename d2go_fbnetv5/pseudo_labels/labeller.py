@@ -75,7 +75,7 @@ class Labeller:
         self._teachers: list[Teacher] = []
         self._sources: dict[str, _Source] = {}
         places: dict[str, int] = {}
-        names = {}
+        names: dict[str, Any] = {}
         for task, attribute in FIELDS.items():
             group = settings[task]
             if group.SOURCE == "none":
@@ -124,7 +124,8 @@ class Labeller:
     def _ask(self, teacher: Teacher, images: list[torch.Tensor]) -> list[dict[str, Any] | OutputError]:
         """What a teacher gives for each image, or why it gives nothing."""
         versions = [image._version for image in images]
-        outputs, failure = None, None
+        outputs: Any = None
+        failure: BaseException | None = None
         with _noting_ctrl_c() as pressed:
             try:
                 outputs = teacher(list(images))
@@ -217,7 +218,8 @@ def _filter(
         labels.class_label, labels.histograms[task] = filter_class(output, classes, threshold)
     elif task == "DET":
         labels.boxes = filter_boxes(output, size, classes, threshold)
-        labels.histograms[task] = labels.boxes.histogram
+        if labels.boxes.histogram is not None:
+            labels.histograms[task] = labels.boxes.histogram
     else:
         labels.sem_seg, labels.histograms[task] = filter_map(output, size, classes, threshold)
 

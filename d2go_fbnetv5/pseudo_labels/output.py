@@ -310,10 +310,10 @@ def _join(parts: Sequence[MultitaskIndex]) -> MultitaskIndex:
     if info.class_names:
         index.class_labels = np.concatenate([part.class_labels for part in parts])
     if info.sem_seg_names:
-        index.map_names = Strings.joined([part.map_names for part in parts])
+        index.map_names = Strings.joined([part.map_names for part in parts if part.map_names is not None])
     if info.box_names:
         index.has_boxes = np.concatenate([part.has_boxes for part in parts])
-        index.boxes = _join_boxes([part.boxes for part in parts])
+        index.boxes = _join_boxes([part.boxes for part in parts if part.boxes is not None])
     return index
 
 

@@ -54,10 +54,9 @@ def draw_tile(dataset: MultitaskDataset, place: int) -> Tensor:
     if "boxes" in sample:
         numbers = sample["box_labels"].tolist()
         captions = [info.box_names[number] for number in numbers]
-        scores = dataset.index.boxes.scores
-        if scores is not None:
-            starts = dataset.index.boxes.starts
-            own = scores[starts[place] : starts[place + 1]].tolist()
+        boxes = dataset.index.boxes
+        if boxes is not None and boxes.scores is not None:
+            own = boxes.scores[boxes.starts[place] : boxes.starts[place + 1]].tolist()
             captions = [f"{name} {score:.2f}" for name, score in zip(captions, own, strict=True)]
         picture = draw_boxes(picture, sample["boxes"] * scale, numbers, captions)
     tile = torch.full((3, _SIDE + _STRIP, _SIDE), _GROUND, dtype=torch.uint8)

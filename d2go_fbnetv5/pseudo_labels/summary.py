@@ -44,8 +44,7 @@ def summarize(index: MultitaskIndex, statistics: Mapping[str, Any]) -> dict[str,
     """
     summary: dict[str, Any] = {key: statistics[key] for key in ("images", "skipped", "missing", "unlabelled")}
     info = index.info
-    if "CLS" in statistics:
-        labels = index.class_labels
+    if "CLS" in statistics and (labels := index.class_labels) is not None:
         counts = np.bincount(labels[labels != NO_LABEL], minlength=len(info.class_names))
         summary["CLS"] = _task(statistics["CLS"], info.class_names, counts.tolist())
     if "DET" in statistics:
@@ -56,7 +55,8 @@ def summarize(index: MultitaskIndex, statistics: Mapping[str, Any]) -> dict[str,
             key: found.get(key, 0)
             for key in ("given", "dropped_class", "below_threshold", "without_area", "kept")
         }
-        task["empty"] = int(((np.diff(index.boxes.starts) == 0) & index.has_boxes).sum())
+        if index.boxes is not None:
+            task["empty"] = int(((np.diff(index.boxes.starts) == 0) & index.has_boxes).sum())
         if by_class is not None:
             task["scores"] = [sum(column) for column in zip(*by_class, strict=True)]
             task["class_scores"] = dict(zip(info.box_names, by_class, strict=True))

@@ -90,7 +90,7 @@ def build_teacher(name: str, /, device: torch.device | str = "cpu", **options: A
 
 def teacher_info(name: str, teacher: Any) -> DatasetInfo:
     """What a teacher labels. ValueError, with its name, if it breaks the contract."""
-    names = {}
+    names: dict[str, Any] = {}
     for attribute in ("class_names", "box_names", "sem_seg_names"):
         value = getattr(teacher, attribute, None)
         if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):

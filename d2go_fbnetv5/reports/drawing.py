@@ -11,6 +11,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -85,8 +86,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         raise InputError(f"{target}: cannot draw {target.suffix!r}; allowed are {', '.join(metadata)}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such folder")
-    settings = {"svg.hashsalt": "d2go_fbnetv5", "svg.fonttype": "path"}
-    with replacing(target) as temporary, matplotlib.rc_context(settings):
+    with (
+        replacing(target) as temporary,
+        matplotlib.rc_context({"svg.hashsalt": "d2go_fbnetv5", "svg.fonttype": "path"}),
+    ):
         figure.savefig(temporary, format=target.suffix[1:], dpi=144, metadata=metadata[target.suffix])
 
 
@@ -189,7 +192,7 @@ def _arrow(
     )
 
 
-def _rounded_box(x: float, y: float, width: float, height: float, **style: object) -> FancyBboxPatch:
+def _rounded_box(x: float, y: float, width: float, height: float, **style: Any) -> FancyBboxPatch:
     corner = 0.07
     return FancyBboxPatch(
         (x - width / 2 + corner, y - height / 2 + corner),
@@ -211,7 +214,7 @@ def _draw_legend(axes: Axes, stages: int, rows: list[list[str]]) -> None:
     axes.set_axis_off()
     axes.set_xlim(-0.95, stages + 1.4)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    boxes = {
+    boxes: dict[str, tuple[str, dict[str, Any], float]] = {
         "kept": ("kept", {"facecolor": PATH_COLORS[1], "edgecolor": PATH_COLORS[1]}, 0.95),
         "dead": ("kept, unused by the head", {"facecolor": DEAD_COLOR, "edgecolor": DEAD_EDGE_COLOR}, 2.05),
         "skipped": (

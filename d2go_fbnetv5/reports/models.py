@@ -48,6 +48,7 @@ def metrics_tables(
     for label in rows:
         by_class.add_column(label, justify="right")
     for name in classes:
-        values = (format_metric(row.get(name)) for row in rows.values())
-        by_class.add_row(Text(name.split("-", 1)[1]), *values)
+        by_class.add_row(
+            Text(name.split("-", 1)[1]), *(format_metric(row.get(name)) for row in rows.values())
+        )
     return [Text(headline), table, by_class]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 Color = tuple[int, int, int]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 _FONT_SIZE = 16
 _BOX_FONT_SIZE = 12
@@ -19,8 +20,8 @@ _BOX_FONT_SIZE = 12
 
 def class_color(label: int) -> Color:
     """Of a class: hues by the golden angle, so that neighbours in the list differ."""
-    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 1.0)
-    return tuple(int(255 * value) for value in rgb)
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 1.0)
+    return int(255 * red), int(255 * green), int(255 * blue)
 
 
 def draw_boxes(image: Tensor, boxes: Tensor, labels: Sequence[int], captions: Sequence[str]) -> Tensor:
@@ -54,14 +55,14 @@ def draw_lines(image: Tensor, lines: Sequence[str], colors: Sequence[Color] | No
     """The image with lines of text in its upper left corner, on a dark ground."""
     picture, canvas = _canvas(image)
     font = ImageFont.load_default(size=max(9, min(_FONT_SIZE, image.shape[-2] // (len(lines) + 1))))
-    top = 0
+    top = 0.0
     for line, color in zip(lines, colors or [(255, 255, 255)] * len(lines), strict=True):
         top = _draw_line(canvas, (2, top), line, color, font)
     return _tensor(picture)
 
 
 def _draw_line(
-    canvas: ImageDraw.ImageDraw, at: tuple[float, float], line: str, color: Color, font: ImageFont.ImageFont
+    canvas: ImageDraw.ImageDraw, at: tuple[float, float], line: str, color: Color, font: Font
 ) -> float:
     """Draws a line of text from its upper left corner; returns where the next one may begin."""
     left, upper, right, lower = canvas.textbbox(at, line, font=font)

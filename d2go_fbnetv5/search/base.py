@@ -78,6 +78,7 @@ class Search(nn.Module):
             do not learn.
         options: the names of further arguments of the constructor.
         distribution: the ``ArchDistribution``, tasks in the order of ``tasks``.
+        in_features: the features that each task's head reads, by the task's name.
         diagnostics: of the last training step, on the model's device and without gradients: per task
             ``task_loss/``, ``entropy/`` (bits a block), ``ess/`` (effective sample size) and
             ``expected_cost/`` (relative), and under "topologies" those sampled on this rank.
@@ -90,7 +91,7 @@ class Search(nn.Module):
     def __init__(
         self,
         supernet: Any,
-        tasks: Iterable[nn.Module],
+        tasks: Iterable[Any],
         samples_per_rank: int = 4,
         arch_warmup_iters: int = 0,
         arch_decay_iters: int = 0,
@@ -121,6 +122,7 @@ class Search(nn.Module):
             )
         self.supernet = supernet
         self.tasks = nn.ModuleDict(dict(zip(names, tasks, strict=True)))
+        self.in_features = {task.name: tuple(task.in_features) for task in tasks}
         self.samples_per_rank = samples_per_rank
         self.arch_warmup_iters = arch_warmup_iters
         self.arch_decay_iters = arch_decay_iters
@@ -196,8 +198,7 @@ class Search(nn.Module):
 
     def task_loss(self, name: str, features: Mapping[str, Tensor], part: Sequence[Sample]) -> Tensor | None:
         """Return a task's loss of a part, a scalar; None if no sample has its label."""
-        task = self.tasks[name]
-        losses = task({key: features[key] for key in task.in_features}, part)
+        losses = self.tasks[name]({key: features[key] for key in self.in_features[name]}, part)
         return torch.stack([_at_least_float(value) for value in losses.values()]).sum() if losses else None
 
     def run(self, parts: list[Sequence[Sample]], topologies: Sequence[Topology]) -> StepLosses:
@@ -293,9 +294,8 @@ class Search(nn.Module):
         for name, topology in self.most_likely().items():
             if topology not in cache:
                 cache[topology] = self.features(batch, topology)
-            task = self.tasks[name]
-            features = {key: cache[topology][key] for key in task.in_features}
-            for merged, output in zip(outputs, task(features, batch), strict=True):
+            features = {key: cache[topology][key] for key in self.in_features[name]}
+            for merged, output in zip(outputs, self.tasks[name](features, batch), strict=True):
                 merged.update(output)
         return outputs
 

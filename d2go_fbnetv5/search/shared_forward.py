@@ -65,7 +65,7 @@ class SharedForwardSearch(Search):
         supernet = self.supernet
         # Supernets that are no modules have nothing to train.
         weights = supernet.parameters() if isinstance(supernet, nn.Module) else ()
-        wanted = [tuple(task.in_features) for task in self.tasks.values()]
+        wanted = list(self.in_features.values())
         run = partial(supernet.forward_soft, self.preprocess(part))
         outputs = iter(_SharedForward.apply(run, wanted, masks, *(w for w in weights if w.requires_grad)))
         return {

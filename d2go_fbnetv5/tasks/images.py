@@ -15,9 +15,15 @@ Output = TypeVar("Output")
 _MOST_SCORES = 2**26  # enlarged at once, 256 MB
 
 
+def image_size(image: Tensor) -> tuple[int, int]:
+    """Return the (height, width) of ... x H x W."""
+    height, width = image.shape[-2:]
+    return height, width
+
+
 def image_sizes(batch: Sequence[Sample]) -> list[tuple[int, int]]:
     """(height, width) of each sample's own, unpadded image."""
-    return [(int(sample["image"].shape[-2]), int(sample["image"].shape[-1])) for sample in batch]
+    return [image_size(sample["image"]) for sample in batch]
 
 
 def label_size(sample: Sample) -> tuple[int, int]:
@@ -31,15 +37,14 @@ def label_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
     Bilinear, as Detectron2 and MaskFormer enlarge what they compare with the original's labels.
     """
-    if tuple(scores.shape[-2:]) == size:
+    if image_size(scores) == size:
         return scores.argmax(0)
     step = max(1, _MOST_SCORES // (size[0] * size[1]))
-    best = labels = None
     for first in range(0, len(scores), step):
         part = scores[None, first : first + step].float()
         part = F.interpolate(part, size, mode="bilinear", align_corners=False)[0]
         highest, place = part.max(0)
-        if best is None or labels is None:
+        if first == 0:
             best, labels = highest, place
         else:
             labels = torch.where(highest > best, place + first, labels)
@@ -70,8 +75,9 @@ def padded_size(batch: Sequence[Sample], size_divisibility: int = SIZE_DIVISIBIL
     if not batch:
         raise InputError("the batch is empty; it must hold at least one sample")
     sizes = image_sizes(batch)
-    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-    return tuple(-(-side // size_divisibility) * size_divisibility for side in (height, width))
+    largest = (max(size[axis] for size in sizes) for axis in (0, 1))
+    height, width = (-(-side // size_divisibility) * size_divisibility for side in largest)
+    return height, width
 
 
 def batch_images(

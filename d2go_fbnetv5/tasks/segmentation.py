@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2go_fbnetv5.arch.blocks import zero_bias
 from d2go_fbnetv5.tasks.base import (
     DatasetInfo,
     Evaluator,
@@ -60,7 +61,7 @@ class Segmentation(Task):
         self.norm = nn.BatchNorm2d(width) if input_norm else nn.Identity()
         self.predictor = nn.Conv2d(width, len(names), kernel_size, padding=kernel_size // 2)
         nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
+        zero_bias(self.predictor)
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Sequence[Sample]

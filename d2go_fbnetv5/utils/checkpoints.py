@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def save_tensors(path: str | os.PathLike[str], content: Mapping[str, Any]) -> No
     with replacing(path) as temporary, open(temporary, "wb") as file:
         sink = _Sink(file)
         try:
-            torch.save(dict(content), sink)
+            torch.save(dict(content), cast("IO[bytes]", sink))  # which it writes to, and no more
         except Exception:
             if (
                 sink.error is not None

@@ -218,7 +218,7 @@ def _kind(parameter: inspect.Parameter, annotation: Any) -> Any:
     if default is None or default is inspect.Parameter.empty:
         return Any
     if isinstance(default, (tuple, list)):
-        return Sequence[type(default[0])] if default else Sequence[Any]
+        return types.GenericAlias(Sequence, (type(default[0]) if default else Any,))
     return type(default)
 
 

@@ -73,14 +73,13 @@ def average_batch_norm(*models: nn.Module) -> None:
     if not is_distributed():
         return
     modules = (module for model in models for module in model.modules())
-    norms = [
-        m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
-    ]
-    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    statistics = (buffer for norm in norms for buffer in (norm.running_mean, norm.running_var))
+    buffers = [buffer for buffer in statistics if buffer is not None]
     if not buffers:
         return
     # How many batches each has seen depends on what it sampled, and nothing on that: process 0's stands for all.
-    counts = [norm.num_batches_tracked for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     first = torch.stack(counts)
     dist.broadcast(first, src=0)
     for count, value in zip(counts, first, strict=True):

@@ -86,7 +86,7 @@ def test_counting_needs_a_size_and_a_known_model():
         in_features = ("path3",)
 
     with pytest.raises(ValueError, match="cannot count a Other; allowed are ImageClassifier"):
-        model_flops(Other(backbone), (96, 96))
+        model_flops(Other(backbone, 10), (96, 96))
 
 
 def test_resize_rule_of_appendix_h():

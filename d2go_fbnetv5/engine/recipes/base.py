@@ -70,7 +70,7 @@ class Recipe:
         """Further entries of each record in the history. Every process calls it."""
         return {}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Any) -> dict[str, float]:
         """Metrics of the model, or of an average of its weights, by name. Every process must call it."""
         test = self.cfg.TEST
         evaluator = model.evaluator(self.data.info)

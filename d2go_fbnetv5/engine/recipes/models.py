@@ -42,6 +42,7 @@ class ModelRecipe(Recipe):
     task: str
     names_of: str
     kind: type[SearchedModel]
+    model: SearchedModel
     input_divisor = 32
 
     @classmethod
@@ -133,6 +134,14 @@ class LiteMaskFormerRecipe(ModelRecipe):
     task, names_of, kind = "seg", "sem_seg_names", LiteMaskFormer
 
 
+def model_recipe(name: str) -> type[ModelRecipe]:
+    """Return the recipe of a MODEL.META_ARCHITECTURE that predicts; ValueError for any other."""
+    recipe = get_recipe(name)
+    if not issubclass(recipe, ModelRecipe):
+        raise InputError(f"a {name} is no model that predicts")
+    return recipe
+
+
 def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
     """Names of the classes that MODEL.META_ARCHITECTURE, one of the three here, learns from DATASETS.TRAIN.
 
@@ -140,7 +149,7 @@ def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
         ValueError: the data set names none.
     """
     kind = cfg.MODEL.META_ARCHITECTURE
-    names_of = get_recipe(kind).names_of
+    names_of = model_recipe(kind).names_of
     names = getattr(info, names_of)
     if not names:
         raise InputError(
@@ -159,7 +168,7 @@ def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
         FileNotFoundError, ValueError: no such file, or none of that task in it.
     """
     options = cfg.MODEL.FBNETV5
-    task = task or get_recipe(cfg.MODEL.META_ARCHITECTURE).task
+    task = task or model_recipe(cfg.MODEL.META_ARCHITECTURE).task
     if not options.TOPOLOGY:
         return builtin_topology(task.upper())
     path = Path(expand_user(options.TOPOLOGY))
@@ -181,7 +190,7 @@ def searched_network(cfg: CfgNode, names: Sequence[str]) -> Network:
     """Return the network of a configuration that `ModelRecipe.validate` has passed, for classes of these names."""
     whole = cfg.clone()
     whole.defrost()
-    if get_recipe(cfg.MODEL.META_ARCHITECTURE).task != "cls":
+    if model_recipe(cfg.MODEL.META_ARCHITECTURE).task != "cls":
         whole.FBNETV5_DATA.CROP_SIZE_TEST = 0  # boxes and maps are those of the whole image
     return _network(cfg, names, build_transforms(whole)[1])
 
@@ -220,9 +229,8 @@ def model_arguments(
     cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, num_classes: int
 ) -> dict[str, Any]:
     """What `build_searched_model` makes a model of."""
-    own = get_recipe(
-        cfg.MODEL.META_ARCHITECTURE
-    ).kind  # ``kind`` may be a host's, with a constructor of its own
+    # ``kind`` may be a host's, with a constructor of its own.
+    own = model_recipe(cfg.MODEL.META_ARCHITECTURE).kind
     arguments = _network(cfg, [""] * num_classes, EvalTransform(None)).arguments(own)
     distillation = cfg.MODEL.FBNETV5.DISTILLATION
     if issubclass(kind, LiteMaskFormer):

@@ -142,7 +142,7 @@ class SearchRecipe(Recipe):
         probs = self.model.distribution.probs.detach().tolist()
         return {f"probs/{name}": task_probs for name, task_probs in zip(self.model.tasks, probs, strict=True)}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Search) -> dict[str, float]:
         judge = self._judge(model)
         topologies = model.most_likely()
         return {
@@ -192,7 +192,7 @@ class SearchRecipe(Recipe):
         barrier()
         return metrics
 
-    def _judge(self, model: nn.Module) -> SearchJudge:
+    def _judge(self, model: Search) -> SearchJudge:
         average_batch_norm(model)
         evals = self.cfg.SEARCH.EVAL
         batches = self.data.eval_batches(evals.MAX_IMAGES)

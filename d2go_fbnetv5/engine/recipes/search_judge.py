@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class TaskNetwork(nn.Module):
 
     def __init__(self, search: Search, task: str, topology: Topology) -> None:
         super().__init__()
-        self.supernet, self.task = search.supernet, search.tasks[task]
+        self.supernet, self.task = search.supernet, cast(Task, search.tasks[task])
         self.topology = topology.prune(self.task.in_features)
         self._preprocess: Callable[[Sequence[dict[str, Any]]], Tensor] = search.preprocess
 
@@ -67,7 +67,7 @@ class SearchJudge:
             seed: of the random ones.
             progress: called after each evaluation.
         """
-        task: Task = self.search.tasks[name]
+        task = cast(Task, self.search.tasks[name])
         topology = self.search.most_likely()[name]
         index = list(self.search.tasks).index(name)
         least = self.flops.network(topology, task.in_features)

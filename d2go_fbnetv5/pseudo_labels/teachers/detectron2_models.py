@@ -145,7 +145,7 @@ class _Detectron2Model(Teacher):
         return {"image": torch.tensor(resized).permute(2, 0, 1).float(), "height": height, "width": width}
 
     def _read(self, output: dict[str, Any]) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         if "instances" in self.classes:
             instances = output["instances"]
             boxes = instances.pred_boxes.tensor

@@ -72,10 +72,10 @@ def load_all_weights(model: nn.Module, path: str, what: str) -> None:
 
 def _with_versions(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """Weights without versions, which a model may take for old ones and rename, are new if all their names are."""
-    ours = model.state_dict()
+    ours: Any = model.state_dict()
     if hasattr(state, "_metadata") or not ours.keys() <= state.keys():
         return state
-    current = OrderedDict(state)
+    current: Any = OrderedDict(state)
     current._metadata = ours._metadata
     return current
 

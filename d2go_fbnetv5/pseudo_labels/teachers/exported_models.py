@@ -29,6 +29,7 @@ from torchvision.transforms import v2
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list
+from d2go_fbnetv5.tasks.images import image_size
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.options import bind_options
@@ -213,12 +214,12 @@ class _ExportedModel(Teacher):
         return [self._label(image) for image in images]
 
     def _label(self, image: Tensor) -> dict[str, Tensor]:
-        size = tuple(image.shape[-2:])
+        size = image_size(image)
         prepared = self._prepare(image)
         output = self._named(self.network(prepared))
-        found = {}
+        found: dict[str, Tensor] = {}
         if self.box_names:
-            found |= self._boxes(output, size, tuple(prepared.shape[-2:]))
+            found |= self._boxes(output, size, image_size(prepared))
         activation = _ACTIVATIONS[self.options.activation]
         for option, name in (("sem_seg_names", "probabilities"), ("class_names", "class_scores")):
             if self.classes[option].names:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
+from d2go_fbnetv5.models import LiteMaskFormer
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import bounded, class_names, require_finite
 
@@ -60,9 +61,9 @@ class _SearchedModel(Teacher):
         setattr(self, names[predictor.task], predictor.names)
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        if self.predictor.task != "seg":
-            return self.predictor.predict(images)
         model = self.predictor.model
+        if not isinstance(model, LiteMaskFormer):
+            return self.predictor.predict(images)
         samples = [self.predictor.sample(image) for image in images]
         scores = model.by_padded_size(samples, lambda group: map(bounded, model.pixel_scores(group)))
         return [{"probabilities": each} for each in scores]

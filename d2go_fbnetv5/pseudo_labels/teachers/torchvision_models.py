@@ -155,7 +155,7 @@ def _tensors_alone() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _find(model: str) -> tuple[str, type[Enum]]:
+def _find(model: str) -> tuple[str, Any]:
     """Which kind of model it is, and its published weights."""
     try:
         builder, weights = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2go_fbnetv5.models.lite_maskformer import segment_scores
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
@@ -23,7 +23,7 @@ from d2go_fbnetv5.pseudo_labels.teachers.common import (
     class_names,
     require_finite,
 )
-from d2go_fbnetv5.tasks.images import run_in_groups
+from d2go_fbnetv5.tasks.images import image_size, run_in_groups
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
 
@@ -111,7 +111,7 @@ def _ending(what: str, config: Any) -> str:
 class _Model(Teacher):
     """An image is prepared alone, so that it is not padded for another's sake; those of one size are run together."""
 
-    def __init__(self, model: nn.Module, processor: Any, classes: ClassList) -> None:
+    def __init__(self, model: Any, processor: Any, classes: ClassList) -> None:
         self.model, self.processor, self.classes = model, processor, classes
         # Labels are those of the whole image.
         self.options = {"do_center_crop": False} if getattr(processor, "do_center_crop", False) else {}
@@ -123,7 +123,7 @@ class _Model(Teacher):
         def run(indices: list[int]) -> list[dict[str, Tensor]]:
             inputs = {name: torch.cat([prepared[i][name] for i in indices]) for name in prepared[indices[0]]}
             inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-            return self.read(self.model(**inputs), inputs, [tuple(images[i].shape[-2:]) for i in indices])
+            return self.read(self.model(**inputs), inputs, [image_size(images[i]) for i in indices])
 
         return run_in_groups(keys, run)
 
@@ -165,15 +165,15 @@ class _Segmenter(_Model):
     def read(
         self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        queries = getattr(output, "class_queries_logits", None)
-        masks = getattr(output, "masks_queries_logits", None)
+        queries: Any = getattr(output, "class_queries_logits", None)
+        masks: Any = getattr(output, "masks_queries_logits", None)
         if masks is None and getattr(output, "pred_masks", None) is not None:
             queries, masks = output.logits, output.pred_masks  # DETR's names
         if masks is None:
             return [
                 {"probabilities": self.classes.scores(each)} for each in class_probabilities(output.logits)
             ]
-        padded = tuple(inputs["pixel_values"].shape[-2:])
+        padded = image_size(inputs["pixel_values"])
         seen = [padded] * len(sizes)
         if "pixel_mask" in inputs:
             seen = [(int(mask.any(1).sum()), int(mask.any(0).sum())) for mask in inputs["pixel_mask"]]
@@ -184,7 +184,7 @@ class _Segmenter(_Model):
 
 
 class _Classifier(_Model):
-    def __init__(self, model: nn.Module, processor: Any, classes: ClassList) -> None:
+    def __init__(self, model: Any, processor: Any, classes: ClassList) -> None:
         super().__init__(model, processor, classes)
         self.options = {}  # one label for the image: a classifier sees what it was trained to see
         self.class_names = classes.names

@@ -1,24 +1,20 @@
-"""The paper's models by name: FBNetV5-{A_C, A_R, A, C, F}-{CLS, SEG, DET}.
-
-The built-in topologies are reconstructions, never the paper's own. Figure 3, where the paper shows its searched
-topologies, is a picture without numbers. What its FLOPs still tell is how many blocks each path keeps: with 7
-stages, the published totals of the five family sizes (Table 2 for CLS, the BB column of Table 6 for SEG and of
-Table 7 for DET) are met within 1.5% by the counts chosen here (``tools/solve_topologies.py`` finds them, among
-others that fit about as well). *Where* the blocks sit is our choice, guided by section 4.4: SEG climbs from
-low to high resolution as a U-Net does, CLS keeps many blocks of high resolution. So these models cost what the
-published ones cost; their accuracy is their own.
-"""
+"""Models by name, FBNetV5-{A_C, A_R, A, C, F}-{CLS, SEG, DET}, with `builtin_topology`, and those of runs."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from d2go_fbnetv5.arch import Backbone, Topology, list_families
 from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.data.ade20k import ADE20K_NAMES
+from d2go_fbnetv5.engine.predictor import Predictor, from_run
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
+from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.options import bind_options
@@ -27,70 +23,69 @@ FAMILIES = ("A_C", "A_R", "A", "C", "F")
 _NAME = re.compile(r"FBNetV5-(?P<family>.+)-(?P<task>[A-Z]+)")
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A task's model class, its number of classes in the paper, and the reconstructed topology."""
+class _Entry(NamedTuple):
+    """A task's model class, and its number of classes in the paper."""
 
     model: type[SearchedModel]
     num_classes: int
-    topology: Topology
-
-
-def _topology(rows: str) -> Topology:
-    """One group a stage, Stage 1 first; in a group Path 0 to Path 3."""
-    return Topology([[int(kept) for kept in row] for row in rows.split()])
 
 
 _TASKS = {
-    "CLS": _Entry(ImageClassifier, 1000, _topology("1000 1000 0101 1001 0101 0011 0001")),
-    "SEG": _Entry(LiteMaskFormer, 150, _topology("0001 0011 1111 1101 1100 1001 0101")),
-    "DET": _Entry(LiteRCNN, 80, _topology("1001 1100 0011 1101 0110 1001 0100")),
+    "CLS": _Entry(ImageClassifier, 1000),
+    "SEG": _Entry(LiteMaskFormer, 150),
+    "DET": _Entry(LiteRCNN, 80),
 }
 
 
 def list_models() -> list[str]:
-    """The names of the paper's models."""
+    """Return the names of the paper's models."""
     return [f"FBNetV5-{family}-{task}" for task in _TASKS for family in FAMILIES]
 
 
-def builtin_topology(task: str) -> Topology:
-    """The reconstructed topology of "CLS", "SEG" or "DET"; not the paper's own (see the module's text)."""
-    if task not in _TASKS:
-        raise InputError(f"unknown task {task!r}; allowed are {', '.join(_TASKS)}")
-    return _TASKS[task].topology
-
-
 def create_model(
-    name: str,
+    name: str | os.PathLike[str],
     num_classes: int | None = None,
     topology: Topology | str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> SearchedModel:
-    """Builds a model by name. Without ``weights`` it is not trained.
+    """Build a model by name, ready to be trained, or open the one that a training has left in its folder.
 
     Args:
-        name: one of `list_models`, or the same with another registered family, such as "FBNetV5-N-DET".
+        name: one of `list_models`, or the same with another registered family, such as "FBNetV5-N-DET"; or the
+            OUTPUT_DIR of a training, which has a topology, classes, options and trained weights of its own.
         num_classes: classes to predict; the paper's data set by default (1000, 150 and 80).
         topology: a topology, or the path of a ``topologies.json`` whose "cls", "seg" or "det" is taken; by
             default the built-in reconstruction, which is not the paper's own.
-        weights: path of a checkpoint, of such a model or of a supernet of the family (`load_weights`).
+        weights: path of a checkpoint, of such a model or of a supernet of the family (`load_weights`); without it a
+            model by name is not trained, and a training's has the newest one of its folder.
         options: the model's further arguments, such as ``test_proposals`` or ``pixel_mean``.
+
+    Returns:
+        the model in training mode.
 
     Raises:
         ValueError: an unknown name, option or task, or weights that do not fit; the message says what does.
         FileNotFoundError: no such topology or weights file.
     """
-    match = _NAME.fullmatch(name)
+    match = _NAME.fullmatch(os.fspath(name))
+    if match is None and Path(name).is_dir():
+        given = {"num_classes": num_classes, "topology": topology, **options}
+        wrong = [key for key, value in given.items() if value is not None]
+        if wrong:
+            raise InputError(f"run {os.fspath(name)} has its own {wrong[0]}; allowed is weights alone")
+        return from_run(name, weights).model.train()
     if match is None or match["task"] not in _TASKS or match["family"] not in list_families():
-        raise InputError(f"unknown model {name!r}; available: {', '.join(list_models())}")
+        raise InputError(
+            f"unknown model {os.fspath(name)!r}; available: {', '.join(list_models())}, or the folder of a training"
+        )
     entry = _TASKS[match["task"]]
     if num_classes is None:
         num_classes = entry.num_classes
     if num_classes < 1:
         raise InputError(f"num_classes is {num_classes}; allowed is 1 or more")
     if topology is None:
-        topology = entry.topology
+        topology = builtin_topology(match["task"])
     elif not isinstance(topology, Topology):
         topology = load_topologies(topology).task(match["task"].lower()).topology
     backbone = Backbone(match["family"], topology, entry.model.in_features)
@@ -99,3 +94,40 @@ def create_model(
     if weights is not None:
         load_weights(model, weights, supernet=True)
     return model
+
+
+def from_zoo(
+    name: str,
+    weights: str | None,
+    topology: str | None = None,
+    num_classes: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Predictor:
+    """Return the predictor of a model of the zoo.
+
+    Args:
+        name: such as "FBNetV5-A-DET".
+        weights: its checkpoint; None for a model that is not trained.
+        topology: the topologies.json that it was trained with; by default the zoo's reconstruction.
+        num_classes: as many as there are names, or as in the paper, by default.
+        names: of the classes; by default those of ADE20K for its 150, else the numbers.
+
+    Raises:
+        FileNotFoundError, ValueError: names what is missing or does not fit.
+    """
+    model = create_model(name, num_classes or (len(names) if names else None), topology)
+    if weights is not None:
+        load_weights(model, weights)
+    count = model.num_classes
+    if names is not None and len(names) != count:
+        raise InputError(f"{len(names)} names of classes are given, the model has {count} classes")
+    task = name.rsplit("-", 1)[1].lower()
+    default = ADE20K_NAMES if task == "seg" and count == len(ADE20K_NAMES) else tuple(map(str, range(count)))
+    family = model.backbone.family
+    side = family.input_size
+    transforms = {
+        "cls": EvalTransform(round(side / 0.875), side),
+        "det": EvalTransform(224, max_size=320),
+        "seg": EvalTransform({"C": 448, "F": 512}.get(family.name, 384), max_size=2048),  # Table 3
+    }
+    return Predictor(model.eval(), task, tuple(names) if names else default, transforms[task])

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-import d2go_fbnetv5.engine.recipes
+import d2go_fbnetv5.engine.train
 import d2go_fbnetv5.pseudo_labels.teachers  # noqa: F401 (both register what they hold once, when they are imported)
 from d2go_fbnetv5.utils.registry import Registry
 

@@ -18,13 +18,13 @@ ALLOWED = {
     "models": {"arch", "tasks"},
     "data": {"arch", "tasks"},
     "reports": {"arch"},
-    "engine": {"arch", "search", "tasks", "models", "data", "reports", "zoo"},
+    "engine": {"arch", "search", "tasks", "models", "data", "reports"},
     "export": {"arch", "tasks", "models", "data", "reports", "engine", "zoo"},
-    "zoo": {"arch", "models"},
+    "zoo": {"arch", "models", "data", "engine"},
     "pseudo_labels": {"arch", "tasks", "models", "data", "reports", "engine", "zoo"},
     "plugins": {"arch", "search", "tasks", "models", "data", "reports", "engine", "export", "zoo"},
     "runner": {"plugins"},
-    "__init__": {"arch", "search", "tasks"},
+    "__init__": {"arch", "search", "tasks", "models", "data", "engine", "export", "pseudo_labels", "zoo"},
 }
 ANYONE = {"version", "utils"}
 HOSTS = ("detectron2", "d2go", "mobile_cv")

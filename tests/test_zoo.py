@@ -4,8 +4,9 @@ import torch
 from d2go_fbnetv5.arch import Supernet, Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
+from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
-from d2go_fbnetv5.zoo import builtin_topology, create_model, list_models
+from d2go_fbnetv5.zoo import create_model, list_models
 
 IMAGE = {"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "image_id": 0}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
+from d2go_fbnetv5.engine.predictor import Predictor, from_run
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.zoo import from_zoo
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, model: str, weights: str) -> None:

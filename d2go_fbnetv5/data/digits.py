@@ -2,11 +2,10 @@
 
 from functools import lru_cache
 
-import cv2
 import numpy as np
-from sklearn.datasets import load_digits
 
 from d2go_fbnetv5.data.scenes import Item, Scenes, tight
+from d2go_fbnetv5.utils.opencv import opencv
 
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 
@@ -21,6 +20,8 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 @lru_cache(maxsize=1)
 def glyphs() -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Return scikit-learn's digits without their empty borders (h x w float32 in [0, 1]), and their labels."""
+    from sklearn.datasets import load_digits  # takes seconds, and most who read data draw no digits
+
     data = load_digits()
     found = []
     for image in data.images.astype(np.float32) / 16:
@@ -63,6 +64,7 @@ class DigitScenes(Scenes):
         self._indices = digit_indices(split)
 
     def render(self, rng: np.random.Generator, height: float) -> Item:
+        cv2 = opencv()
         shapes, labels = glyphs()
         index = int(rng.choice(self._indices))
         glyph = shapes[index]

@@ -4,12 +4,12 @@ import gzip
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from d2go_fbnetv5.data.digits import glyphs
 from d2go_fbnetv5.data.scenes import Item, Scenes, log_uniform, tight
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.opencv import opencv
 
 FASHION_NAMES = (
     "t-shirt",
@@ -139,7 +139,7 @@ class FashionScenes(Scenes):
 
     def _clutter(self, image: np.ndarray, rng: np.random.Generator) -> None:
         """A digit, or an ellipse of one colour, as large as clothes are."""
-        short = min(self.size)
+        cv2, short = opencv(), min(self.size)
         side = int(log_uniform(rng, short * self.heights[0], short * self.heights[1]))
         if rng.random() < 0.5:
             shapes, _ = glyphs()
@@ -155,12 +155,14 @@ class FashionScenes(Scenes):
 
 def _silhouette(bright: np.ndarray) -> np.ndarray:
     """The mask without holes, h x w float32: what is dark in the midst of clothes belongs to them."""
+    cv2 = opencv()
     outlines, _ = cv2.findContours(bright.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros(bright.shape, np.float32), outlines, -1, 1.0, cv2.FILLED)
 
 
 def _turned(image: np.ndarray, scale: float, degrees: float) -> np.ndarray:
     """An image enlarged and turned about its centre, with room for its corners."""
+    cv2 = opencv()
     height, width = image.shape
     side = int(np.ceil(scale * np.hypot(height, width))) + 4
     matrix: np.ndarray = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)

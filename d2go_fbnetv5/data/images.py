@@ -5,13 +5,12 @@ import logging
 import struct
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageFile
 
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.opencv import check_opencv
+from d2go_fbnetv5.utils.opencv import opencv
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.T
         InputError: it cannot be decoded, is cut short, has another size or more than `MAX_PIXELS` pixels; or OpenCV is
             too old.
     """
-    check_opencv()
+    cv2 = opencv()
     data = _read(path, "image")
     header = _open(path, "image", data)
     if header is not None:
@@ -72,6 +71,7 @@ def _is_safe(data: np.ndarray, header: Image.Image | None) -> bool:
 
 
 def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
+    cv2 = opencv()
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our error says more than OpenCV's log
     try:
@@ -84,6 +84,7 @@ def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
 
 def _few_bits(path: str | Path, data: np.ndarray, image: np.ndarray) -> np.ndarray:
     """The image by the 12 or 8 bits that its file of 16 makes use of, as cameras and scanners write them."""
+    cv2 = opencv()
     deep = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if deep is None or deep.dtype != np.uint16 or not 0 < deep.max() < 2**12:
         return image
@@ -134,6 +135,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     Raises:
         ValueError: no such array.
     """
+    cv2 = opencv()
     if pixels.ndim == 3:
         pixels = pixels[..., ::-1]
     try:

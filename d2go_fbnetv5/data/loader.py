@@ -12,13 +12,13 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from d2go_fbnetv5.data.order import TrainOrder, upright_images
 from d2go_fbnetv5.utils.errors import InputError, LostProcessError, RemoteTraceback, describe_signal
+from d2go_fbnetv5.utils.opencv import opencv
 
 Transform = Callable[[dict, int], dict]
 
@@ -199,6 +199,7 @@ class _Loader:
 def _make_loader(reader: _Reader, batches: Any, num_workers: int) -> _Loader:
     if num_workers < 0:
         raise InputError(f"num_workers is {num_workers}, it must be at least 0")
+    opencv()  # here, as an error in a worker that starts would be lost, and a fork has what its parent has loaded
     return _Loader(
         DataLoader(
             reader,
@@ -226,7 +227,7 @@ def _start_method() -> str | None:
 
 def _start_worker(worker: int) -> None:
     # A worker is one process of many: threads of its own would fight for the same cores.
-    cv2.setNumThreads(0)
+    opencv().setNumThreads(0)
 
 
 def _pack(samples: list) -> tuple[bytes, list[tuple[int, int]], torch.Tensor]:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-import cv2
 import numpy as np
 import torch
-from sklearn.datasets import load_sample_images
 
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.opencv import opencv
 
 SPLITS = ("train", "val")
 
@@ -199,6 +198,7 @@ class Scenes(torch.utils.data.Dataset):
         crop = half[top : top + tall, left : left + wide]
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
+        cv2 = opencv()
         method = cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR
         image = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=method)
         return image.astype(np.float32) * np.float32(rng.uniform(*self.dimmed))
@@ -217,7 +217,9 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 @lru_cache(maxsize=1)
 def _photographs() -> tuple[np.ndarray, ...]:
-    """scikit-learn's two photographs, H x W x 3 uint8 RGB."""
+    """Read scikit-learn's two photographs, H x W x 3 uint8 RGB."""
+    from sklearn.datasets import load_sample_images  # as in `digits`
+
     return tuple(np.ascontiguousarray(image) for image in load_sample_images().images)
 
 

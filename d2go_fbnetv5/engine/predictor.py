@@ -1,7 +1,8 @@
-"""A trained model of ours on whole images: from a training's output folder, or from the zoo with a checkpoint."""
+"""A trained model of ours on whole images, from its training's output folder."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,15 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.data import EvalTransform
-from d2go_fbnetv5.data.ade20k import ADE20K_NAMES
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.engine.config import load_cfg
+from d2go_fbnetv5.engine.continuing import CONFIG_FILE
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, is_names
 from d2go_fbnetv5.engine.recipes.models import model_recipe, searched_network
-from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.text_files import read_json_object
-from d2go_fbnetv5.zoo import create_model
 
 MOST_PIXELS = 2**24  # of a resized image; a model needs some hundred bytes for each
 
@@ -94,8 +93,8 @@ class Predictor:
             )
 
 
-def from_run(folder: str, weights: str | None = None) -> Predictor:
-    """The model of a training, also of one that is still going on or was stopped.
+def from_run(folder: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> Predictor:
+    """Open the model of a training, also of one that is still going on or was stopped.
 
     Args:
         folder: its OUTPUT_DIR, which may have been moved.
@@ -118,8 +117,8 @@ def from_run(folder: str, weights: str | None = None) -> Predictor:
     return Predictor(model.eval(), recipe.task, network.names, network.images)
 
 
-def open_network(folder: str) -> Network:
-    """The network that a run trains.
+def open_network(folder: str | os.PathLike[str]) -> Network:
+    """Read the network that a run trains.
 
     Raises:
         FileNotFoundError, InputError: names the file that is missing or wrong.
@@ -136,40 +135,3 @@ def open_network(folder: str) -> Network:
     cfg = load_cfg(config)
     model_recipe(cfg.MODEL.META_ARCHITECTURE)
     return searched_network(cfg, names)
-
-
-def from_zoo(
-    name: str,
-    weights: str | None,
-    topology: str | None = None,
-    num_classes: int | None = None,
-    names: Sequence[str] | None = None,
-) -> Predictor:
-    """A model of the zoo by name.
-
-    Args:
-        name: such as "FBNetV5-A-DET".
-        weights: its checkpoint; None for a model that is not trained.
-        topology: the topologies.json that it was trained with; by default the zoo's reconstruction.
-        num_classes: as many as there are names, or as in the paper, by default.
-        names: of the classes; by default those of ADE20K for its 150, else the numbers.
-
-    Raises:
-        FileNotFoundError, ValueError: names what is missing or does not fit.
-    """
-    model = create_model(name, num_classes or (len(names) if names else None), topology)
-    if weights is not None:
-        load_weights(model, weights)
-    count = model.num_classes
-    if names is not None and len(names) != count:
-        raise InputError(f"{len(names)} names of classes are given, the model has {count} classes")
-    task = name.rsplit("-", 1)[1].lower()
-    default = ADE20K_NAMES if task == "seg" and count == len(ADE20K_NAMES) else tuple(map(str, range(count)))
-    family = model.backbone.family
-    side = family.input_size
-    transforms = {
-        "cls": EvalTransform(round(side / 0.875), side),
-        "det": EvalTransform(224, max_size=320),
-        "seg": EvalTransform({"C": 448, "F": 512}.get(family.name, 384), max_size=2048),  # Table 3
-    }
-    return Predictor(model.eval(), task, tuple(names) if names else default, transforms[task])

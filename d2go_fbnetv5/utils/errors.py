@@ -86,12 +86,9 @@ def run_tool(name: str, run: Callable[[], int | None], goes_on: str = "") -> int
         what `run` returns; 2 after one sentence about what the user can mend; 130 or 143 if interrupted by SIGINT or
         SIGTERM; 1 after the traceback of anything else, which is a bug of ours.
     """
-    from d2go_fbnetv5.utils.opencv import check_opencv  # whose errors are this module's
-
     goes_on = f"; {goes_on}" if goes_on else ""
     try:
         with terminated_as_interrupted():
-            check_opencv()
             return run() or 0
     except USER_ERRORS as error:
         logging.getLogger("d2go_fbnetv5").debug("%s ended here", name, exc_info=True)

@@ -1,10 +1,10 @@
 """OpenCV, without which no image is read, and which may be one that another package has installed."""
 
+import importlib
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import cv2
+from types import ModuleType
 
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -19,20 +19,22 @@ _PACKAGES = (
 
 
 @cache
-def check_opencv() -> None:
-    """Refuse an OpenCV that would read images wrongly.
+def opencv() -> ModuleType:
+    """Return the module cv2, which is imported when it is first asked for.
 
     Raises:
-        InputError: it is older than `OLDEST`; names it, where it lies, and the command that replaces it.
+        InputError: it is older than `OLDEST` and would read images wrongly; names it, where it lies, and the command
+            that replaces it.
     """
+    cv2 = importlib.import_module("cv2")
     if tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= OLDEST:
-        return
+        return cv2
     oldest = ".".join(map(str, OLDEST))
     packages = [name for name in _PACKAGES if _is_installed(name)] or _PACKAGES[:1]
     wanted = " ".join(f"'{name}>={oldest}'" for name in packages)
     raise InputError(
-        f"OpenCV {cv2.__version__} in {Path(cv2.__file__).parent} reads cut images as if they were whole, at least "
-        f"{oldest} is needed: pip install --upgrade {wanted}"
+        f"OpenCV {cv2.__version__} in {Path(cv2.__file__ or '').parent} reads cut images as if they were whole, at "
+        f"least {oldest} is needed: pip install --upgrade {wanted}"
     )
 
 

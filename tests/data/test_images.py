@@ -214,13 +214,13 @@ def test_an_old_opencv_is_one_sentence(tmp_path, found, monkeypatch, capsys):
     (tmp_path / "x.png").write_bytes(encoded("PNG"))
     monkeypatch.setattr(cv2, "__version__", found)
     monkeypatch.setattr(opencv, "_is_installed", lambda name: name == "opencv-python")
-    opencv.check_opencv.cache_clear()
+    opencv.opencv.cache_clear()
     try:
         with pytest.raises(InputError, match=f"OpenCV {found} in .*cv2 reads cut images"):
             read_image(tmp_path / "x.png")
-        assert run_tool("tool", lambda: 0) == 2
+        assert run_tool("tool", lambda: read_image(tmp_path / "x.png")) == 2
         assert capsys.readouterr().err.endswith(
             "4.13 is needed: pip install --upgrade 'opencv-python>=4.13'\n"
         )
     finally:
-        opencv.check_opencv.cache_clear()
+        opencv.opencv.cache_clear()

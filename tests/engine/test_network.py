@@ -13,6 +13,8 @@ from d2go_fbnetv5.engine.network import NETWORK_FILE, Network
 from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.engine.recipes.base import get_recipe
 from d2go_fbnetv5.engine.recipes.models import searched_network, searched_topology
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.zoo import create_model
 
 TOPOLOGY = Topology([[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]])
 NAMES = ("ant", "bee", "7")
@@ -77,6 +79,17 @@ def test_the_newest_checkpoint_is_taken_and_another_by_name(run):
         file.unlink()
     with pytest.raises(FileNotFoundError, match=r"run .*: there is no checkpoint, such as model_final.pth"):
         from_run(str(folder))
+
+
+def test_create_model_opens_a_run_and_takes_nothing_that_the_run_says_itself(run):
+    folder, model = run()
+    opened = create_model(folder)
+    assert opened.training and opened.backbone.topology == model.backbone.topology
+    assert all(torch.equal(value, opened.state_dict()[key]) for key, value in model.state_dict().items())
+    with pytest.raises(InputError, match="has its own num_classes; allowed is weights alone"):
+        create_model(folder, 4)
+    with pytest.raises(InputError, match="has its own dropout"):
+        create_model(str(folder), dropout=0.1)
 
 
 def test_a_run_that_goes_on_has_its_own_topology(run):

@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import box_iou
 
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
-from d2go_fbnetv5.zoo import builtin_topology
+from d2go_fbnetv5.models.reconstructions import builtin_topology
 
 
 def overfit(model, batch, steps, lr):

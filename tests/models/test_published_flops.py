@@ -10,7 +10,8 @@ from d2go_fbnetv5.tools.solve_topologies import main, solve
 from d2go_fbnetv5.arch import Backbone, Topology, block_costs
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.models.flops import ModelFlops, average_flops, model_flops, resized
-from d2go_fbnetv5.zoo import builtin_topology, create_model
+from d2go_fbnetv5.models.reconstructions import builtin_topology
+from d2go_fbnetv5.zoo import create_model
 
 PUBLISHED_FILE = Path(__file__).with_name("published_flops.json")
 PUBLISHED = json.loads(PUBLISHED_FILE.read_text())

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fvcore.common.config import CfgNode
-from rich.console import Console
 from torch import nn
 
 from d2go_fbnetv5.engine.build import Data, build_param_groups
 from d2go_fbnetv5.engine.evaluation import evaluate, precise_batch_norm
 from d2go_fbnetv5.models.weights import load_state, read_weights
 from d2go_fbnetv5.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Record = Callable[[dict[str, float]], None]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fvcore.common.config import CfgNode
-from rich.console import Console
 from torch import nn
 
 from d2go_fbnetv5.arch import Topology, build_family, list_families
@@ -20,13 +19,15 @@ from d2go_fbnetv5.engine.recipes.base import Recipe, Record, get_recipe, registe
 from d2go_fbnetv5.engine.validate import check_choice, check_range, check_unread
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.distillation import timm_teacher
+from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
-from d2go_fbnetv5.reports.models import metrics_tables
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import barrier, is_main
 from d2go_fbnetv5.utils.text_files import expand_user
-from d2go_fbnetv5.zoo import builtin_topology
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class ModelRecipe(Recipe):
@@ -112,6 +113,8 @@ class ModelRecipe(Recipe):
     ) -> dict[str, float]:
         metrics = super().conclude(averaged, output_dir, iterations, seconds, console, record)
         if is_main():
+            from d2go_fbnetv5.reports.models import metrics_tables  # rich, which predicting needs not
+
             title = f"{self.cfg.MODEL.META_ARCHITECTURE} of family {self.cfg.MODEL.FBNETV5.FAMILY}"
             for table in metrics_tables(metrics, title, self.data.num_eval_images(), iterations, seconds):
                 console.print(table)

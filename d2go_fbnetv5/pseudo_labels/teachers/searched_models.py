@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from d2go_fbnetv5.engine.predictor import Predictor, from_run, from_zoo
+from d2go_fbnetv5.engine.predictor import Predictor, from_run
 from d2go_fbnetv5.models import LiteMaskFormer
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import bounded, class_names, require_finite
+from d2go_fbnetv5.zoo import from_zoo
 
 
 @register_teacher("run")

@@ -107,7 +107,7 @@ def from_run(folder: str | os.PathLike[str], weights: str | os.PathLike[str] | N
         network = open_network(folder)
         recipe = model_recipe(network.model)
         model = network.build(recipe.kind)
-        checkpoints = RunCheckpointer(model, folder).candidates()
+        checkpoints = RunCheckpointer(model, Path(folder)).candidates()
         if not checkpoints and weights is None:
             raise FileNotFoundError("there is no checkpoint, such as model_final.pth")
         # The averaged ones, where the training has averaged weights.

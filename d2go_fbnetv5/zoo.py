@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from d2go_fbnetv5.arch import Backbone, Topology, list_families
@@ -69,7 +68,7 @@ def create_model(
         FileNotFoundError: no such topology or weights file.
     """
     match = _NAME.fullmatch(os.fspath(name))
-    if match is None and Path(name).is_dir():
+    if match is None and os.path.isdir(name):
         given = {"num_classes": num_classes, "topology": topology, **options}
         wrong = [key for key, value in given.items() if value is not None]
         if wrong:

@@ -9,10 +9,8 @@ Only ``topology`` and ``outputs`` are required of a task, so the file can also b
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +20,7 @@ from d2go_fbnetv5.arch.families import NUM_PATHS
 from d2go_fbnetv5.arch.topology import MOST_STAGES, Topology
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.formatting import is_number, json_value
 from d2go_fbnetv5.utils.text_files import read_json
 
 FORMAT = 1
@@ -86,7 +85,7 @@ def save_topologies(
         "family": family,
         "num_stages": num_stages,
         "size": list(size),
-        "tasks": {name: _plain(entry) for name, entry in entries.items()},
+        "tasks": {name: json_value(entry) for name, entry in entries.items()},
     }
     _parse(content, os.fspath(path))
     text = json.dumps(content, indent=1, allow_nan=False)
@@ -102,17 +101,6 @@ def load_topologies(path: str | os.PathLike[str]) -> TopologyFile:
     allowed if its content is not what it should be.
     """
     return _parse(read_json(path), os.fspath(path))
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: a number that is not finite (a metric without a single sample) becomes null."""
-    if isinstance(value, Topology):
-        return value.to_dict()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parse(content: Any, path: str) -> TopologyFile:
@@ -159,7 +147,7 @@ def _parse_entry(entry: Any, stages: int, path: str, key: str) -> TopologyEntry:
     numbers = {}
     for name in NUMBERS:
         value = entry.get(name)
-        good = value is None or (_is_number(value) and value >= 0)
+        good = value is None or (is_number(value) and value >= 0)
         _require(good, path, f"'{key}.{name}'", value, "a number of at least 0")
         numbers[name] = value
     for name in ("metrics", "random"):
@@ -167,7 +155,7 @@ def _parse_entry(entry: Any, stages: int, path: str, key: str) -> TopologyEntry:
         _require(isinstance(value, dict), path, f"'{key}.{name}'", _kind(value), "an object")
     for name, value in entry.get("metrics", {}).items():
         _require(
-            value is None or _is_number(value), path, f"'{key}.metrics.{name}'", value, "a number or null"
+            value is None or is_number(value), path, f"'{key}.metrics.{name}'", value, "a number or null"
         )
     return TopologyEntry(
         topology=topology,
@@ -193,7 +181,7 @@ def _parse_probabilities(
         and all(isinstance(row, list) and len(row) == topology.num_paths for row in value)
     )
     _require(good_shape, path, f"'{key}'", _shape(value), shape)
-    wrong = [p for row in value for p in row if not (_is_number(p) and 0 <= p <= 1)]
+    wrong = [p for row in value for p in row if not (is_number(p) and 0 <= p <= 1)]
     _require(not wrong, path, f"'{key}'", wrong[0] if wrong else None, "numbers from 0 to 1")
     return tuple(tuple(float(p) for p in row) for row in value)
 
@@ -206,13 +194,6 @@ def _require(condition: Any, path: str, key: str, found: Any, allowed: Any) -> N
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    # An integer beyond the floats would overflow in isfinite.
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    )
 
 
 def _kind(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Boxes of COCO-like JSON as arrays. Files whose numbers mean something else than they should are found out."""
 
 import logging
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ import numpy as np
 
 from d2go_fbnetv5.data.coco_index import check_unique, entries, is_int
 from d2go_fbnetv5.data.index_arrays import BoxArrays, own_areas
-from d2go_fbnetv5.data.names import checked_names, shown
+from d2go_fbnetv5.data.names import checked_names
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import is_number
+from d2go_fbnetv5.utils.options import shown
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _numbers(path: Path, annotations: list[dict]) -> np.ndarray:
         if xywh is not None and len(xywh) == len(boxes) and np.isfinite(xywh).all():
             return xywh
     for annotation, box in zip(annotations, boxes, strict=True):
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             raise InputError(
                 f"{_where(path, annotation)} has bbox {shown(box)}, "
                 "it must be four numbers: x, y, width, height"
@@ -124,7 +125,7 @@ def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
     for place, annotation in enumerate(annotations):
         area = annotation.get("area")
         if area is not None:
-            if not _is_number(area) or area < 0:
+            if not is_number(area) or area < 0:
                 raise InputError(
                     f"{_where(path, annotation)} has area {shown(area)}, it must be a number of at least 0"
                 )
@@ -219,12 +220,6 @@ def _report_faults(
 
 def _where(path: Path, annotation: dict) -> str:
     return f"{path}: annotation {annotation['id']} of image {annotation['image_id']}"
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a finite number; Python's integers may be greater than any."""
-    limit = sys.float_info.max
-    return isinstance(value, int | float) and not isinstance(value, bool) and -limit <= value <= limit
 
 
 def _shorten(values: Any) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from d2go_fbnetv5.data.index_arrays import Strings
-from d2go_fbnetv5.data.names import checked_names, is_utf8, shown
+from d2go_fbnetv5.data.names import checked_names, is_utf8
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import shown
 
 logger = logging.getLogger(__name__)
 

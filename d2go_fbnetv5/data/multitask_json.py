@@ -7,9 +7,9 @@ import numpy as np
 from d2go_fbnetv5.data.coco_boxes import read_boxes
 from d2go_fbnetv5.data.coco_index import image_arrays, is_file_name, is_int, load_json, names_of, read_images
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, MultitaskIndex, Strings
-from d2go_fbnetv5.data.names import shown
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import shown
 
 
 def read_json_index(path: Path) -> MultitaskIndex:

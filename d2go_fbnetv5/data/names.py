@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import shown
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,3 @@ def is_utf8(text: str, errors: str = "strict") -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def shown(value: Any) -> str:
-    """What a file holds, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

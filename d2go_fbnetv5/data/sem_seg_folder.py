@@ -8,10 +8,11 @@ import torch
 
 from d2go_fbnetv5.data.image_files import file_names, image_names
 from d2go_fbnetv5.data.images import read_image, read_label_map
-from d2go_fbnetv5.data.names import checked_names, shown
+from d2go_fbnetv5.data.names import checked_names
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import shown
 
 
 @register_dataset("sem_seg_folder")

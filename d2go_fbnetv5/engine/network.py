@@ -7,7 +7,6 @@ came from deleted.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
-from d2go_fbnetv5.utils.options import bind_options
+from d2go_fbnetv5.utils.formatting import is_number
+from d2go_fbnetv5.utils.options import bind_options, shown
 from d2go_fbnetv5.utils.text_files import read_json_object
 
 NETWORK_FILE = "network.json"
@@ -182,16 +182,11 @@ def _require(content: dict[str, Any], key: str, good: Any, allowed: str) -> None
     if key not in content:
         raise InputError(f"{key} is missing, allowed is {allowed}")
     if not good(content[key]):
-        found = repr(content[key])
-        raise InputError(f"{key} is {found[:80]}{'...' if len(found) > 80 else ''}, allowed is {allowed}")
+        raise InputError(f"{key} is {shown(content[key])}, allowed is {allowed}")
 
 
 def _is_colour(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
 
 
 def _is_size(value: Any) -> bool:

@@ -40,7 +40,7 @@ from d2go_fbnetv5.engine.hooks import AfterStepHook, CheckpointHook, EvalHook, S
 from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.engine.log import log_to_file
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop, sampled_topologies
-from d2go_fbnetv5.engine.recipes.base import Recipe, get_recipe
+from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, get_recipe
 from d2go_fbnetv5.engine.validate import scale_to_world_size, validate
 from d2go_fbnetv5.engine.writers import (
     ConsoleWriter,
@@ -220,12 +220,14 @@ class Run:
         """Judge the model as it is now and write the results."""
         self._average_statistics()
         return self.recipe.conclude(
-            self.ema.module if self.ema else None,
-            self.folder,
-            self.start_iteration,
-            self.stopwatch.seconds,
-            self.console,
-            self._record_evaluation,
+            Trained(
+                self.ema.module if self.ema else None,
+                self.folder,
+                self.start_iteration,
+                self.stopwatch.seconds,
+                self.console,
+                self._record_evaluation,
+            )
         )
 
     def _hooks(self) -> list[Hook]:

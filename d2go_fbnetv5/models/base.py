@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import Backbone
-from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator
+from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, Sample
 from d2go_fbnetv5.tasks.images import Output, batch_images, image_sizes, run_in_groups
 from d2go_fbnetv5.utils.errors import InputError
 
-Sample = dict[str, Any]
 Sizes = list[tuple[int, int]]
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, 0..255

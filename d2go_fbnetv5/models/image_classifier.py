@@ -14,14 +14,13 @@ from d2go_fbnetv5.models.base import (
     MOST,
     PIXEL_MEAN,
     PIXEL_STD,
-    Sample,
     SearchedModel,
     require_labels,
     require_range,
     zero_loss,
 )
 from d2go_fbnetv5.models.distillation import Teacher
-from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.metrics import TopKAccuracy
 from d2go_fbnetv5.utils.errors import InputError
 

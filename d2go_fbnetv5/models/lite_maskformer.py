@@ -13,7 +13,6 @@ from d2go_fbnetv5.models.base import (
     MOST,
     PIXEL_MEAN,
     PIXEL_STD,
-    Sample,
     SearchedModel,
     Sizes,
     require_labels,
@@ -22,7 +21,7 @@ from d2go_fbnetv5.models.base import (
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, Segments, segments_of
 from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
-from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.images import image_size, label_map, label_size
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 from d2go_fbnetv5.utils.errors import InputError

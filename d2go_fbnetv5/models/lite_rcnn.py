@@ -16,7 +16,6 @@ from d2go_fbnetv5.models.base import (
     MOST,
     PIXEL_MEAN,
     PIXEL_STD,
-    Sample,
     SearchedModel,
     require_labels,
     require_range,
@@ -24,7 +23,7 @@ from d2go_fbnetv5.models.base import (
 )
 from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHead
 from d2go_fbnetv5.models.roi_head import BoxTargets, ROIHead
-from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
 from d2go_fbnetv5.utils.errors import InputError
 

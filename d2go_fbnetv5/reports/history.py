@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from d2go_fbnetv5.utils.files import AppendedFile, write_atomically
+from d2go_fbnetv5.utils.formatting import json_value
 
 METRICS_FILE = "metrics.json"
 
@@ -27,7 +28,7 @@ class History:
         self._file = AppendedFile(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(f"{json.dumps(_plain(record))}\n".encode())
+        self._file.write(f"{json.dumps(json_value(record))}\n".encode())
 
     def close(self) -> None:
         self._file.close()
@@ -35,8 +36,10 @@ class History:
 
 def write_evaluation(folder: str | Path, record: Mapping[str, Any]) -> None:
     """Append an evaluation's record, in place of one of the same iteration under the same values ("changed")."""
-    kept = [r for r in read_history(folder) if not (is_evaluation(r) and _under(r) == _under(_plain(record)))]
-    lines = [json.dumps(_plain(r)) for r in [*kept, record]]
+    kept = [
+        r for r in read_history(folder) if not (is_evaluation(r) and _under(r) == _under(json_value(record)))
+    ]
+    lines = [json.dumps(json_value(r)) for r in [*kept, record]]
     write_atomically(Path(folder, METRICS_FILE), "".join(f"{line}\n" for line in lines))
 
 
@@ -62,17 +65,6 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and type(record.get("iteration", 0)) is int:
             records.append(record)
     return records
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: null stands for a value that is not a finite number."""
-    if isinstance(value, Mapping):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def series(history: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[Any]]:

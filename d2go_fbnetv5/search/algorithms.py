@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH, Losses, Sample, Search
+from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH, Batch, Losses, Search
 from d2go_fbnetv5.search.distribution import relax
 from d2go_fbnetv5.search.estimators import importance_weights
 from d2go_fbnetv5.search.losses import StepLosses
@@ -47,9 +47,7 @@ class MultitaskSearch(Search):
         self.importance_weighted = importance_weighted
         self.self_normalize = self_normalize
 
-    def step(
-        self, parts: list[Sequence[Sample]], generator: torch.Generator
-    ) -> tuple[Losses, dict[str, Any]]:
+    def step(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
         drawn = self.distribution.draw_proxy(len(parts), generator)
         losses = self.run(parts, drawn.topologies)
         pool = losses.pooled(drawn.ratios)
@@ -81,9 +79,7 @@ class PerTaskSearch(Search):
             raise InputError(f"estimator is {estimator!r}, allowed: {', '.join(self.estimators)}")
         self.estimator = estimator
 
-    def step(
-        self, parts: list[Sequence[Sample]], generator: torch.Generator
-    ) -> tuple[Losses, dict[str, Any]]:
+    def step(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
         drawn = self.distribution.draw_own(len(parts), generator)
         relaxed = None
         if self.estimator == STRAIGHT_THROUGH and self.arch_is_on:
@@ -104,7 +100,7 @@ class PerTaskSearch(Search):
         if self.estimator == REINFORCE:
             surrogates = self.reinforce(drawn.log_prob, pool.mine(weights * self.compared(pool)))
         else:
-            self.normalized(pool)
+            self.normalized(pool.losses, pool)
             surrogates = self.straight_through(drawn, relaxed, pool.mine(weights))
         output = self.named(losses, pool.mine(weights), surrogates)
         return output, self.diagnose(drawn.topologies, pool, weights)
@@ -126,9 +122,7 @@ class RandomSearch(Search):
     task is one such topology, drawn by the seed.
     """
 
-    def step(
-        self, parts: list[Sequence[Sample]], generator: torch.Generator
-    ) -> tuple[Losses, dict[str, Any]]:
+    def step(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
         drawn = self.distribution.draw_proxy(len(parts), generator)
         losses = self.run(parts, drawn.topologies)
         pool = losses.pooled(torch.ones_like(drawn.ratios))

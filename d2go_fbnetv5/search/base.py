@@ -18,18 +18,18 @@ from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import rank
 from d2go_fbnetv5.utils.seeding import derive_generator
 
-Sample = Mapping[str, Any]
+Batch = Sequence[Mapping[str, Any]]  # a data set's samples
 Losses = dict[str, Tensor]
 
 STRAIGHT_THROUGH, REINFORCE = "straight_through", "reinforce"
 
 
-def stack_images(batch: Sequence[Sample]) -> Tensor:
+def stack_images(batch: Batch) -> Tensor:
     """Stack N samples' ``image`` of one size: C x H x W -> N x C x H x W floats."""
     return torch.stack([sample["image"] for sample in batch]).float()
 
 
-def split(batch: Sequence[Sample], num_parts: int) -> list[Sequence[Sample]]:
+def split(batch: Batch, num_parts: int) -> list[Batch]:
     """Cut a batch into parts that differ by one sample at most, in its order.
 
     Raises:
@@ -100,7 +100,7 @@ class Search(nn.Module):
         cost: CostRegularizer | None = None,
         prob_min: float = 0.02,
         seed: int = 0,
-        preprocess: Callable[[Sequence[Sample]], Tensor] = stack_images,
+        preprocess: Callable[[Batch], Tensor] = stack_images,
         shared_images: bool = False,
     ) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Search(nn.Module):
     def _read_iteration(self) -> None:
         self.iteration = int(self.iteration_count)
 
-    def forward(self, batch: Sequence[Sample]) -> Losses | list[dict[str, Any]]:
+    def forward(self, batch: Batch) -> Losses | list[dict[str, Any]]:
         """Training: the dict of losses. Evaluation: per sample what each task's head says of its most likely
         topology's features.
 
@@ -160,14 +160,12 @@ class Search(nn.Module):
         self.iteration_count.fill_(self.iteration)
         return output
 
-    def _parts(self, batch: Sequence[Sample]) -> list[Sequence[Sample]]:
+    def _parts(self, batch: Batch) -> list[Batch]:
         if self.shared_images and self.arch_is_on:
             return [batch] * self.samples_per_rank
         return split(batch, self.samples_per_rank)
 
-    def step(
-        self, parts: list[Sequence[Sample]], generator: torch.Generator
-    ) -> tuple[Losses, dict[str, Any]]:
+    def step(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
         """Return the losses of one iteration, and what it tells of the search (``diagnostics``).
 
         Args:
@@ -188,20 +186,20 @@ class Search(nn.Module):
             return 1.0
         return max(0.0, 1 - (self.iteration - self.arch_warmup_iters) / self.arch_decay_iters)
 
-    def features(self, samples: Sequence[Sample], topology: Topology) -> dict[str, Tensor]:
+    def features(self, samples: Batch, topology: Topology) -> dict[str, Tensor]:
         """Run the supernet on samples under a topology."""
         return self.supernet(self.preprocess(samples), topology)
 
-    def features_soft(self, samples: Sequence[Sample], mask: Tensor) -> dict[str, Tensor]:
+    def features_soft(self, samples: Batch, mask: Tensor) -> dict[str, Tensor]:
         """Run the supernet, every block of it, on samples under an S x P mask that has gradients."""
         return self.supernet.forward_soft(self.preprocess(samples), mask)
 
-    def task_loss(self, name: str, features: Mapping[str, Tensor], part: Sequence[Sample]) -> Tensor | None:
+    def task_loss(self, name: str, features: Mapping[str, Tensor], part: Batch) -> Tensor | None:
         """Return a task's loss of a part, a scalar; None if no sample has its label."""
         losses = self.tasks[name]({key: features[key] for key in self.in_features[name]}, part)
         return torch.stack([_at_least_float(value) for value in losses.values()]).sum() if losses else None
 
-    def run(self, parts: list[Sequence[Sample]], topologies: Sequence[Topology]) -> StepLosses:
+    def run(self, parts: list[Batch], topologies: Sequence[Topology]) -> StepLosses:
         """Run the supernet once a part, each under its topology, for all tasks."""
         columns = []
         for part, topology in zip(parts, topologies, strict=True):
@@ -210,15 +208,15 @@ class Search(nn.Module):
         return StepLosses.of(list(zip(*columns, strict=True)), self.zero())
 
     @torch.no_grad()
-    def normalized(self, pool: Pool) -> Tensor:
-        """Return the losses of all ranks by the window's mean and deviation, T x M, and take them into it."""
-        return self.window.normalize(pool.losses, pool.valid, self.iteration)
+    def normalized(self, losses: Tensor, pool: Pool) -> Tensor:
+        """Return losses of all ranks by the window's mean and deviation, T x M, and take them into it."""
+        return self.window.normalize(losses, pool.valid, self.iteration)
 
     @torch.no_grad()
     def compared(self, pool: Pool) -> Tensor:
         """Return `normalized` for REINFORCE, which on shared images sees each loss beside the others of its rank."""
         losses = compare(pool.losses, pool.valid, pool.per_rank) if self.shared_images else pool.losses
-        return self.window.normalize(losses, pool.valid, self.iteration)
+        return self.normalized(losses, pool)
 
     def reinforce(self, log_prob: Tensor, scores: Tensor) -> Tensor:
         """Return REINFORCE's surrogates (Eq. 9) with prices: T values whose gradients reach the probabilities alone.
@@ -288,7 +286,7 @@ class Search(nn.Module):
         """Return zero with zero gradients, so that backward always has something to run on."""
         return self.distribution.probs.sum() * 0.0
 
-    def _predict(self, batch: Sequence[Sample]) -> list[dict[str, Any]]:
+    def _predict(self, batch: Batch) -> list[dict[str, Any]]:
         outputs: list[dict[str, Any]] = [{} for _ in batch]
         cache: dict[Topology, dict[str, Tensor]] = {}
         for name, topology in self.most_likely().items():

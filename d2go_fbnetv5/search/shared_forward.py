@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2go_fbnetv5.search.base import STRAIGHT_THROUGH, Losses, Sample, Search
+from d2go_fbnetv5.search.base import STRAIGHT_THROUGH, Batch, Losses, Search
 from d2go_fbnetv5.search.distribution import relax
 from d2go_fbnetv5.search.estimators import importance_weights
 from d2go_fbnetv5.search.losses import StepLosses
@@ -35,9 +35,7 @@ class SharedForwardSearch(Search):
         super().__init__(supernet, tasks, **options)
         self.self_normalize = self_normalize
 
-    def step(
-        self, parts: list[Sequence[Sample]], generator: torch.Generator
-    ) -> tuple[Losses, dict[str, Any]]:
+    def step(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
         drawn = self.distribution.draw_proxy(len(parts), generator)
         if self.arch_is_on:
             hard = drawn.masks.expand(len(self.tasks), *drawn.masks.shape)
@@ -51,12 +49,12 @@ class SharedForwardSearch(Search):
             relaxed, losses = None, self.run(parts, drawn.topologies)
         pool = losses.pooled(drawn.ratios)
         weights = importance_weights(pool.ratios, pool.valid, self.self_normalize)
-        self.normalized(pool)
+        self.normalized(pool.losses, pool)
         surrogates = self.straight_through(drawn, relaxed, pool.mine(weights))
         output = self.named(losses, pool.mine(weights), surrogates)
         return output, self.diagnose(drawn.topologies, pool, weights)
 
-    def _features_per_task(self, part: Sequence[Sample], masks: Tensor) -> dict[str, dict[str, Tensor]]:
+    def _features_per_task(self, part: Batch, masks: Tensor) -> dict[str, dict[str, Tensor]]:
         """One forward pass; each task's features as leaves of a backward pass of its own.
 
         Args:

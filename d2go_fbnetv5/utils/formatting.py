@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 MISSING = "–"
 MOST_PIXELS = 2**14  # of a side; what exceeds it is a slip
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value of a file is a finite number; a switch is none, nor an integer beyond all floats."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def json_value(value: Any) -> Any:
+    """Return what JSON can hold of a value: null for a number that is not finite, ``to_dict()`` of what has it."""
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def format_count(value: float | None) -> str:

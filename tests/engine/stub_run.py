@@ -93,9 +93,9 @@ class StubRecipe(Recipe):
     def build_model(self):
         return StubModel(int(os.environ.get("STUB_NAN", -1)))
 
-    def conclude(self, averaged, output_dir, *args):
-        metrics = super().conclude(averaged, output_dir, *args)
-        torch.save(averaged.state_dict(), output_dir / f"ema_of_rank{rank()}.pth")
+    def conclude(self, trained):
+        metrics = super().conclude(trained)
+        torch.save(trained.averaged.state_dict(), trained.output_dir / f"ema_of_rank{rank()}.pth")
         return metrics
 
 

@@ -6,6 +6,7 @@ A new MODEL.META_ARCHITECTURE is one subclass of `Recipe` and one registration.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +21,26 @@ from d2go_fbnetv5.utils.registry import Registry
 if TYPE_CHECKING:
     from rich.console import Console
 
-Record = Callable[[dict[str, float]], None]
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run hands over when its training has ended.
+
+    Attributes:
+        averaged: the model with averaged weights, if MODEL_EMA is on.
+        output_dir: written to by process 0 alone.
+        iterations, seconds: how long it was trained.
+        console: for process 0 alone.
+        record: puts the metrics into the history; called before anything is written or printed, as judging took long
+            and the rest may fail.
+    """
+
+    averaged: nn.Module | None
+    output_dir: Path
+    iterations: int
+    seconds: float
+    console: Console
+    record: Callable[[dict[str, float]], None] = lambda metrics: None
 
 
 class Recipe:
@@ -81,32 +101,16 @@ class Recipe:
         with precise_batch_norm(model, self.data.statistics_batches(test.PRECISE_BN.NUM_ITER)):
             return evaluate(model, self.data.eval_batches(), evaluator)
 
-    def conclude(
-        self,
-        averaged: nn.Module | None,
-        output_dir: Path,
-        iterations: int,
-        seconds: float,
-        console: Console,
-        record: Record = lambda metrics: None,
-    ) -> dict[str, float]:
+    def conclude(self, trained: Trained) -> dict[str, float]:
         """Judge the trained model and leave what the user came for. Every process must call it.
-
-        Args:
-            averaged: the model with averaged weights, if MODEL_EMA is on.
-            output_dir: written to by process 0 alone.
-            iterations, seconds: how long it was trained.
-            console: for process 0 alone.
-            record: puts the metrics into the history; called before anything is written or printed, as judging took
-                long and the rest may fail.
 
         Returns:
             the metrics by name.
         """
         metrics = self.evaluate(self.model)
-        if averaged is not None:
-            metrics |= {f"ema/{name}": value for name, value in self.evaluate(averaged).items()}
-        record(metrics)
+        if trained.averaged is not None:
+            metrics |= {f"ema/{name}": value for name, value in self.evaluate(trained.averaged).items()}
+        trained.record(metrics)
         return metrics
 
 

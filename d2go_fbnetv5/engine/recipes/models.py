@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fvcore.common.config import CfgNode
-from torch import nn
 
 from d2go_fbnetv5.arch import Topology, build_family, list_families
 from d2go_fbnetv5.arch.topology_file import load_topologies
@@ -15,7 +14,7 @@ from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.build import build_transforms
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, checked_head
-from d2go_fbnetv5.engine.recipes.base import Recipe, Record, get_recipe, register_recipe
+from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, get_recipe, register_recipe
 from d2go_fbnetv5.engine.validate import check_choice, check_range, check_unread
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.distillation import timm_teacher
@@ -25,9 +24,6 @@ from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import barrier, is_main
 from d2go_fbnetv5.utils.text_files import expand_user
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class ModelRecipe(Recipe):
@@ -102,22 +98,16 @@ class ModelRecipe(Recipe):
     def load_weights(self, path: str) -> None:
         load_weights(self.model, path, supernet=True)
 
-    def conclude(
-        self,
-        averaged: nn.Module | None,
-        output_dir: Path,
-        iterations: int,
-        seconds: float,
-        console: Console,
-        record: Record = lambda metrics: None,
-    ) -> dict[str, float]:
-        metrics = super().conclude(averaged, output_dir, iterations, seconds, console, record)
+    def conclude(self, trained: Trained) -> dict[str, float]:
+        metrics = super().conclude(trained)
         if is_main():
             from d2go_fbnetv5.reports.models import metrics_tables  # rich, which predicting needs not
 
             title = f"{self.cfg.MODEL.META_ARCHITECTURE} of family {self.cfg.MODEL.FBNETV5.FAMILY}"
-            for table in metrics_tables(metrics, title, self.data.num_eval_images(), iterations, seconds):
-                console.print(table)
+            for table in metrics_tables(
+                metrics, title, self.data.num_eval_images(), trained.iterations, trained.seconds
+            ):
+                trained.console.print(table)
         barrier()
         return metrics
 

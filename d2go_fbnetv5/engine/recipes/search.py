@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2go_fbnetv5.arch import BlockCosts, Supernet, block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import METRICS, check_size
@@ -19,7 +17,7 @@ from d2go_fbnetv5.arch.latency_table import read_latency_table
 from d2go_fbnetv5.arch.topology import MOST_STAGES
 from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict
-from d2go_fbnetv5.engine.recipes.base import Recipe, Record, register_recipe
+from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, register_recipe
 from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge
 from d2go_fbnetv5.engine.validate import check_choice, check_range, check_unread
 from d2go_fbnetv5.models.weights import load_search_weights
@@ -151,19 +149,13 @@ class SearchRecipe(Recipe):
             for name, value in judge.metrics(task, topology).items()
         }
 
-    def conclude(
-        self,
-        averaged: nn.Module | None,
-        output_dir: Path,
-        iterations: int,
-        seconds: float,
-        console: Console,
-        record: Record = lambda metrics: None,
-    ) -> dict[str, float]:
+    def conclude(self, trained: Trained) -> dict[str, float]:
         # Averaged probabilities lag behind; what the search found is in the model itself.
         evals, size = self.cfg.SEARCH.EVAL, self.size
         judge = self._judge(self.model)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        with Progress(
+            console=trained.console, transient=True, disable=not trained.console.is_terminal
+        ) as progress:
             bar = progress.add_task(
                 "evaluating topologies", total=len(self.model.tasks) * (1 + evals.RANDOM_TOPOLOGIES)
             )
@@ -172,23 +164,23 @@ class SearchRecipe(Recipe):
                 for name in self.model.tasks
             )
         metrics = {f"{task.task}/{name}": value for task in tasks for name, value in task.metrics.items()}
-        record(metrics)
+        trained.record(metrics)
         if is_main():
             priced = self.cfg.SEARCH.COST.WEIGHT > 0
             results = SearchResults(
                 family=self.cfg.MODEL.FBNETV5.FAMILY,
                 num_stages=self.cfg.MODEL.FBNETV5.NUM_STAGES,
                 size=size,
-                iterations=iterations,
-                seconds=seconds,
+                iterations=trained.iterations,
+                seconds=trained.seconds,
                 tasks=tasks,
                 precise_bn_images=sum(len(batch) for batch in judge.statistics) * world_size(),
                 eval_images=self.data.num_eval_images(evals.MAX_IMAGES),
                 cost_target=self.cfg.SEARCH.COST.TARGET if priced else None,
                 cost_metric=self.cfg.SEARCH.COST.METRIC,
             )
-            write_search_report(output_dir, results, read_history(output_dir))
-            console.print(search_table(results))
+            write_search_report(trained.output_dir, results, read_history(trained.output_dir))
+            trained.console.print(search_table(results))
         barrier()
         return metrics
 

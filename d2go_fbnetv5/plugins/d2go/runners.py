@@ -20,6 +20,7 @@ from torch import nn
 from d2go_fbnetv5.engine.build import build_lr_schedule, compile_model
 from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.hooks import Stopwatch
+from d2go_fbnetv5.engine.recipes.base import Trained
 from d2go_fbnetv5.engine.recipes.search import SearchRecipe
 from d2go_fbnetv5.plugins.d2go.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.d2go.config import extend_config
@@ -162,7 +163,7 @@ class MultitaskSearchRunner(FBNetV5Runner):
                 append_record(folder, {"iteration": last, **_named(metrics)})
         else:
             metrics = recipe.conclude(
-                None, folder, last + 1, self.stopwatch.seconds, Console(quiet=not is_main())
+                Trained(None, folder, last + 1, self.stopwatch.seconds, Console(quiet=not is_main()))
             )
             if is_main():
                 write_evaluation(folder, {"iteration": last, **_named(metrics)})

@@ -18,6 +18,7 @@ from torch import nn
 
 from d2go_fbnetv5.engine.build import build_lr_schedule, compile_model
 from d2go_fbnetv5.engine.hooks import Stopwatch
+from d2go_fbnetv5.engine.recipes.base import Trained
 from d2go_fbnetv5.engine.recipes.search import SearchRecipe
 from d2go_fbnetv5.engine.validate import scale_to_world_size
 from d2go_fbnetv5.plugins.detectron2.checkpoint import FBNetV5Checkpointer
@@ -144,7 +145,7 @@ class FBNetV5Trainer(DefaultTrainer):
         if self._searches:
             search = find_search(self.model)
             SearchRecipe(self.cfg, open_data(self.cfg), self.cfg.SEED, search).conclude(
-                None, Path(self.cfg.OUTPUT_DIR), self.max_iter, self.stopwatch.seconds, Console()
+                Trained(None, Path(self.cfg.OUTPUT_DIR), self.max_iter, self.stopwatch.seconds, Console())
             )
         return results
 

@@ -1,4 +1,4 @@
-"""What D2Go's ``--runner`` names: ``d2go_fbnetv5.runner.MultitaskSearchRunner`` and ``FBNetV5Runner``."""
+"""The runners that D2Go's ``--runner`` names: ``d2go_fbnetv5.runner.MultitaskSearchRunner``, ``FBNetV5Runner``."""
 
 try:
     from d2go_fbnetv5.plugins.d2go import FBNetV5Runner, MultitaskSearchRunner

@@ -125,3 +125,25 @@ for name in {core!r}:
 def test_every_folder_of_modules_is_a_package():
     folders = {path.parent for path in ROOT.rglob("*.py")}
     assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
+# Shorter than a page on purpose: what others import by this name, or a single thing that stands on its own floor.
+SHORT = {
+    "runner.py": "D2Go's --runner names it",
+    "version.py": "setup.py reads it",
+    "utils/extras.py": "every floor may need it",
+}
+
+
+def test_a_folder_can_be_overseen_and_a_file_is_worth_opening():
+    """25 files a folder at most, 25 lines a file at least; a folder's face, its __init__.py, may be short."""
+    folders = {path.parent for path in ROOT.rglob("*.py")}
+    assert {folder.name for folder in folders if len(list(folder.glob("*.py"))) > 25} == set()
+    files = [path for path in ROOT.rglob("*.py") if path.name != "__init__.py"]
+    short = [path for path in files if len(path.read_text(encoding="utf-8").splitlines()) < 25]
+    assert {path.relative_to(ROOT).as_posix() for path in short} <= set(SHORT)
+
+
+def test_one_file_asks_whether_torch_distributed_runs():
+    asking = [path for path in ROOT.rglob("*.py") if "is_initialized" in path.read_text(encoding="utf-8")]
+    assert [path.relative_to(ROOT).as_posix() for path in asking] == ["utils/ranks.py"]

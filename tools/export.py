@@ -128,7 +128,7 @@ def _calibration(args: argparse.Namespace, predictor: Predictor) -> Calibration:
 
 
 def _pictures(args: argparse.Namespace, predictor: Predictor) -> list[Tensor]:
-    """What the file is checked with; none for made up ones."""
+    """Return what the file is checked with; none for made up ones."""
     try:
         return [image[0] for image in _images(args, predictor, "TEST", _CHECK_IMAGES)[0]]
     except (InputError, FileNotFoundError) as error:

@@ -1,4 +1,4 @@
-"""The part of `flops` that counts a whole model, as in Tables 2, 6 and 7, and its average of Appendix H."""
+"""Counts a whole model for `flops`, as in Tables 2, 6 and 7, and its average of Appendix H."""
 
 from __future__ import annotations
 
@@ -88,6 +88,7 @@ def read_sizes(path: str) -> list[tuple[int, int]]:
 
 
 def model_table(costs: dict[str, Any]) -> Table:
+    """Lay out a model's costs as a table, part by part."""
     height, width = costs["size"]
     table = Table(title=Text(f"{costs['model']} at {height}x{width}"), box=SIMPLE_HEAD)
     table.add_column("part")

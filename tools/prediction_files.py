@@ -1,4 +1,4 @@
-"""Which images `predict` reads, and what it may write: neither an image nor anything that it has not written itself."""
+"""The images that `predict` reads, and the files it may write: no image, and nothing that others have written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2go_fbnetv5.data.find_images import find_images
+from d2go_fbnetv5.data.image_files import find_images
 from d2go_fbnetv5.data.images import encode_png
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
@@ -120,7 +120,7 @@ def _refuse_others(places: Sequence[Place], output: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from others, whatever its name."""
+    """Return what tells a file from others, whatever its name."""
     try:
         status = os.stat(path)
     except OSError:

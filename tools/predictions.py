@@ -1,4 +1,4 @@
-"""What `predict` shows of a prediction: a picture and JSON."""
+"""A prediction as a picture and as JSON."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ logger = logging.getLogger("d2go_fbnetv5")
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = ToolParser("pseudo_label", __doc__)
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a YAML file, or the name of one that ships"
@@ -99,7 +100,7 @@ def _label(settings: CfgNode, images: Images, output: Output, chunks: range, num
 
 
 def _finish(output: Output, count: int, preview: int) -> None:
-    """What there is to see, once all chunks are there."""
+    """Show what there is to see, once all chunks are there."""
     index = merge(output, count)
     summary = summarize(index, json.loads(output.statistics.read_text(encoding="utf-8")))
     write_summary(summary, output.folder / "summary.json")

@@ -1,4 +1,4 @@
-"""How many blocks does each path of the paper's searched topologies keep?
+"""Finds how many blocks each path of the paper's searched topologies keeps.
 
 Figure 3 is a picture, but a task's published FLOPs are those of Stage 0, the head and n_p blocks on Path p, the
 same four integers n_p for all its rows. This prints the integers whose greatest relative error is least:
@@ -61,6 +61,7 @@ def solve(task: str, rows: Sequence[dict[str, Any]], num_stages: int = 7) -> lis
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the counts of blocks that fit, task by task."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("published", help="JSON file of the published FLOPs by task")
     parser.add_argument("--stages", type=int, default=7, help="searchable stages (default: 7)")

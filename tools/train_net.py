@@ -15,6 +15,7 @@ from d2go_fbnetv5.utils.errors import run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = ToolParser(
         "train_net",
         "Train, resume or evaluate what a configuration describes.",

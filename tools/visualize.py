@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _agreement(args: argparse.Namespace) -> str:
-    """Of several runs: writes the output, if there is one, or returns the table."""
+    """Write the output for several runs, if there is one, or return the table."""
     if args.named or args.probabilities:
         raise InputError("--named and --probabilities are for one at a time; several RUN_DIR are compared")
     agreements = read_agreement(args.sources, args.task)
@@ -182,7 +182,7 @@ def _sparklines(task: str, iterations: list[int], probs: list[list[list[float]]]
 
 
 def _shows(characters: str) -> bool:
-    """Whether the terminal's encoding has the characters."""
+    """Return whether the terminal's encoding has the characters."""
     try:
         characters.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):

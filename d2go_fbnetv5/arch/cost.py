@@ -1,4 +1,4 @@
-"""What blocks and networks cost: FLOPs and parameters (Appendix E, section 3.3.1). Latency comes from a table.
+"""Costs of blocks and networks: FLOPs and parameters (Appendix E, section 3.3.1). Latency comes from a table.
 
 One multiply-add is one FLOP, of convolutions, linear layers and matrix products; batch norm, activations and
 fusion are not counted.

@@ -47,7 +47,7 @@ def average_channels(x: Tensor, out_channels: int) -> Tensor:
 
 
 def _sum_groups(x: Tensor, out_channels: int) -> tuple[Tensor, int]:
-    """What ``average_channels`` gives, not yet divided, and the channels of a group, to divide by."""
+    """Return what ``average_channels`` gives, not yet divided, and the channels of a group, to divide by."""
     group = -(-x.shape[1] // out_channels)
     if x.shape[1] % group:
         x = _append_zeros(x, group * out_channels)

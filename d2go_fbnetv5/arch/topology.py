@@ -18,7 +18,7 @@ MOST_STAGES = 100  # the paper's search spaces have 7 or so; what exceeds it is 
 
 
 class Topology:
-    """Which of the S x P searchable blocks a network keeps; immutable and hashable.
+    """The choice of searchable blocks, of S x P, that a network keeps; immutable and hashable.
 
     Row s of the mask is Stage s + 1: Stage 0 is always on and not part of the mask. What a kept or skipped
     block means is Eq. 2 and Appendix B: a skipped block passes its path's feature on unchanged, and fusions
@@ -83,16 +83,16 @@ class Topology:
 
     @property
     def num_kept(self) -> int:
-        """How many searchable blocks are kept."""
+        """Return how many searchable blocks are kept."""
         return sum(map(sum, self.mask))
 
     @property
     def kept_per_path(self) -> tuple[int, ...]:
-        """How many blocks each path keeps."""
+        """Return how many blocks each path keeps."""
         return tuple(sum(column) for column in zip(*self.mask, strict=True))
 
     def keeps(self, stage: int, path: int) -> bool:
-        """Whether the block is in the network; Stage 0 always is."""
+        """Return whether the block is in the network; Stage 0 always is."""
         return stage == 0 or self.mask[stage - 1][path]
 
     def sources(self, stage: int, path: int) -> tuple[Node, ...]:

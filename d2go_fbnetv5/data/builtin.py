@@ -9,6 +9,7 @@ from d2go_fbnetv5.data.registry import register_dataset
 def digit_scenes_train(
     size: int | tuple[int, int] = 128, num_images: int = 8192, seed: int = 0, max_digits: int = 5
 ) -> DigitScenes:
+    """Make the training images of `DigitScenes`."""
     return DigitScenes("train", size, num_images, seed, max_digits)
 
 
@@ -16,6 +17,7 @@ def digit_scenes_train(
 def digit_scenes_val(
     size: int | tuple[int, int] = 128, num_images: int = 512, seed: int = 0, max_digits: int = 5
 ) -> DigitScenes:
+    """Make the validation images of `DigitScenes`."""
     return DigitScenes("val", size, num_images, seed, max_digits)
 
 
@@ -27,6 +29,7 @@ def fashion_scenes_train(
     max_objects: int = 6,
     folder: str = "",
 ) -> FashionScenes:
+    """Make the training images of `FashionScenes`."""
     return FashionScenes("train", size, num_images, seed, max_objects, folder)
 
 
@@ -38,4 +41,5 @@ def fashion_scenes_val(
     max_objects: int = 6,
     folder: str = "",
 ) -> FashionScenes:
+    """Make the validation images of `FashionScenes`."""
     return FashionScenes("val", size, num_images, seed, max_objects, folder)

@@ -1,4 +1,4 @@
-"""What the readers of COCO-like JSON share: entries with the right fields, and images as arrays."""
+"""Shared by the readers of COCO-like JSON: entries with the right fields, and images as arrays."""
 
 import json
 import logging
@@ -105,9 +105,11 @@ def check_unique(path: Path, key: str, found: list[dict]) -> None:
 
 
 def is_int(value: Any) -> bool:
+    """Return whether a value is an integer and no switch."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_file_name(value: Any) -> bool:
+    """Return whether a value can be the name of a file."""
     # Names that are no UTF-8 have surrogates for their bytes, as os.fsdecode gives them.
     return isinstance(value, str) and value != "" and "\0" not in value and is_utf8(value, "surrogateescape")

@@ -138,7 +138,7 @@ class FashionScenes(Scenes):
             window += item.alpha[..., None] * (255 * light * texture * tint - window)
 
     def _clutter(self, image: np.ndarray, rng: np.random.Generator) -> None:
-        """A digit, or an ellipse of one colour, as large as clothes are."""
+        """Draw a digit, or an ellipse of one colour, of the size of clothes."""
         cv2, short = opencv(), min(self.size)
         side = int(log_uniform(rng, short * self.heights[0], short * self.heights[1]))
         if rng.random() < 0.5:

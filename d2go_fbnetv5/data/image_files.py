@@ -14,7 +14,7 @@ _FOREIGN = ("__MACOSX", "@eaDir")
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or a system's own: .ipynb_checkpoints, ._1.png, __MACOSX, ..."""
+    """Return whether a file or folder of this name is hidden or a system's own: .ipynb_checkpoints, __MACOSX, ..."""
     return name.startswith(".") or name in _FOREIGN
 
 
@@ -47,6 +47,26 @@ def file_names(folder: str | Path) -> Iterator[str]:
         for name in names:
             if not is_foreign(name):
                 yield name if inside == os.curdir else f"{inside}/{name}"
+
+
+def find_images(folder: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
+    """Search a folder to any depth.
+
+    Hidden files and folders are passed over: names that begin with a dot, such as `._photo.jpg` and
+    `.ipynb_checkpoints`. Links to folders are not followed, as they may lead in a circle.
+
+    Returns:
+        the images, by the endings of their names, and the other files; either in the order of their names.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path = Path(parent, name)
+            is_image = name.lower().endswith(IMG_EXTENSIONS) and path.is_file()
+            (images if is_image else others).append(path)
+    return images, others
 
 
 def warn_of_copies(folder: str | Path, names: list[str]) -> None:

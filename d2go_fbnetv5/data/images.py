@@ -57,7 +57,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.T
 
 
 def _is_safe(data: np.ndarray, header: Image.Image | None) -> bool:
-    """Whether OpenCV will not take gigabytes for what a broken header says."""
+    """Return whether OpenCV will not take gigabytes for what a broken header says."""
     if header is None:  # of all that OpenCV reads, Pillow lacks some kinds of TIFF alone
         return data[:2].tobytes() in (b"II", b"MM")
     if header.format != "PNG":
@@ -83,7 +83,7 @@ def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
 
 
 def _few_bits(path: str | Path, data: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The image by the 12 or 8 bits that its file of 16 makes use of, as cameras and scanners write them."""
+    """Read the image by the 12 or 8 bits that its file of 16 makes use of, as cameras and scanners write them."""
     cv2 = opencv()
     deep = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if deep is None or deep.dtype != np.uint16 or not 0 < deep.max() < 2**12:

@@ -54,7 +54,7 @@ class Strings(Sequence[str]):
         return self.data[start : self.ends[place]].tobytes().decode("utf-8", "surrogateescape")
 
     def lengths(self) -> np.ndarray:
-        """Of each string, in bytes."""
+        """Return each string's length in bytes."""
         return np.diff(self.ends, prepend=0)
 
 
@@ -94,18 +94,18 @@ class BoxArrays:
         return found
 
     def total(self) -> int:
-        """How many boxes there are, without crowds."""
+        """Return how many boxes there are, without crowds."""
         return int(len(self.boxes) - (0 if self.crowd is None else self.crowd.sum()))
 
     def num_objects(self, place: int) -> int:
-        """How many boxes an image has, without crowds."""
+        """Return how many boxes an image has, without crowds."""
         rows = slice(self.starts[place], self.starts[place + 1])
         return int(rows.stop - rows.start - (0 if self.crowd is None else self.crowd[rows].sum()))
 
 
 @dataclass
 class MultitaskIndex:
-    """What is known of N images.
+    """All that is known of N images.
 
     Attributes:
         info: the names of what is labelled.
@@ -205,7 +205,7 @@ class MultitaskIndex:
                     )
 
     def label_counts(self) -> dict[str, int]:
-        """How many images have a "class_label" and a map, "sem_seg", and how many "boxes" there are without crowds."""
+        """Count the images with a "class_label" and with a map, "sem_seg", and the "boxes" without crowds."""
         labels, maps = self.class_labels, self.map_names
         return {
             "class_label": 0 if labels is None else int((labels != NO_LABEL).sum()),

@@ -62,6 +62,7 @@ _TYPES = {
 
 
 def is_index_folder(path: Path) -> bool:
+    """Return whether a path is a folder that holds an index as arrays."""
     return (path / HEADER).is_file()
 
 

@@ -216,7 +216,7 @@ def _make_loader(reader: _Reader, batches: Any, num_workers: int) -> _Loader:
 
 
 def _start_method() -> str | None:
-    """How workers start: on Linux as forks, whatever Python's own choice is, in a process that was spawned as well.
+    """Return how workers start: on Linux as forks, whatever Python's own choice is, in a spawned process too.
 
     Anything else starts a Python for each, which reads all modules anew and has the data set sent. A fork has copies of
     the locks of its parent's threads, and no GPU. Workers need neither: they read, transform and send, without

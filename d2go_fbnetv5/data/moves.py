@@ -42,7 +42,7 @@ class Move:
         return self._cut(resized, fill)
 
     def map(self, values: Tensor, interpolation: str = "nearest", fill: float = 0) -> Tensor:
-        """... x h x w -> ... x H x W."""
+        """Move a map: ... x h x w -> ... x H x W."""
         values = resize_map(values, self.size, interpolation)
         (above, beside), (top, left), (height, width) = self.padding, self.corner, self.crop
         if above or beside:
@@ -51,7 +51,7 @@ class Move:
         return values.flip(-1) if self.mirror else values
 
     def points(self, points: Tensor, size: Size, mirrored: Sequence[int] = ()) -> Tensor:
-        """... x 2 or more in an image of ``size``; see `register_label`."""
+        """Move points, ... x 2 or more in an image of ``size``; see `register_label`."""
         points = points.clone() if points.is_floating_point() else points.float()
         for axis, place in ((1, 0), (0, 1)):  # x goes along the width
             scale = self.size[axis] / size[axis]
@@ -110,7 +110,7 @@ def move_labels(sample: Sample, labels: Mapping[str, LabelKind], move: Move, min
 
 
 def resize_map(values: Tensor, size: Size, interpolation: str = "nearest") -> Tensor:
-    """... x h x w -> ... x H x W, of any type; "nearest" or "bilinear"."""
+    """Resize ... x h x w of any type -> ... x H x W; "nearest" or "bilinear"."""
     if tuple(values.shape[-2:]) == size:
         return values
     if interpolation == "bilinear":

@@ -46,6 +46,7 @@ def checked_names(where: str, names: Iterable[Any]) -> tuple[str, ...]:
 
 
 def is_utf8(text: str, errors: str = "strict") -> bool:
+    """Return whether a text can be written as UTF-8."""
     try:
         text.encode("utf-8", errors)
     except UnicodeEncodeError:

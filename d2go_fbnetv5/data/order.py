@@ -25,7 +25,7 @@ class _Stream:
 
 
 class TrainOrder:
-    """Which samples make up which batch of an endless training run.
+    """The order of samples in an endless training run, batch by batch.
 
     Every pass over the set has an order of its own. All ranks read one global order: iteration k takes its next
     ``world_size * batch_size`` samples, and rank r the r-th part of those, so that the global batches depend only

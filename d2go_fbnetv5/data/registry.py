@@ -30,6 +30,7 @@ def register_dataset(name: str) -> Callable[[Factory], Factory]:
 
 
 def list_datasets() -> list[str]:
+    """Return the names of all registered data sets."""
     return _DATASETS.names()
 
 

@@ -111,7 +111,7 @@ class TrainTransform:
 
 
 def _is_balanced(labels: Tensor, limit: float) -> bool:
-    """Whether no class has more than ``limit`` of the labelled pixels."""
+    """Return whether no class has more than ``limit`` of the labelled pixels."""
     counts = labels[labels != _IGNORE].unique(return_counts=True)[1]
     return len(counts) > 0 and bool(counts.max() <= limit * counts.sum())
 

@@ -1,1 +1,1 @@
-"""What makes a run happen: configuration, data, training loop and hooks, checkpoints, evaluation, reports."""
+"""All that makes a run happen: configuration, data, training loop and hooks, checkpoints, evaluation."""

@@ -125,7 +125,7 @@ def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] 
 
 
 def build_transforms(cfg: CfgNode) -> tuple[TrainTransform | ClassifyTransform, EvalTransform]:
-    """How images are transformed for training and for evaluation, from INPUT and FBNETV5_DATA."""
+    """Build the transforms of images for training and for evaluation, from INPUT and FBNETV5_DATA."""
     crop, options = cfg.INPUT.CROP, cfg.FBNETV5_DATA
     flip = 0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0
     train: TrainTransform | ClassifyTransform
@@ -240,6 +240,7 @@ def build_lr_schedule(cfg: CfgNode) -> ParamScheduler:
 
 
 def build_precision(cfg: CfgNode, device: torch.device) -> Precision:
+    """Build the arithmetic of a step from SOLVER.AMP."""
     return Precision(device, cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else None)
 
 

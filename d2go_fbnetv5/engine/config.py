@@ -136,7 +136,7 @@ def _with_bases(file: Path) -> list[tuple[Path, Mapping[str, Any]]]:
 
 
 def _find_base(file: Path, base: Any) -> Path:
-    """What a file's `_BASE_` names: a file beside it, or else a shipped recipe."""
+    """Find the file that a `_BASE_` names: one beside the file, or else a shipped recipe."""
     if not isinstance(base, Scalar) or not base.text:
         raise InputError(f"{file}: _BASE_ is {shown(plain_value(base))}, allowed: the name of one YAML file")
     path = Path(expand_user(base.text))

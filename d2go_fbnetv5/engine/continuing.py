@@ -1,4 +1,4 @@
-"""What may differ where a run goes on or is evaluated again, compared before anything is written."""
+"""Compares a run that goes on, or is evaluated again, with what it was, before anything is written."""
 
 from __future__ import annotations
 

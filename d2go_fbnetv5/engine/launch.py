@@ -48,14 +48,14 @@ _LEAVE = 10.0
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun, or another launcher with its environment, started this process as one of several."""
+    """Return whether torchrun, or another launcher with its environment, started this process as one of several."""
     return all(
         name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     )
 
 
 def total_processes(num_processes: int = 1, num_machines: int = 1) -> int:
-    """How many processes a run with these options has in all; a number below 1 is a ValueError."""
+    """Return how many processes a run with these options has in all; a number below 1 is a ValueError."""
     for name, value in (("--num-processes", num_processes), ("--num-machines", num_machines)):
         if value < 1:
             raise InputError(f"{name} is {value}, allowed: 1 or more")
@@ -175,7 +175,7 @@ def _stay_on_loopback() -> None:
 
 @dataclass
 class _Member:
-    """A process of this machine, as its launcher sees it."""
+    """A process of this machine in the eyes of its launcher."""
 
     rank: int
     local_rank: int
@@ -195,7 +195,7 @@ class _Member:
         return self.report is not None or self.process.exitcode not in (None, 0)
 
     def error(self) -> Exception:
-        """What is to be said of its failure."""
+        """Return what is to be said of its failure."""
         if self.report is not None:
             return self.report.error(self.rank)
         code = self.process.exitcode
@@ -205,7 +205,7 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Report:
-    """What a process says of the error that ended it.
+    """A process' word on the error that ended it.
 
     Attributes:
         kind: "input", "lost" or "bug".
@@ -367,5 +367,5 @@ def _in_group(
 
 
 def _for_want_of_another(error: RuntimeError) -> bool:
-    """Whether torch raised this because another process does not answer or is gone."""
+    """Return whether torch raised this because another process does not answer or is gone."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

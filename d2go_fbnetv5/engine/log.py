@@ -31,7 +31,7 @@ class _Console(logging.StreamHandler):
 
 
 class _LogFile(logging.FileHandler):
-    """A log that says once that it cannot go on, as on a full disk; logging prints a traceback for each line."""
+    """A log that says once that it cannot go on (a full disk); logging prints a traceback for each line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         error = sys.exc_info()[1]

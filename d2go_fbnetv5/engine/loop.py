@@ -17,7 +17,7 @@ from d2go_fbnetv5.utils.seeding import seed_all
 
 
 class Hook:
-    """What happens around the steps. Every method does nothing unless it is overridden."""
+    """Something to do around the steps. Every method does nothing unless it is overridden."""
 
     def before_train(self, loop: TrainLoop) -> None: ...
 
@@ -131,5 +131,5 @@ def to_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def sampled_topologies(model: nn.Module) -> list[Any]:
-    """What the model says it sampled in its last step, [] for one that samples nothing."""
+    """Return what the model says it sampled in its last step, [] for one that samples nothing."""
     return list(getattr(unwrap(model), "diagnostics", {}).get("topologies", []))

@@ -10,7 +10,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Precision:
-    """How a step computes: in float32, or by torch.amp.
+    """The arithmetic of a step: in float32, or by torch.amp.
 
     Args:
         device: autocast is used on "cuda" only; elsewhere everything stays in float32.

@@ -70,7 +70,7 @@ class Predictor:
         return outputs
 
     def sample(self, image: Tensor) -> dict[str, Any]:
-        """What the model is given for an image.
+        """Return what the model is given for an image.
 
         Raises:
             InputError: the image is so long and thin that it cannot be resized, or would become too large.

@@ -156,5 +156,5 @@ def gather_machines(
 
 
 def end_minutes(timeout: datetime.timedelta) -> float:
-    """How long machines wait for each other at the start."""
+    """Return how long machines wait for each other at the start."""
     return min(timeout, _MEETING).total_seconds() / 60

@@ -257,7 +257,7 @@ class Run:
         return hooks
 
     def _average_statistics(self) -> None:
-        """What is evaluated has seen the images of all processes, as has what `RunCheckpointer` stores."""
+        """Let what is evaluated have seen the images of all processes, as has what `RunCheckpointer` stores."""
         average_batch_norm(self.model, *([self.ema] if self.ema else []))
 
     def _records(self) -> Mapping[str, Any]:
@@ -303,7 +303,7 @@ class Run:
             raise InputError(problem)
 
     def _wait_for(self, lock: FolderLock) -> str | None:
-        """What keeps the folder from being this run's."""
+        """Wait for the folder; return what keeps it from being this run's."""
         until = time.monotonic() + _LOCK_SECONDS
         while not lock.claim():
             if time.monotonic() > until:
@@ -374,8 +374,11 @@ def _run_seed(cfg: CfgNode, resume: bool) -> int:
 
 
 def _check_new(folder: Path, go_on: bool) -> bool:
-    """Whether the folder holds a run; an InputError where it does and nothing is said of going on, or has another's
-    configuration."""
+    """Tell whether the folder holds a run.
+
+    Raises:
+        InputError: it does and nothing is said of going on, or it has another's configuration.
+    """
     has_run = any(folder.glob("model_*.pth"))
     if has_run and not go_on:
         raise InputError(

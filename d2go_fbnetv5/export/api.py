@@ -36,7 +36,7 @@ _CHECKED = 3  # images of each size, besides an empty one
 
 @dataclass(frozen=True)
 class Calibration:
-    """What int8 learns the ranges of activations from.
+    """The images that int8 learns the ranges of activations from.
 
     Attributes:
         images: 1 x 3 x H x W in 0..255, like those that the model will see; they are resized if the file does not
@@ -148,7 +148,7 @@ def export_model(
 
 
 def exporter(format: str) -> ModuleType:
-    """What writes and loads a format of `FORMATS`, also with `INT8` at its end."""
+    """Return what writes and loads a format of `FORMATS`, also with `INT8` at its end."""
     return FORMATS[format.removesuffix(INT8)]
 
 
@@ -202,7 +202,7 @@ def _refuse_other(path: Path) -> None:
 
 
 def _other_size(size: tuple[int, int], least: int) -> tuple[int, int]:
-    """Of another shape, not much larger."""
+    """Return a size of another shape, not much larger."""
     return max(least, size[0] - STEP), size[1] + STEP
 
 

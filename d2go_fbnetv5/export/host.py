@@ -1,4 +1,4 @@
-"""What an application computes around the two methods of an exported Lite R-CNN, in Python.
+"""An application's part around the two methods of an exported Lite R-CNN, in Python.
 
 `cpp/lite_rcnn_host.hpp` is the same in C++17, without dependencies; `host_header` says where it lies.
 """
@@ -66,7 +66,7 @@ class HostSettings:
 
     @classmethod
     def of(cls, inference: Any) -> HostSettings:
-        """Of a `DetectorInference`."""
+        """Take the settings of a `DetectorInference`."""
         rest = {
             field.name: getattr(inference, field.name)
             for field in fields(cls)
@@ -80,7 +80,7 @@ class HostSettings:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> HostSettings:
-        """What `to_json` wrote, perhaps edited since. Raises an InputError that names the member that is wrong."""
+        """Read what `to_json` wrote, perhaps edited since. Raises an InputError that names the member that is wrong."""
         if not isinstance(content, Mapping):
             raise InputError(f"the detector's settings are {content!r}, allowed is an object")
         names = {field.name for field in fields(cls)}

@@ -17,7 +17,7 @@ STEP = 32  # pixels; the stride of Path 3
 
 
 def is_whole(size: Sequence[int]) -> bool:
-    """Whether both sides are multiples of `STEP`."""
+    """Return whether both sides are multiples of `STEP`."""
     return all(side % STEP == 0 for side in size)
 
 
@@ -48,7 +48,7 @@ class ImageSizes:
         return self.least != self.most
 
     def takes(self, size: Sequence[int]) -> bool:
-        """Whether the file takes images of a (height, width)."""
+        """Return whether the file takes images of a (height, width)."""
         most = self.most or tuple(size)
         fits = all(low <= side <= high for low, side, high in zip(self.least, size, most, strict=True))
         return fits and (not self.dynamic or all(side % self.step == 0 for side in size))
@@ -76,7 +76,7 @@ class ImageSizes:
         return F.interpolate(image, size, mode="bilinear", antialias=True).clamp(0, 255)
 
     def dims(self) -> dict[int, Any] | None:
-        """What `torch.export` takes for a 1 x 3 x H x W image."""
+        """Return what `torch.export` takes for a 1 x 3 x H x W image."""
         if self.most is None or not self.dynamic:
             return None
         height, width = (
@@ -91,7 +91,7 @@ class ImageSizes:
 
     @classmethod
     def from_json(cls, content: Any) -> ImageSizes:
-        """What `to_json` wrote, perhaps edited since. Raises an InputError that names the key."""
+        """Read what `to_json` wrote, perhaps edited since. Raises an InputError that names the key."""
         if not isinstance(content, Mapping):
             raise InputError(f"image_sizes is {content!r}, allowed is an object with min and max")
         least, most, step = content.get("min"), content.get("max"), content.get("multiple_of", STEP)

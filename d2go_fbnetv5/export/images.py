@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from d2go_fbnetv5.data import build_dataset, list_datasets
-from d2go_fbnetv5.data.find_images import find_images
+from d2go_fbnetv5.data.image_files import find_images
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.engine.build import open_dataset
 from d2go_fbnetv5.engine.config import load_cfg

@@ -27,7 +27,7 @@ def task_of(model: SearchedModel) -> str:
 
 
 def output_names(model: SearchedModel) -> tuple[str, ...]:
-    """Of what its file returns, in order."""
+    """Return the names of what its file returns, in order."""
     return tuple(output["name"] for output in _outputs(model, task_of(model)))
 
 
@@ -38,7 +38,7 @@ def describe(
     transform: EvalTransform | None,
     packages: Sequence[str],
 ) -> dict[str, Any]:
-    """What does not depend on the format.
+    """Describe what does not depend on the format.
 
     Args:
         size: (height, width) of the images that the file is mainly for.

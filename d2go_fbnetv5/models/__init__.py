@@ -3,9 +3,8 @@
 from d2go_fbnetv5.models.base import SearchedModel
 from d2go_fbnetv5.models.image_classifier import ImageClassifier
 from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHead
-from d2go_fbnetv5.models.lite_maskformer import LiteMaskFormer, SegmentationModule
+from d2go_fbnetv5.models.lite_maskformer import LiteMaskFormer, PixelDecoder, SegmentationModule
 from d2go_fbnetv5.models.lite_rcnn import LiteRCNN
-from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What the models share: Detectron2's contract, and how samples become a network's input."""
+"""The models' common ground: Detectron2's contract, and how samples become a network's input."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class SearchedModel(nn.Module):
     def by_padded_size(
         self, batch: Sequence[Sample], predict: Callable[[list[Sample]], Iterable[Output]]
     ) -> list[Output]:
-        """What ``predict`` gives for each sample, called with those that have the same padded size."""
+        """Return what ``predict`` gives for each sample, called with those that have the same padded size."""
         sizes = [self.padded_size(size) for size in image_sizes(batch)]
         return run_in_groups(sizes, lambda indices: predict([batch[i] for i in indices]))
 

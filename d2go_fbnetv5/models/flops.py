@@ -24,7 +24,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """What one image costs.
+    """The cost of one image.
 
     Attributes:
         size: height and width of the image before padding.

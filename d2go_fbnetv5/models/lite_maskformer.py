@@ -19,7 +19,6 @@ from d2go_fbnetv5.models.base import (
     require_range,
 )
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, Segments, segments_of
-from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.images import image_size, label_map, label_size
@@ -27,6 +26,22 @@ from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 from d2go_fbnetv5.utils.errors import InputError
 
 _GROUPS = 32  # of the pixel decoder's norm
+
+
+class PixelDecoder(nn.Module):
+    """Per-pixel embeddings by one 3 x 3 convolution with GroupNorm: N x C x h x w -> N x ``mask_dim`` x h x w.
+
+    No activation follows, for an embedding's dot product with a mask embedding has either sign.
+    """
+
+    def __init__(self, in_channels: int, mask_dim: int = 256, num_groups: int = 32) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, mask_dim, 3, padding=1, bias=False)
+        self.norm = nn.GroupNorm(num_groups, mask_dim)
+        nn.init.kaiming_uniform_(self.conv.weight, a=1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.norm(self.conv(feature))
 
 
 class SegmentationModule(nn.Module):
@@ -109,7 +124,7 @@ class LiteMaskFormer(SearchedModel):
         self.loss = MaskFormerLoss(num_classes, class_weight, mask_weight, dice_weight, no_object_weight)
 
     def head(self, features: dict[str, Tensor], valid: Tensor | None = None) -> list[SegmentPrediction]:
-        """What each decoder layer predicts from ``path1`` and ``path3``; ``valid`` as `TransformerDecoder` takes it."""
+        """Predict by each decoder layer from ``path1`` and ``path3``; ``valid`` as `TransformerDecoder` takes it."""
         pixels = self.pixel_decoder(features["path1"])
         return [
             SegmentPrediction(*self.segmentation(queries, pixels))

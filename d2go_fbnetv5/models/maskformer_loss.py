@@ -17,7 +17,7 @@ from d2go_fbnetv5.utils.ranks import is_distributed, world_size
 
 @dataclass(frozen=True)
 class SegmentPrediction:
-    """What a decoder layer predicts: ``class_logits`` N x Q x (K + 1), ``mask_logits`` N x Q x h x w."""
+    """A decoder layer's prediction: ``class_logits`` N x Q x (K + 1), ``mask_logits`` N x Q x h x w."""
 
     class_logits: Tensor
     mask_logits: Tensor

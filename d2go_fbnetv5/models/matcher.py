@@ -1,4 +1,4 @@
-"""Which query predicts which segment: the assignment of least total cost (MaskFormer, section 3.2)."""
+"""Assigns queries to segments at least total cost (MaskFormer, section 3.2)."""
 
 from __future__ import annotations
 

@@ -42,11 +42,11 @@ _TYPES = (
 
 
 class OutputError(ValueError):
-    """What a teacher gave for an image breaks its contract."""
+    """A teacher's output for an image breaks the teacher's contract."""
 
 
 class ClassMap:
-    """Which class of the set each class of a source becomes.
+    """The class of the set that each class of a source becomes.
 
     Args:
         where: for messages, such as "DET".
@@ -93,7 +93,7 @@ class ClassMap:
         self.labels = torch.tensor([places.get(name, -1) for name in renamed])
 
     def __len__(self) -> int:
-        """How many classes the source has."""
+        """Return how many classes the source has."""
         return len(self.labels)
 
     def add_merged(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,7 +251,7 @@ def filter_map(
 
 
 def map_label_map(sem_seg: Tensor, classes: ClassMap) -> np.ndarray:
-    """A sample's own map, H x W int64 with 255, with the set's classes, as uint8."""
+    """Map a sample's own map, H x W int64 with 255, to the set's classes, as uint8."""
     table = torch.full((IGNORE + 1,), IGNORE, dtype=torch.uint8)
     table[: len(classes)] = torch.where(classes.labels >= 0, classes.labels, IGNORE).to(torch.uint8)
     return table[sem_seg].numpy()

@@ -68,11 +68,11 @@ class Images(torch.utils.data.Dataset):
         return -(-len(self) // self.chunk_size)
 
     def places(self, chunk: int) -> range:
-        """Of the images of a chunk."""
+        """Return the places of a chunk's images."""
         return range(chunk * self.chunk_size, min(len(self), (chunk + 1) * self.chunk_size))
 
     def most_missing(self, chunk: int) -> int:
-        """How many images of a chunk may be missing: few, as from now and then a file is deleted."""
+        """Return how many images of a chunk may be missing: few, as from now and then a file is deleted."""
         count = len(self.places(chunk))
         return min(count // 2, max(_HOPELESS - 1, count // 10))
 
@@ -123,7 +123,7 @@ def _read_job(path: Path) -> dict[str, Any]:
 
 
 def unlabelled(images: Images, output: Output, chunks: Sequence[int]) -> list[int]:
-    """Which of ``chunks`` are to be labelled: what is not there yet, and what has images that could not be read and
+    """Return the ``chunks`` to be labelled: what is not there yet, and what has images that could not be read and
     now can be."""
     found, names = set(output.missing(chunks)), RelativeNames(output.folder)
     for chunk in [chunk for chunk in chunks if chunk not in found]:

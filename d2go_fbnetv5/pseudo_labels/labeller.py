@@ -53,7 +53,7 @@ class Labels:
 
 @dataclass
 class _Source:
-    """Of a task's labels. ``teacher`` is the place in the list of teachers, None for the data set."""
+    """The source of a task's labels. ``teacher`` is the place in the list of teachers, None for the data set."""
 
     teacher: int | None
     classes: ClassMap
@@ -122,7 +122,7 @@ class Labeller:
         return labels
 
     def _ask(self, teacher: Teacher, images: list[torch.Tensor]) -> list[dict[str, Any] | OutputError]:
-        """What a teacher gives for each image, or why it gives nothing."""
+        """Return what a teacher gives for each image, or why it gives nothing."""
         versions = [image._version for image in images]
         outputs: Any = None
         failure: BaseException | None = None

@@ -1,4 +1,4 @@
-"""What a labelling writes, and how its parts become one set.
+"""The files of a labelling, and how its parts become one set.
 
 ::
 
@@ -88,7 +88,7 @@ class Output:
         return json.dumps(seal, indent=1) + "\n"
 
     def missing(self, chunks: Collection[int]) -> list[int]:
-        """Which of ``chunks`` are not there, or are not what this labelling wrote."""
+        """Return which of ``chunks`` are not there, or are not what this labelling wrote."""
         return [number for number in chunks if not self._is_whole(number)]
 
     def _is_whole(self, number: int) -> bool:
@@ -235,7 +235,7 @@ class ChunkWriter:
 
     @property
     def num_images(self) -> int:
-        """How many images were added so far."""
+        """Return how many images were added so far."""
         return self._statistics["images"]
 
     def problems(self) -> dict[str, str]:
@@ -352,7 +352,7 @@ def _join_boxes(parts: Sequence[BoxArrays]) -> BoxArrays:
 
 
 def _sum(first: Any, second: Any) -> Any:
-    """Of numbers and arrays, and of lists and dicts of them; what one of them lacks is nothing."""
+    """Add up numbers and arrays, lists and dicts of them; what one of them lacks is nothing."""
     if isinstance(first, dict):
         return {
             key: _sum(first[key], second[key])

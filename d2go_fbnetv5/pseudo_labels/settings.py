@@ -43,6 +43,7 @@ _MOST_WORKERS = 256  # each is a process
 
 
 def default_settings() -> CfgNode:
+    """Return all keys of a labelling with their defaults."""
     settings = CfgNode()
     add_imports(settings)
     settings.IMAGES = CfgNode({"READER": "image_folders"}, new_allowed=True)
@@ -132,6 +133,6 @@ def open_images(settings: CfgNode) -> Any:
 
 
 def label_settings(settings: CfgNode) -> dict[str, Any]:
-    """The keys that the labels depend on, as plain values."""
+    """Return the keys that the labels depend on, with plain values."""
     plain = as_dict(settings)
     return {key: plain[key] for key in LABEL_KEYS}

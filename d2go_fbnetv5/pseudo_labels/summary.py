@@ -1,4 +1,4 @@
-"""What a labelling came to: how many labels of each class, how sure the teachers were, what is not labelled."""
+"""Sums a labelling up: labels of each class, how sure the teachers were, what is not labelled."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def summarize(index: MultitaskIndex, statistics: Mapping[str, Any]) -> dict[str,
 
 
 def write_summary(summary: Mapping[str, Any], path: str | Path) -> None:
+    """Write a summary as JSON, whole or not at all."""
     # In ASCII: a class may be named by a folder whose name is no UTF-8.
     write_atomically(path, json.dumps(summary, indent=1) + "\n")
 

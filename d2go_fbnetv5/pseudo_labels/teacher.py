@@ -63,6 +63,7 @@ def register_teacher(name: str) -> Callable[[Factory], Factory]:
 
 
 def list_teachers() -> list[str]:
+    """Return the names of all registered teachers."""
     return _TEACHERS.names()
 
 
@@ -89,7 +90,7 @@ def build_teacher(name: str, /, device: torch.device | str = "cpu", **options: A
 
 
 def teacher_info(name: str, teacher: Any) -> DatasetInfo:
-    """What a teacher labels. ValueError, with its name, if it breaks the contract."""
+    """Return what a teacher labels. ValueError, with its name, if it breaks the contract."""
     names: dict[str, Any] = {}
     for attribute in ("class_names", "box_names", "sem_seg_names"):
         value = getattr(teacher, attribute, None)
@@ -127,7 +128,7 @@ def load_module(name: str, what: str) -> ModuleType:
 
 @contextmanager
 def users_code(what: str) -> Iterator[None]:
-    """What the user's own code raises in the block is the user's to mend: one sentence, with the line of that code.
+    """Blame the user's own code for what it raises in the block: one sentence, with the line of that code.
 
     Raises:
         ValueError: begins with ``what``.

@@ -1,1 +1,1 @@
-"""What tells a person what happened: history, results, drawings, plots and pages."""
+"""All that tells a person what happened: history, results, drawings, plots and pages."""

@@ -205,7 +205,7 @@ def _rounded_box(x: float, y: float, width: float, height: float, **style: Any) 
 
 
 def _legend_rows(stages: int) -> list[list[str]]:
-    """What the legend explains, in one row where the picture is wide enough for it."""
+    """Return what the legend explains, in one row where the picture is wide enough for it."""
     blocks, arrows = ["kept", "dead", "skipped"], ["down", "up"]
     return [blocks + arrows] if stages >= 6 else [blocks, arrows]
 

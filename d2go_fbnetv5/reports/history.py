@@ -1,4 +1,4 @@
-"""The history of a run: metrics.json, one JSON object a line, as Detectron2 writes it."""
+"""Detectron2's metrics.json, the history of a run: one JSON object a line."""
 
 import json
 import math
@@ -48,6 +48,7 @@ def _under(record: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def is_evaluation(record: Mapping[str, Any]) -> bool:
+    """Return whether a record is of an evaluation."""
     return any(key.startswith("eval") for key in record)
 
 

@@ -1,4 +1,4 @@
-"""What pages are made of: sections, notes, and figures that need no other file."""
+"""Parts of pages: sections, notes, and figures that need no other file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends the training of a model: its metrics, those of its averaged weights, and the classes'."""
+"""Tables at the end of a model's training: its metrics, those of its averaged weights, and the classes'."""
 
 from __future__ import annotations
 

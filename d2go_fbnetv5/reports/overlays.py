@@ -19,7 +19,7 @@ _BOX_FONT_SIZE = 12
 
 
 def class_color(label: int) -> Color:
-    """Of a class: hues by the golden angle, so that neighbours in the list differ."""
+    """Return a class' colour: hues by the golden angle, so that neighbours in the list differ."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 1.0)
     return int(255 * red), int(255 * green), int(255 * blue)
 

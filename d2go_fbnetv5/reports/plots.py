@@ -173,6 +173,7 @@ def _draw_comparison(axes: Axes, task: TaskResult) -> None:
 
 
 def blank_figure(width: float, height: float) -> Figure:
+    """Make a figure of a size in inches, without axes."""
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure

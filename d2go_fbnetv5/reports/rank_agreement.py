@@ -1,4 +1,4 @@
-"""Whether the processes of a search agree: on probabilities, as they should, and on samples, as they should not."""
+"""Tells whether a search's processes agree on probabilities, as they should, and on samples, as they should not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rank_agreement(records: Mapping[str, Any], topologies: Sequence[Topology]) -
 
 
 def compare_ranks(ranks: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> dict[str, float]:
-    """What `rank_agreement` returns, from each process' probabilities by task and the masks it sampled."""
+    """Return what `rank_agreement` returns, from each process' probabilities by task and the masks it sampled."""
     if len(ranks) < 2:
         return {}
     found = {}
@@ -48,7 +48,7 @@ def compare_ranks(ranks: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> d
 
 
 def _share_equal(a: Tensor, b: Tensor) -> float:
-    """Of the decisions of N x S x P and M x S x P masks, over all pairs."""
+    """Return the share of equal decisions of N x S x P and M x S x P masks, over all pairs."""
     return float((a[:, None] == b[None]).double().mean())
 
 

@@ -1,4 +1,4 @@
-"""What a search found, as plain data: the source of every report and of ``topologies.json``."""
+"""The findings of a search as plain data: the source of every report and of ``topologies.json``."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TaskResult:
         return max(self.random_metrics) if self.higher_is_better else min(self.random_metrics)
 
     def at_least_as_good_as(self, value: float) -> bool:
-        """Whether the found topology's metric is no worse than ``value``; false if either is NaN."""
+        """Return whether the found topology's metric is no worse than ``value``; false if either is NaN."""
         return self.metric >= value if self.higher_is_better else self.metric <= value
 
 

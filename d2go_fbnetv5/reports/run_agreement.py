@@ -1,4 +1,4 @@
-"""Whether several searches, such as those of different seeds, found the same."""
+"""Tells whether several searches, such as those of different seeds, found the same."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TaskAgreement:
 
     @property
     def pairs(self) -> list[PairAgreement]:
-        """Of every two runs."""
+        """Return a value for every two runs."""
         return [
             _pair(self.runs[a], self.runs[b], self.probabilities[a], self.probabilities[b])
             for a, b in combinations(range(len(self.runs)), 2)

@@ -1,4 +1,4 @@
-"""What a search leaves in its output folder, and the table it prints at the end."""
+"""Writes what a search leaves in its output folder, and the table it prints at the end."""
 
 from __future__ import annotations
 

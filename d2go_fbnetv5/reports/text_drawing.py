@@ -100,7 +100,7 @@ def draw_text(
 
 
 def _crossings(topology: Topology, path: int, live: frozenset[Node], glyphs: _Glyphs) -> str:
-    """What passes between the rows of ``path`` and ``path + 1``, after each stage."""
+    """Return what passes between the rows of ``path`` and ``path + 1``, after each stage."""
     edges = [edge for edge in fusion_edges(topology) if edge[1] in live]
     row = " " * 9 + f" {glyphs.stage0} "
     for stage in range(topology.num_stages):

@@ -1,4 +1,4 @@
-"""What the search algorithms share: tasks, distributions, the parts of a batch, and how losses teach probabilities."""
+"""The search algorithms' common ground: tasks, distributions, parts of a batch, how losses teach probabilities."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class Search(nn.Module):
 
     @property
     def arch_is_on(self) -> bool:
-        """Whether the probabilities learn in the present iteration."""
+        """Return whether the probabilities learn in the present iteration."""
         return self.iteration >= self.arch_warmup_iters
 
     @property

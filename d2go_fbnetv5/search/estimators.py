@@ -9,7 +9,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 
 def importance_weights(ratios: Tensor, valid: Tensor, self_normalize: bool) -> Tensor:
-    """What each of N samples contributes to the estimate of E_{a ~ p_t} of task t's loss.
+    """Return what each of N samples contributes to the estimate of E_{a ~ p_t} of task t's loss.
 
     Args:
         ratios: T x N, r = p_t(a) / q(a) of samples a ~ q. (Eq. 11 prints a ~ p.)

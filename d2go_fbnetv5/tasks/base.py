@@ -16,7 +16,7 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set labels. An empty tuple means "no labels of that kind".
+    """The labels of a data set. An empty tuple means "no labels of that kind".
 
     Attributes:
         class_names: names of the image classes; ``class_label`` c is ``class_names[c]``.

@@ -1,4 +1,4 @@
-"""What an evaluator has seen on each rank, put together."""
+"""Puts together what an evaluator has seen on each rank."""
 
 import functools
 import logging

@@ -53,7 +53,7 @@ def label_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def run_in_groups(keys: Sequence[Hashable], run: Callable[[list[int]], Iterable[Output]]) -> list[Output]:
-    """What ``run`` gives for each index of ``keys``, called once for all that have the same key.
+    """Return what ``run`` gives for each index of ``keys``, called once for all that have the same key.
 
     With sizes as keys, no image is padded for another's sake, and its output depends on no other image.
     """

@@ -1,4 +1,4 @@
-"""How each label of a sample moves when its image is resized, cropped or mirrored."""
+"""Moves each label of a sample when its image is resized, cropped or mirrored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class LabelKind:
-    """What `register_label` was told of a key."""
+    """A label's way to move, told to `register_label`."""
 
     kind: str
     rows_of: str | None = None

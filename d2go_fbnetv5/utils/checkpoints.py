@@ -115,7 +115,7 @@ def _check_archive(path: Path, file: IO[bytes]) -> None:
 
 
 def _problem(archive: zipfile.ZipFile, size: int) -> str:
-    """What is wrong with an archive in a file of `size` bytes, "" for nothing."""
+    """Return what is wrong with an archive in a file of `size` bytes, "" for nothing."""
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
@@ -146,7 +146,7 @@ def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _unusual(tensor: Tensor) -> str:
-    """What keeps a tensor from being used as it is, "" for nothing."""
+    """Return what keeps a tensor from being used as it is, "" for nothing."""
     if tensor.is_meta:
         return "meta"
     if tensor.is_nested or tensor.layout is not torch.strided:

@@ -12,7 +12,7 @@ from d2go_fbnetv5.version import __version__
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used; the message names the key or file, what was found and what is allowed."""
+    """A user's input cannot be used; the message names the key or file, what was found and what is allowed."""
 
 
 class NonFiniteError(RuntimeError):

@@ -109,7 +109,7 @@ def _remove(paths: Iterator[Path]) -> None:
 
 
 def _is_left(rest: Path) -> bool:
-    """Whether no living process holds a temporary file or folder; its lock ends with the process, however it ends."""
+    """Tell whether no living process holds a temporary file; its lock ends with the process, however it ends."""
     if fcntl is None:
         return False
     try:
@@ -152,7 +152,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """An OSError of the block that names no file, as that of a full disk, names ``path``."""
+    """Name ``path`` in an OSError of the block that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What users write, as what is asked for: a number, a switch, a text, or the options of a function.
+"""Turns what users write into what is asked for: a number, a switch, a text, or the options of a function.
 
 A configuration keeps a value of an open group (`exact_value`) as a number only where that number is written as the user
 wrote it, and as the text itself otherwise. So nothing is lost before `bind_options` looks at what the option is: to one
@@ -145,7 +145,7 @@ def exact_value(value: Any) -> Any:
 
 
 def _is_exact(number: float, text: str) -> bool:
-    """Whether a number or switch is written as the text, by Python or in a configuration that was saved."""
+    """Return whether a number or switch is written as the text, by Python or in a configuration that was saved."""
     return isinstance(number, bool) or text in (repr(number), yaml.safe_dump(number).split("\n")[0])
 
 
@@ -275,7 +275,7 @@ _SIMPLE: dict[type, Callable[[Any], Any]] = {
 
 
 def _fit_one(value: Any, kinds: Sequence[Any]) -> Any:
-    """Of several kinds: the one that the value is already, or else the first that its text can be read as."""
+    """Fit a value to one of several kinds: the one that it is already, else the first that its text can be read as."""
     if value is None and type(None) in kinds:
         return None
     if any(k is type(value) for k in kinds) and not isinstance(value, str):

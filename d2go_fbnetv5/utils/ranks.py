@@ -9,23 +9,27 @@ from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
+    """Return whether this process is one of a torch.distributed group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """Return this process' number, 0 where it is alone."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
+    """Return how many processes there are."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and talks to the user."""
+    """Return whether this process is the one that writes files and talks to the user."""
     return rank() == 0
 
 
 def barrier() -> None:
+    """Wait until every process has come here."""
     if is_distributed():
         dist.barrier()
 

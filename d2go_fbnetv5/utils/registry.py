@@ -10,7 +10,7 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Generic[Entry]):
-    """What is known by name.
+    """All things of one kind that are known by name.
 
     Args:
         kind: what each entry is, for messages, such as "data set".

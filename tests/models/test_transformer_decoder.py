@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2go_fbnetv5.models.lite_maskformer import SegmentationModule, valid_features
-from d2go_fbnetv5.models.pixel_decoder import PixelDecoder
+from d2go_fbnetv5.models.lite_maskformer import PixelDecoder, SegmentationModule, valid_features
 from d2go_fbnetv5.models.transformer_decoder import Attention, TransformerDecoder, sine_positions
 
 

@@ -1,1 +1,1 @@
-"""What MODEL.META_ARCHITECTURE names: how each kind of run is built, trained and judged."""
+"""The kinds of runs that MODEL.META_ARCHITECTURE names: each is built, trained and judged in its own way."""

@@ -1,4 +1,4 @@
-"""What the host needs to know of a kind of model: how it is built, trained and judged.
+"""The contract of a kind of model: how it is built, trained and judged.
 
 A new MODEL.META_ARCHITECTURE is one subclass of `Recipe` and one registration.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run hands over when its training has ended.
+    """The end of a training, handed over by a run to be judged.
 
     Attributes:
         averaged: the model with averaged weights, if MODEL_EMA is on.

@@ -86,7 +86,7 @@ class ModelRecipe(Recipe):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes."""
+        """Return the names of the classes."""
         return class_names(self.cfg, self.data.info)
 
     def build_model(self) -> SearchedModel:
@@ -114,16 +114,22 @@ class ModelRecipe(Recipe):
 
 @register_recipe("ImageClassifier")
 class ImageClassifierRecipe(ModelRecipe):
+    """Trains an `ImageClassifier`."""
+
     task, names_of, kind, input_divisor = "cls", "class_names", ImageClassifier, 1
 
 
 @register_recipe("LiteRCNN")
 class LiteRCNNRecipe(ModelRecipe):
+    """Trains a `LiteRCNN`."""
+
     task, names_of, kind = "det", "box_names", LiteRCNN
 
 
 @register_recipe("LiteMaskFormer")
 class LiteMaskFormerRecipe(ModelRecipe):
+    """Trains a `LiteMaskFormer`."""
+
     task, names_of, kind = "seg", "sem_seg_names", LiteMaskFormer
 
 
@@ -221,7 +227,7 @@ def build_searched_model(
 def model_arguments(
     cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, num_classes: int
 ) -> dict[str, Any]:
-    """What `build_searched_model` makes a model of."""
+    """Return the arguments that `build_searched_model` makes a model of."""
     # ``kind`` may be a host's, with a constructor of its own.
     own = model_recipe(cfg.MODEL.META_ARCHITECTURE).kind
     arguments = _network(cfg, [""] * num_classes, EvalTransform(None)).arguments(own)

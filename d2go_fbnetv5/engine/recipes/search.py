@@ -205,7 +205,7 @@ def cost_size(cfg: CfgNode) -> tuple[int, int]:
 
 
 def cost_per_block(cfg: CfgNode) -> BlockCosts:
-    """What SEARCH.COST.METRIC says that the family's parts cost.
+    """Return what the family's parts cost by SEARCH.COST.METRIC.
 
     Raises:
         FileNotFoundError, ValueError: SEARCH.COST.TABLE is missing, wrong, or given where FLOPs or parameters count.
@@ -225,7 +225,7 @@ def cost_per_block(cfg: CfgNode) -> BlockCosts:
 
 
 def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, Any]:
-    """What the class of SEARCH.ALGORITHM is made of under a validated configuration. Every process must call it.
+    """Return the arguments of SEARCH.ALGORITHM's class under a validated configuration. Every process must call it.
 
     Args:
         info: what the data set labels.

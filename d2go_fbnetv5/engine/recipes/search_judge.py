@@ -1,4 +1,4 @@
-"""What a search found, measured: each task's most likely topology beside random ones, with the same weights."""
+"""Judges what a search found: each task's most likely topology beside random ones, with the same weights."""
 
 from __future__ import annotations
 

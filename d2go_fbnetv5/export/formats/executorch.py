@@ -165,7 +165,7 @@ def quantized_methods(
 
 
 def float_layers(module: nn.Module) -> list[str]:
-    """What `quantized_methods` leaves in floats in this module: kinds of layers, and names of those that give the
+    """Tell what `quantized_methods` leaves in floats here: kinds of layers, and names of those that give the
     result."""
     kinds = [
         kind.__name__ for kind in FLOAT_MODULES if any(isinstance(part, kind) for part in module.modules())
@@ -176,7 +176,7 @@ def float_layers(module: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def _regions(module: DetectorInference, images: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """What the method ``boxes`` sees in images, in floats."""
+    """Return what the method ``boxes`` sees in images, in floats."""
     seen: list[tuple[Tensor, ...]] = []
 
     def record(regions: Tensor) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ def _with_plain_ranges(config: Any) -> Any:
 
 
 def _is_quantized(node: Node, float_layers: set[str]) -> bool:
-    """Whether a node of a captured graph may compute in int8."""
+    """Return whether a node of a captured graph may compute in int8."""
     if node.target in _MULTIPLY:
         return False
     for name, kind in node.meta.get("nn_module_stack", {}).values():

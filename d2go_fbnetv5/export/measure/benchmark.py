@@ -155,7 +155,7 @@ def _export(subject: Subject, row: Row, folder: Path, fixed_size: bool) -> None:
 
 
 def _work(task: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """What the worker process answers.
+    """Return what the worker process answers.
 
     Raises:
         ValueError: it failed; the message is the last line of what it said.

@@ -31,7 +31,7 @@ class CheckFailedError(Exception):
 
 @dataclass
 class Report:
-    """What a comparison has found.
+    """The findings of a comparison.
 
     Attributes:
         images: how many; sizes: their different (height, width).
@@ -225,8 +225,8 @@ def _compare_detections(
 def _counterparts(
     a: tuple[Tensor, ...], b: tuple[Tensor, ...]
 ) -> Iterator[tuple[list[float], float, float, float]]:
-    """Of each detection (boxes, scores, labels) of ``a``: box, score, and the IoU with the detection of ``b`` of its
-    class that overlaps it most, and their scores' difference. Rows may be in any order."""
+    """Yield for each detection (boxes, scores, labels) of ``a`` box and score, the IoU with the detection of ``b`` of
+    its class that overlaps it most, and their scores' difference. Rows may be in any order."""
     if not len(a[1]):
         return
     if not len(b[1]):

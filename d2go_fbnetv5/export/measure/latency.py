@@ -100,7 +100,7 @@ def measure_family(
 
 
 def _random_topologies(count: int, num_stages: int) -> Sequence[Topology]:
-    """Of few to many blocks, the same every time."""
+    """Draw topologies of few to many blocks, the same every time."""
     generator = torch.Generator().manual_seed(0)
     probs = torch.linspace(0.1, 0.9, count).tolist()
     return [Topology.random(num_stages, prob=prob, generator=generator) for prob in probs]

@@ -1,4 +1,4 @@
-"""What a benchmark compares: models of ours, and others as its baselines."""
+"""The subjects of a benchmark: models of ours, and others as its baselines."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def main() -> None:
+    """Answer one question and end."""
     task = json.load(sys.stdin)
     torch.manual_seed(0)
     torch.set_num_threads(task["threads"])

@@ -1,1 +1,1 @@
-"""What is exported: a model as a module of one image, in operators that every runtime has."""
+"""A model made ready for export: a module of one image, in operators that every runtime has."""

@@ -20,7 +20,7 @@ def grid_anchors(cell: Tensor, height: int, width: int, stride: int) -> Tensor:
 
 
 def decode(boxes: Tensor, deltas: Tensor, weights: list[float]) -> Tensor:
-    """... x 4 XYXY boxes moved by ... x 4 deltas (dx, dy, dw, dh, multiplied by ``weights``).
+    """Move ... x 4 XYXY boxes by ... x 4 deltas (dx, dy, dw, dh, multiplied by ``weights``).
 
     A side grows 62.5 times at most, as in Faster R-CNN.
     """
@@ -35,7 +35,7 @@ def decode(boxes: Tensor, deltas: Tensor, weights: list[float]) -> Tensor:
 
 
 def clip(boxes: Tensor, height: int, width: int) -> Tensor:
-    """... x 4 boxes cut to an image."""
+    """Cut ... x 4 boxes to an image."""
     x = boxes[..., 0::2].clamp(min=0, max=width)
     y = boxes[..., 1::2].clamp(min=0, max=height)
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)

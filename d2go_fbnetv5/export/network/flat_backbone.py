@@ -226,7 +226,7 @@ def _nearest(source: int, target: int, like: Tensor) -> Tensor:
 
 
 def divides(family: Family) -> bool:
-    """Whether an image whose sides are multiples of 32 has exactly H / stride x W / stride features on each path.
+    """Tell whether an image whose sides are multiples of 32 has exactly H / stride x W / stride features on each path.
 
     Not with the published paddings of A, B, C, E and F.
     """

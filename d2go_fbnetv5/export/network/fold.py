@@ -1,4 +1,4 @@
-"""What needs no operator of its own at inference goes into the convolutions: batch norm, a gate's constants."""
+"""Folds into the convolutions what needs no operator of its own at inference: batch norm, a gate's constants."""
 
 from __future__ import annotations
 

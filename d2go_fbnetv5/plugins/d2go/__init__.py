@@ -5,7 +5,6 @@ from d2go.trainer.api import TestNetOutput, TrainNetOutput
 
 import d2go_fbnetv5.plugins.d2go.config  # noqa: F401 (registers the scaling)
 import d2go_fbnetv5.plugins.d2go.hooks  # noqa: F401
-import d2go_fbnetv5.plugins.d2go.mappers  # noqa: F401
 import d2go_fbnetv5.plugins.d2go.quantization  # noqa: F401
 from d2go_fbnetv5.plugins.d2go.meta_arch import ImageClassifier, LiteMaskFormer, LiteRCNN, MultitaskSearch
 from d2go_fbnetv5.plugins.d2go.runners import FBNetV5Runner, MultitaskSearchRunner

@@ -9,7 +9,7 @@ from d2go_fbnetv5.plugins.detectron2.config import add_fbnetv5_config, use_lite_
 
 @CONFIG_SCALING_METHOD_REGISTRY.register()
 def scale_fbnetv5_configs(cfg: CfgNode, new_world_size: int) -> None:
-    """What D2Go's own rule leaves alone: the search's iterations, and the period of checkpoints."""
+    """Scale what D2Go's own rule leaves alone: the search's iterations, and the period of checkpoints."""
     scale = new_world_size / cfg.SOLVER.REFERENCE_WORLD_SIZE
     scale_search_to_world_size(cfg, scale)
     cfg.SOLVER.CHECKPOINT_PERIOD = max(1, round(cfg.SOLVER.CHECKPOINT_PERIOD / scale))
@@ -17,7 +17,7 @@ def scale_fbnetv5_configs(cfg: CfgNode, new_world_size: int) -> None:
 
 @CONFIG_CUSTOM_PARSE_REGISTRY.register()
 def open_groups_stay_open(cfg: CfgNode, is_dump: bool) -> None:
-    """A group of options that a file has begun may get further ones on the command line, as in the embedded host."""
+    """Let a group of options that a file has begun get further ones on the command line, as in our own training."""
     for name in ("FBNETV5_DATA.DATASETS", "SEARCH.HEADS", "MODEL.FBNETV5.HEAD"):
         node = cfg
         for key in name.split("."):

@@ -1,4 +1,4 @@
-"""How D2Go's exporter saves the classifier and Lite MaskFormer: image in, tensor out, traced."""
+"""Lets D2Go's exporter save the classifier and Lite MaskFormer: image in, tensor out, traced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 
 class FirstImage:
-    """The exported model's input: the image of a batch of one, as floats in 0..255."""
+    """Takes the exported model's input, the image of a batch of one, as floats in 0..255."""
 
     def __call__(self, batch: list[dict[str, Any]]) -> Tensor:
         if len(batch) != 1:

@@ -1,4 +1,4 @@
-"""What our training adds to D2Go's, by its registry of hooks."""
+"""Adds our training's hooks to D2Go's, by its registry of hooks."""
 
 from d2go.modeling import ema
 from d2go.runner import TRAINER_HOOKS_REGISTRY

@@ -44,7 +44,7 @@ def _quantize_children(module: nn.Module, qconfig: QConfig) -> None:
 
 
 def _is_chain(module: nn.Module) -> bool:
-    """Whether it is a sequence of our blocks."""
+    """Return whether it is a sequence of our blocks."""
     return (
         type(module) is nn.Sequential
         and len(module) > 0

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from d2go.checkpoint.fsdp_checkpoint import FSDPCheckpointer
 from d2go.config import temp_defrost
+from d2go.data.dataset_mappers.build import D2GO_DATA_MAPPER_REGISTRY
 from d2go.modeling import ema
 from d2go.runner import GeneralizedRCNNRunner
 from detectron2.data import MetadataCatalog
@@ -22,8 +24,8 @@ from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.hooks import Stopwatch
 from d2go_fbnetv5.engine.recipes.base import Trained
 from d2go_fbnetv5.engine.recipes.search import SearchRecipe
-from d2go_fbnetv5.plugins.d2go.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.d2go.config import extend_config
+from d2go_fbnetv5.plugins.detectron2.checkpoint import StartsFromSearches
 from d2go_fbnetv5.plugins.detectron2.checks import check_run
 from d2go_fbnetv5.plugins.detectron2.datasets import (
     EVALUATOR_TYPE,
@@ -41,6 +43,19 @@ from d2go_fbnetv5.plugins.detectron2.trainer import by_task
 from d2go_fbnetv5.reports.history import write_evaluation
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main
 from d2go_fbnetv5.utils.seeding import seed_all
+
+
+class FBNetV5Checkpointer(StartsFromSearches, FSDPCheckpointer):
+    """D2Go's checkpointer for a model with our backbone or for a search; see `StartsFromSearches`."""
+
+
+@D2GO_DATA_MAPPER_REGISTRY.register()
+def FBNetV5DatasetMapper(cfg: CfgNode, is_train: bool, **_: Any) -> SampleMapper:  # noqa: N802 (D2Go's names)
+    """Map samples of the multitask (pseudo-labelled) format and all other sets of FBNETV5_DATA.
+
+    D2Go's transforms are not used: a sample's label map and boxes go through one transform with its image.
+    """
+    return SampleMapper.from_config(cfg, is_train)
 
 
 class FBNetV5Runner(GeneralizedRCNNRunner):

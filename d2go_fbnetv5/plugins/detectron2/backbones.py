@@ -20,7 +20,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 
 class _PathBackbone(DetectronBackbone):
-    """What Detectron2 asks of a backbone, answered from ``channels`` and ``strides``."""
+    """Answers from ``channels`` and ``strides`` what Detectron2 asks of a backbone."""
 
     channels: dict[str, int]
     strides: dict[str, int]

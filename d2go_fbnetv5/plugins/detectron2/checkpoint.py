@@ -15,7 +15,7 @@ _SEARCH_WEIGHTS = ("supernet.", "tasks.")
 
 
 class StartsFromSearches:
-    """What it adds to a `DetectionCheckpointer`: MODEL.WEIGHTS may be a search, a supernet, or a model of the same
+    """Lets a `DetectionCheckpointer` start from more: MODEL.WEIGHTS may be a search, a supernet, or a model of the same
     network, of any host.
 
     Raises, on loading:

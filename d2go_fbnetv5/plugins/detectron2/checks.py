@@ -1,4 +1,4 @@
-"""What a run under Detectron2 or D2Go is refused for, before its first step."""
+"""Refuses a run under Detectron2 or D2Go before its first step."""
 
 from __future__ import annotations
 

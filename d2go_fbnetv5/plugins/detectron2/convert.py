@@ -51,7 +51,7 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 
 
 def network_prefix(names: Iterable[str]) -> str | None:
-    """What stands before the supernet's or the searched network's names in a model's, such as "backbone.bottom_up.";
+    """Return what is before the supernet's or the searched network's names in a model's, such as "backbone.bottom_up.";
     None if it has neither."""
     return next((name.split(_STAGE0)[0] for name in names if _STAGE0 in name), None)
 

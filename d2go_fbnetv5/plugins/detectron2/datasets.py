@@ -23,12 +23,12 @@ EVALUATOR_TYPE = "fbnetv5"
 
 
 def is_ours(cfg: CfgNode, name: str) -> bool:
-    """Whether a name in DATASETS is one of FBNETV5_DATA.DATASETS or of our readers."""
+    """Return whether a name in DATASETS is one of FBNETV5_DATA.DATASETS or of our readers."""
     return name in cfg.FBNETV5_DATA.DATASETS or name in list_datasets()
 
 
 def all_ours(cfg: CfgNode) -> bool:
-    """Whether every name in DATASETS is."""
+    """Return whether every name in DATASETS is."""
     return all(is_ours(cfg, name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 
@@ -51,7 +51,7 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 class _Opener:
-    """What the catalog calls; Detectron2 takes a torch data set in place of a list of dicts. Opens it once."""
+    """Opens the set once, when the catalog calls; Detectron2 takes a torch data set in place of a list of dicts."""
 
     def __init__(self, cfg: CfgNode, name: str) -> None:
         self.cfg, self.name = cfg, name

@@ -27,7 +27,7 @@ class SampleEvaluator(DatasetEvaluator):
 
     @classmethod
     def for_info(cls, info: DatasetInfo) -> SampleEvaluator:
-        """Of every kind of label that a data set has: top-1 and top-5, average precision, mean IoU."""
+        """Build evaluators for each kind of label that a data set has: top-1 and top-5, average precision, mean IoU."""
         metrics: dict[str, Evaluator] = {}
         if info.class_names:
             metrics["cls"] = TopKAccuracy()

@@ -1,4 +1,4 @@
-"""What our training adds to Detectron2's loop, and to D2Go's."""
+"""Adds our training's hooks to Detectron2's loop, and to D2Go's."""
 
 from __future__ import annotations
 

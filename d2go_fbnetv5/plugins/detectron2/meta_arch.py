@@ -27,7 +27,7 @@ Batch = Sequence[dict[str, Any]]
 
 
 def dataset_info(cfg: CfgNode) -> DatasetInfo:
-    """What the first of DATASETS.TRAIN labels, from its metadata; the set is opened where that tells nothing."""
+    """Return what the first of DATASETS.TRAIN labels, from its metadata; the set is opened where that tells nothing."""
     register_datasets(cfg)
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     if metadata.get("info") is None and metadata.get("thing_classes") is None:
@@ -58,7 +58,7 @@ def describe_model(cfg: CfgNode) -> None:
 
 
 class SampleModel:
-    """What makes a model of ours a meta-architecture: it can be made of a configuration, runs channels last, and
+    """Makes a model of ours a meta-architecture: it can be made of a configuration, runs channels last, and
     takes Detectron2's dataset dicts."""
 
     @configurable

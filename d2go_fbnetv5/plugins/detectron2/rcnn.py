@@ -75,7 +75,7 @@ _OPTIONS: dict[str, Callable[[CfgNode, Any], None]] = {
 
 
 class LiteRCNNMixin:
-    """What it adds to GeneralizedRCNN: its configuration, samples without labels of boxes, and channels last, which
+    """Adds to GeneralizedRCNN its configuration, samples without labels of boxes, and channels last, which
     is the faster layout for convolutions of few channels."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -35,7 +35,7 @@ def to_detectron2(sample: dict[str, Any], training: bool) -> dict[str, Any]:
 
 
 def to_sample(data: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A dict of Detectron2's loaders, or one of `to_detectron2`, as a sample on ``device``."""
+    """Turn a dict of Detectron2's loaders, or one of `to_detectron2`, into a sample on ``device``."""
     sample = to_device(dict(data), device)
     instances = sample.pop("instances", None)
     if instances is not None and "boxes" not in sample:

@@ -1,4 +1,4 @@
-"""What the teachers share: class lists with gaps, bounded scores, and checks of what a user names."""
+"""The teachers' common ground: class lists with gaps, bounded scores, checks of what a user names."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _metadata_names(what: str, cfg: Any, output: str) -> list[str]:
 
 
 def _count(model: nn.Module, given: dict[str, Any], output: str) -> int | None:
-    """How many classes the model has, where that can be told."""
+    """Return how many classes the model has, where that can be told."""
     if output == "sem_seg":
         return len(given["sem_seg"])
     return getattr(getattr(model, "roi_heads", model), "num_classes", None)

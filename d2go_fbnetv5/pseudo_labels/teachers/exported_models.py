@@ -54,7 +54,7 @@ Network = Callable[[Tensor], Any]
 
 @dataclass
 class FileOptions:
-    """How images go in and what comes out, of the file's classes at least one kind.
+    """A file's inputs and outputs, with the classes of at least one kind.
 
     Attributes:
         path: of the file.

@@ -156,7 +156,7 @@ def _tensors_alone() -> Iterator[None]:
 
 
 def _find(model: str) -> tuple[str, Any]:
-    """Which kind of model it is, and its published weights."""
+    """Return which kind of model it is, and its published weights."""
     try:
         builder, weights = (
             torchvision.models.get_model_builder(model),

@@ -97,7 +97,7 @@ def transformers_teacher(
 
 
 def _ending(what: str, config: Any) -> str:
-    """What the checkpoint's architecture is for."""
+    """Return what the checkpoint's architecture is for."""
     architecture = (config.architectures or ["none"])[0]
     ending = architecture.rpartition("For")[2]
     if ending not in _LOADERS or config.model_type == "oneformer":  # OneFormer reads a text as well

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from d2go_fbnetv5.arch import Topology
-from d2go_fbnetv5.engine.ema import EMA, EMAHook
 from d2go_fbnetv5.engine.hooks import AfterStepHook, EvalHook, ScheduleHook
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop
 from d2go_fbnetv5.engine.nonfinite import describe_topology, first_nonfinite
@@ -96,39 +95,6 @@ def test_the_models_own_projection_follows_each_step():
     make_loop(model, batches(100, 100), 2, hooks=[AfterStepHook()]).run()
     assert model.projected == 2
     assert model.w.item() == -0.5
-
-
-def test_ema_equals_hand_computation_and_copies_integers():
-    model = Line()
-    model.register_buffer("mean", torch.tensor([1.0]))
-    model.register_buffer("count", torch.tensor(1))
-    ema = EMA(model, decay=0.9)
-    for weight, mean, count in ((2.0, 3.0, 2), (4.0, 5.0, 3)):
-        with torch.no_grad():
-            model.w.fill_(weight)
-            model.mean.fill_(mean)
-            model.count.fill_(count)
-        ema.update_parameters(model)
-    assert ema.module.w.item() == pytest.approx(0.9 * (0.9 * 1.0 + 0.1 * 2.0) + 0.1 * 4.0)
-    assert ema.module.mean.item() == pytest.approx(0.9 * (0.9 * 1.0 + 0.1 * 3.0) + 0.1 * 5.0)
-    assert ema.module.count.item() == 3
-
-
-def test_ema_copies_statistics_where_they_are_not_to_be_averaged():
-    model = nn.BatchNorm1d(2)
-    ema = EMA(model, decay=0.5, include_buffers=False)
-    model.running_mean.fill_(8.0)
-    ema.update_parameters(model)
-    assert ema.module.running_mean.tolist() == [8.0, 8.0]
-
-
-def test_ema_hook_follows_the_weights():
-    model = Line()
-    ema = EMA(model, decay=0.5)
-    make_loop(model, batches(1.0), 1, hooks=[EMAHook(ema)]).run()
-    assert ema.module.w.item() == pytest.approx((1.0 + model.w.item()) / 2)
-    with pytest.raises(ValueError, match=r"MODEL_EMA\.DECAY"):
-        EMA(model, decay=1.0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

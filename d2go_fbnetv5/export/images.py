@@ -48,7 +48,8 @@ def calibration_images(
     """
     if count < 1:
         raise InputError(f"{count} calibration images; allowed is 1 or more")
-    images = ConcatDataset([_Folder(name) if Path(name).is_dir() else _open(name, cfg) for name in sources])
+    sets: list[Any] = [_Folder(name) if Path(name).is_dir() else _open(name, cfg) for name in sources]
+    images: ConcatDataset[Any] = ConcatDataset(sets)
     total = len(images)
     count = min(count, total)
     if count == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
@@ -104,7 +104,7 @@ def _preprocessing(model: SearchedModel, transform: EvalTransform | None) -> dic
 def _outputs(model: SearchedModel, task: str) -> list[dict[str, Any]]:
     if task == "cls":
         return [{"name": "scores", "shape": [1, model.num_classes], "is": "the probability of each class"}]
-    if task == "seg":
+    if isinstance(model, LiteMaskFormer):
         queries = model.transformer_decoder.queries.num_embeddings
         return [
             {
@@ -120,7 +120,7 @@ def _outputs(model: SearchedModel, task: str) -> list[dict[str, Any]]:
                 "class the greatest score",
             },
         ]
-    count = model.roi_head.max_detections
+    count = cast(LiteRCNN, model).roi_head.max_detections
     return [
         {"name": "boxes", "shape": [count, 4], "is": "x0, y0, x1, y1 in pixels of the input"},
         {

@@ -124,6 +124,9 @@ def _torchvision(name: str, model_name: str) -> Subject:
 class _Classifier(nn.Module):
     """A classifier of timm's with what ours do in their files: normalising, and probabilities."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model

@@ -35,6 +35,9 @@ def _fold_gate(block: InvertedResidual) -> None:
     ExecuTorch spells a hard-sigmoid out as addition, clamp and division with transposed copies around, seven small
     operators for each gate; XNNPACK computes a ReLU6 within the convolution.
     """
-    block.se.expand.bias += 3
-    block.se.gate = nn.ReLU6()
+    se = block.se
+    if se is None or se.expand.bias is None:
+        return
+    se.expand.bias += 3
+    se.gate = nn.ReLU6()
     block.pwl.conv.weight /= 6

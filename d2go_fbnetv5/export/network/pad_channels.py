@@ -20,8 +20,8 @@ def pad_channels(backbone: FlatBackbone) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             _pad_convolution(module)
-        elif isinstance(getattr(module, "weight", None), Tensor):  # a fusion's
-            module.weight = _padded(module.weight, 1)
+        elif isinstance(weight := getattr(module, "weight", None), Tensor):  # a fusion's
+            module.weight = _padded(weight, 1)
     backbone.padded = True
 
 

@@ -22,6 +22,7 @@ _FAULTS = ("", "has no area", "reaches outside of it")
 # What bbox may mean instead of x, y, width, height, as corners of the box.
 _OTHER_FORMS = {
     "corners x1, y1, x2, y2": lambda a, b, c, d: (a, b, c, d),
+    "corners x1, x2, y1, y2": lambda a, b, c, d: (a, c, b, d),
     "y, x, height, width": lambda a, b, c, d: (b, a, b + d, a + c),
     "corners y1, x1, y2, x2": lambda a, b, c, d: (b, a, d, c),
     "centres, as x, y, width, height": lambda a, b, c, d: (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
@@ -65,6 +66,7 @@ def read_boxes(path: Path, index: dict, strict: bool = True) -> tuple[tuple[str,
         _refuse_shares(path, annotations, xywh, limits)
         _refuse_other_forms(path, annotations, xywh, limits, areas)
         _warn_of_a_corner(path, xywh, limits)
+        _warn_of_areas(path, annotations, xywh, areas)
     boxes, fault = _corners(xywh, limits)
     _report_faults(path, annotations, limits, fault, strict)
     kept = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
@@ -153,7 +155,7 @@ def _refuse_shares(path: Path, annotations: list[dict], xywh: np.ndarray, limits
 def _refuse_other_forms(
     path: Path, annotations: list[dict], xywh: np.ndarray, limits: np.ndarray, areas: np.ndarray
 ) -> None:
-    """Refuse boxes that, as they are, reach far outside of their images and would be inside in another form.
+    """Refuse boxes that mostly reach far outside of their images, or some, that would be inside in another form.
 
     Boxes that are merely careless exceed their image by a small part of their own size; those of people who are only
     partly in the picture, as some sets have them, fit in no other form either.
@@ -177,6 +179,26 @@ def _refuse_other_forms(
                 f"{len(xywh)} reach outside of their image, and in the other form none does: bbox {example['bbox']} of "
                 f"annotation {example['id']}"
             )
+    if far.mean() > 0.5:
+        example = annotations[np.flatnonzero(far)[0]]
+        raise InputError(
+            f"{path}: {far.sum()} of {len(xywh)} boxes reach far outside of their image, such as bbox "
+            f"{shown(example['bbox'])} of annotation {example['id']}; it must be x, y, width, height in pixels of an "
+            "image of 'width' x 'height', and neither in thousandths nor in pixels of a larger one"
+        )
+
+
+def _warn_of_areas(path: Path, annotations: list[dict], xywh: np.ndarray, areas: np.ndarray) -> None:
+    """Warn where most areas can hardly be those of what is in the boxes, as COCO's APs, APm and APl go by them."""
+    sides = np.abs(xywh[:, 2:])
+    odd = (areas > 1.1 * (sides + 1).prod(1)) | (areas < 0.01 * sides.prod(1))
+    if odd.mean() > 0.5:
+        example = annotations[np.flatnonzero(odd)[0]]
+        logger.warning(
+            "%s: %d of %d areas are greater than their boxes or less than a hundredth of them, such as %s of "
+            "annotation %d with bbox %s; APs, APm and APl go by them, in pixels",
+            *(path, odd.sum(), len(xywh), shown(example["area"]), example["id"], shown(example["bbox"])),
+        )
 
 
 def _warn_of_a_corner(path: Path, xywh: np.ndarray, limits: np.ndarray) -> None:

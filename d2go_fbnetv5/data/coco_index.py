@@ -1,6 +1,5 @@
 """Shared by the readers of COCO-like JSON: entries with the right fields, and images as arrays."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from d2go_fbnetv5.data.index_arrays import Strings
 from d2go_fbnetv5.data.names import checked_names, is_utf8
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.options import shown
+from d2go_fbnetv5.utils.text_files import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -18,13 +18,10 @@ _INT32, _INT64 = 2**31, 2**63
 
 
 def load_json(path: Path) -> dict:
-    """The JSON object in a file. FileNotFoundError or ValueError if there is none."""
+    """The JSON object in a file. FileNotFoundError or ValueError if there is none, or it has a key twice."""
     if not path.is_file():
         raise FileNotFoundError(f"index {path} does not exist")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"index {path} is not valid JSON: {error}") from None
+    index = parse_json(read_text(path), f"index {path}", halves=True)
     if not isinstance(index, dict):
         raise InputError(f"index {path} holds a {type(index).__name__}, it must be an object with 'images'")
     return index

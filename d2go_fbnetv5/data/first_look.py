@@ -54,6 +54,11 @@ def _count_labels(where: str, sets: Mapping[str, Any]) -> None:
     if named and without == named:
         what = " and no ".join(_KINDS[field][1] for field in without)
         raise InputError(f"{where}, {names}: no {what}, so there is nothing to learn or to judge by")
+    if len(info.class_names) == 1:
+        logger.warning(
+            "%s, %s: class_names has one name, %s, so nothing is told apart and whatever is guessed is right",
+            *(where, names, info.class_names[0]),
+        )
     for field in without:
         _, what, task = _KINDS[field]
         logger.warning(

@@ -7,10 +7,16 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from d2go_fbnetv5.utils.errors import InputError
+
 logger = logging.getLogger(__name__)
 
-# macOS' archives and Synology's thumbnails; folders and files whose name begins with a dot are left out as well.
-_FOREIGN = ("__MACOSX", "@eaDir")
+# macOS' archives, Synology's thumbnails, and what stands at the top of a disk; folders and files whose name begins with
+# a dot are left out as well.
+_FOREIGN = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+# Pictures, but none that can be read here.
+_UNREAD = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 def is_foreign(name: str) -> bool:
@@ -23,9 +29,28 @@ def subfolders(folder: str | Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_foreign(entry.name))
 
 
-def image_names(folder: str | Path) -> list[str]:
-    """The paths, relative to a folder, of the images in it and in its folders, in no order."""
-    return [name for name in file_names(folder) if name.lower().endswith(IMG_EXTENSIONS)]
+def image_names(folder: str | Path, unread: list[str]) -> list[str]:
+    """The paths, relative to a folder, of the images in it and in its folders, in no order.
+
+    Args:
+        unread: gets the paths, with the folder, of pictures of kinds that cannot be read.
+    """
+    found = []
+    for name in file_names(folder):
+        if name.lower().endswith(IMG_EXTENSIONS):
+            found.append(name)
+        elif name.lower().endswith(_UNREAD):
+            unread.append(os.path.join(folder, name))
+    return found
+
+
+def find_images(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """The images of a folder and of those in it, and the other files, either in the order of their names."""
+    images, others = [], []
+    for name in sorted(file_names(folder), key=os.path.split):
+        path = Path(folder, name)
+        (images if name.lower().endswith(IMG_EXTENSIONS) and path.is_file() else others).append(path)
+    return images, others
 
 
 def file_names(folder: str | Path) -> Iterator[str]:
@@ -49,24 +74,22 @@ def file_names(folder: str | Path) -> Iterator[str]:
                 yield name if inside == os.curdir else f"{inside}/{name}"
 
 
-def find_images(folder: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
-    """Search a folder to any depth.
+def warn_of_unread(folder: str | Path, unread: list[str]) -> None:
+    """Warn of pictures in a folder that `image_names` has left out."""
+    if unread:
+        logger.warning(
+            "%s: %d pictures are of kinds that cannot be read and are left out, such as %s; make PNG or JPEG of them",
+            *(folder, len(unread), unread[0]),
+        )
 
-    Hidden files and folders are passed over: names that begin with a dot, such as `._photo.jpg` and
-    `.ipynb_checkpoints`. Links to folders are not followed, as they may lead in a circle.
 
-    Returns:
-        the images, by the endings of their names, and the other files; either in the order of their names.
-    """
-    images: list[Path] = []
-    others: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path = Path(parent, name)
-            is_image = name.lower().endswith(IMG_EXTENSIONS) and path.is_file()
-            (images if is_image else others).append(path)
-    return images, others
+def refuse_splits(folder: str | Path, classes: list[str]) -> None:
+    """Raise an InputError if the folders for classes are those of a set's parts, such as train and val."""
+    if len(classes) > 1 and {name.lower() for name in classes} <= _SPLITS:
+        raise InputError(
+            f"folder of classes {folder}: its folders {', '.join(classes)} are parts of a set and no classes; allowed: "
+            f"one of them, such as {Path(folder, classes[0])}"
+        )
 
 
 def warn_of_copies(folder: str | Path, names: list[str]) -> None:

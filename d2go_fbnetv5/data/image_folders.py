@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from d2go_fbnetv5.data.image_files import image_names, warn_of_copies
+from d2go_fbnetv5.data.image_files import image_names, warn_of_copies, warn_of_unread
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.data.index_arrays import Strings
 from d2go_fbnetv5.data.names import checked_names
@@ -40,9 +40,11 @@ class ImageFolders(torch.utils.data.Dataset):
         for folder in self.folders:
             if not folder.is_dir():
                 raise FileNotFoundError(f"folder of images {folder} does not exist")
-            names = sorted(image_names(folder))
+            unread: list[str] = []
+            names = sorted(image_names(folder, unread))
             if not names:
                 raise FileNotFoundError(f"folder of images {folder} has no images")
+            warn_of_unread(folder, unread)
             warn_of_copies(folder, names)
             found += names
             counts.append(len(names))

@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from d2go_fbnetv5.data.image_files import image_names, subfolders, warn_of_copies
+from d2go_fbnetv5.data.image_files import (
+    image_names,
+    refuse_splits,
+    subfolders,
+    warn_of_copies,
+    warn_of_unread,
+)
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.data.index_arrays import Strings
 from d2go_fbnetv5.data.names import checked_names
@@ -26,6 +32,7 @@ class ImageNetFolder(torch.utils.data.Dataset):
 
     Raises:
         FileNotFoundError: no such folder, no class folder, or a class folder without images.
+        ValueError: the folders are parts of a set, such as train and val.
     ``dataset[i]`` raises FileNotFoundError and ValueError for images that are missing or broken.
     """
 
@@ -36,16 +43,20 @@ class ImageNetFolder(torch.utils.data.Dataset):
         classes = subfolders(root)
         if not classes:
             raise FileNotFoundError(f"folder of classes {root} has no class folder")
+        refuse_splits(root, classes)
         self.info = DatasetInfo(class_names=checked_names(f"{root}: class folders", classes))
         found: list[str] = []
         counts = []
+        unread: list[str] = []
         for name in classes:
-            images = sorted(image_names(self.folders[0] / name), key=os.path.split)
+            images = sorted(image_names(self.folders[0] / name, unread), key=os.path.split)
             if not images:
-                raise FileNotFoundError(f"class folder {self.folders[0] / name} has no images")
+                others = f" that can be read, {unread[-1]} cannot" if unread else ""
+                raise FileNotFoundError(f"class folder {self.folders[0] / name} has no images{others}")
             warn_of_copies(self.folders[0] / name, images)
             found += (f"{name}/{image}" for image in images)
             counts.append(len(images))
+        warn_of_unread(root, unread)
         self._names = Strings.of(found)
         self._labels = np.repeat(np.arange(len(classes)), counts)
 

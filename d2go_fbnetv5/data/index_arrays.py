@@ -163,6 +163,13 @@ class MultitaskIndex:
                     f"{where}: class_label is {labels[place]}, allowed are 0 to {num_classes - 1}"
                 )
 
+        if self.boxes is not None and self.has_boxes is not None:
+            for place in _first(~self.has_boxes & (np.diff(self.boxes.starts) > 0)):
+                raise InputError(
+                    f"{self.where(path, place)}: has_boxes is false, but it has boxes; false is for an image that "
+                    "nobody has looked for boxes in"
+                )
+
     def check_boxes(self, path: Path) -> None:
         """ValueError unless every box has an area inside its image and a class.
 

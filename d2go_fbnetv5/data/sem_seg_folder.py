@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 
-from d2go_fbnetv5.data.image_files import file_names, image_names
+from d2go_fbnetv5.data.image_files import file_names, image_names, warn_of_unread
 from d2go_fbnetv5.data.images import read_image, read_label_map
 from d2go_fbnetv5.data.names import checked_names
 from d2go_fbnetv5.data.registry import register_dataset
@@ -50,9 +50,11 @@ class SemSegFolder(torch.utils.data.Dataset):
         for kind, folder in (("images", image_root), ("label maps", map_root)):
             if not folder.is_dir():
                 raise FileNotFoundError(f"folder of {kind} {folder} does not exist")
-        names_of_images = sorted(image_names(image_root), key=lambda name: PurePath(name).parts)
+        unread: list[str] = []
+        names_of_images = sorted(image_names(image_root, unread), key=lambda name: PurePath(name).parts)
         if not names_of_images:
             raise FileNotFoundError(f"folder of images {image_root} has no images")
+        warn_of_unread(image_root, unread)
         there = set(file_names(map_root))
         images_of: dict[str, str] = {}
         for image in names_of_images:

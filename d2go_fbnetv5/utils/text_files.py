@@ -110,8 +110,12 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def parse_json(text: str, where: str) -> Any:
-    """Return what JSON text says; ``where`` it stands is what errors begin with (ValueError, as `read_json`)."""
+def parse_json(text: str, where: str, halves: bool = False) -> Any:
+    """Return what JSON text says; ``where`` it stands is what errors begin with (ValueError, as `read_json`).
+
+    Args:
+        halves: half a character is let through, as it stands in names of files that are no UTF-8.
+    """
     try:
         content = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
     except json.JSONDecodeError as error:
@@ -122,7 +126,7 @@ def parse_json(text: str, where: str) -> Any:
         raise
     except ValueError as error:  # an integer of more digits than Python reads
         raise InputError(f"{where}: not JSON that can be read ({error})") from error
-    if re.search(r"\\u[dD][89a-fA-F]", text):
+    if not halves and re.search(r"\\u[dD][89a-fA-F]", text):
         _require_characters(json.dumps(content, ensure_ascii=False), where)
     return content
 

@@ -25,6 +25,7 @@ def boxes_of(seed, count, width=640, height=360):
 
 FORMS = {
     "corners x1, y1, x2, y2": lambda x, y, w, h: (x, y, x + w, y + h),
+    "corners x1, x2, y1, y2": lambda x, y, w, h: (x, x + w, y, y + h),
     "y, x, height, width": lambda x, y, w, h: (y, x, h, w),
     "corners y1, x1, y2, x2": lambda x, y, w, h: (y, x, y + h, x + w),
     "centres": lambda x, y, w, h: (x + w / 2, y + h / 2, w, h),
@@ -69,6 +70,43 @@ def test_shares_of_the_image_are_refused(write, reader, corners):
         InputError, match="boxes.json: 5 of 5 boxes look like shares of their image, such as bbox"
     ):
         READERS[reader](write(boxes))
+
+
+@pytest.mark.parametrize("scale", [[2.8, 2.8], [1000 / 640, 1000 / 360]])
+def test_boxes_of_a_larger_image_or_in_thousandths_are_refused(write, scale):
+    with pytest.raises(InputError, match="[2-4][0-9] of 40 boxes reach far outside of their image, such as"):
+        READERS["coco"](write(boxes_of(5, 40) * [*scale, *scale]))
+
+
+def test_areas_that_do_not_fit_their_boxes_are_warned_of(write, caplog):
+    boxes = boxes_of(6, 10) + [0, 0, 5, 5]
+    boxes[:, :2] = np.minimum(boxes[:, :2], [640, 360] - boxes[:, 2:])
+    own = boxes[:, 2:].prod(1)
+    for areas in (own / 640 / 360, own * 0, own * 4):
+        caplog.clear()
+        READERS["coco"](write(boxes, areas))
+        assert (
+            "10 of 10 areas are greater than their boxes or less than a hundredth of them, such as"
+            in caplog.text
+        )
+    caplog.clear()
+    READERS["coco"](write(boxes, np.where(np.arange(10) < 5, own * 4, own * 0.6)))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("key", ["annotations", "bbox", "id"])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_key_that_stands_twice_is_named(write, reader, key):
+    path = write(boxes_of(7, 2))
+    path.write_text(path.read_text().replace(f'"{key}":', f'"{key}": [], "{key}":', 1))
+    with pytest.raises(InputError, match=f"boxes.json: the key '{key}' stands twice in one object"):
+        READERS[reader](path)
+
+
+def test_names_of_files_that_are_no_utf8_are_read(write):
+    path = write(boxes_of(8, 2))
+    path.write_text(path.read_text().replace("1.png", "\\udcff.png"))
+    assert CocoDetection(path, path.parent).image_path(0).name == "\udcff.png"
 
 
 def test_areas_tell_corners_that_lie_inside(write):
@@ -119,5 +157,5 @@ def test_names_and_files_that_are_alike_are_warned_of(tmp_path, caplog):
 
 def test_json_of_endless_depth_is_one_sentence(tmp_path):
     (tmp_path / "i.json").write_text("[" * 100_000)
-    with pytest.raises(InputError, match="i.json is not valid JSON"):
+    with pytest.raises(InputError, match="i.json: is nested too deeply"):
         MultitaskDataset(tmp_path / "i.json")

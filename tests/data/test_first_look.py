@@ -113,6 +113,12 @@ def test_files_that_do_not_fit_come_up_at_once(multitask, tmp_path):
         look_at_sets("DATASETS.TRAIN", {"mine": dataset})
 
 
+def test_a_single_class_is_warned_of(multitask, caplog):
+    dataset = multitask(lambda index: index.update(class_names=["x"]))
+    look_at_sets("DATASETS.TRAIN", {"mine": dataset})
+    assert "DATASETS.TRAIN, mine: class_names has one name, x, so nothing is told apart" in caplog.text
+
+
 def maps(folder, values):
     for kind in "im":
         (folder / kind).mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from d2go_fbnetv5.data import ImageFolders, ImageNetFolder, SemSegFolder
+from d2go_fbnetv5.data.image_files import find_images
 from d2go_fbnetv5.utils.errors import InputError
 
 FOREIGN = (
@@ -17,6 +18,9 @@ FOREIGN = (
     "._1.png",
     ".DS_Store",
     "Thumbs.db",
+    "lost+found/1.png",
+    "$RECYCLE.BIN/1.png",
+    "System Volume Information/1.png",
 )
 
 
@@ -49,6 +53,49 @@ def test_hidden_files_and_folders_are_left_out_by_every_reader(tmp_path):
         assert found == [Path("cat/1.png"), Path("cat/deep/2.png"), Path("dog/1.PNG")]
         assert [dataset[index]["image_id"] for index in range(3)] == [0, 1, 2]
     assert [dataset.info.class_names for dataset in readers[:2]] == [("cat", "dog")] * 2
+
+
+def test_folders_of_a_sets_parts_are_no_classes(tmp_path):
+    for name in ("train/cat/1.png", "val/cat/1.png"):
+        image(tmp_path / name)
+    with pytest.raises(
+        InputError, match="its folders train, val are parts of a set and no classes.*such as .*train"
+    ):
+        ImageNetFolder(tmp_path)
+    image(tmp_path / "bicycle" / "1.png")
+    assert ImageNetFolder(tmp_path).info.class_names == ("bicycle", "train", "val")
+
+
+def test_pictures_that_cannot_be_read_are_counted_once_a_set(tmp_path, caplog):
+    for name in ("cat/1.png", "dog/1.png"):
+        image(tmp_path / "i" / name)
+        image((tmp_path / "m" / name), 1)
+    for name in ("cat/2.HEIC", "dog/3.avif", "dog/4.txt"):
+        (tmp_path / "i" / name).touch()
+    for build in (ImageNetFolder, ImageFolders, lambda root: SemSegFolder(root, tmp_path / "m", ["a", "b"])):
+        caplog.clear()
+        assert len(build(tmp_path / "i")) == 2
+        assert caplog.text.count("WARNING") == 1
+        assert "2 pictures are of kinds that cannot be read and are left out, such as" in caplog.text
+    (tmp_path / "i" / "dog" / "1.png").unlink()
+    with pytest.raises(FileNotFoundError, match="dog has no images that can be read, .*3.avif cannot"):
+        ImageNetFolder(tmp_path / "i")
+
+
+def test_a_folders_images_and_other_files_are_in_the_order_of_their_names(tmp_path):
+    for name in ("b/1.png", "a.png", "c.PNG", "b/a/2.png"):
+        image(tmp_path / name)
+    foreign(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    images, others = find_images(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in images] == [
+        "a.png",
+        "c.PNG",
+        "b/1.png",
+        "b/a/2.png",
+    ]
+    assert [path.name for path in others] == ["Thumbs.db", "gone.png", "notes.txt"]
 
 
 @pytest.mark.parametrize("inside", [[], ["Thumbs.db"], [".hidden.png"], ["notes.txt"]])

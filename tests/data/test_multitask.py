@@ -158,6 +158,7 @@ def set_box(**values):
         (set_image(id=3), "'images' has the id 3 more than once"),
         (set_image(height="10"), "height is '10', it must be an integer"),
         (set_image(width=0), "width is 0"),
+        (set_image(has_boxes=False), "has_boxes is false, but it has boxes"),
         (set_image(has_boxes="no"), "has_boxes is 'no', allowed are true and false"),
         (set_image(file_name=5), "file_name is 5, it must be a string"),
         (lambda index: index["images"][0].pop("height"), r"entry 0 \(id 7\) of 'images' lacks 'height'"),
@@ -192,7 +193,7 @@ def test_index_that_cannot_be_read(tmp_path, make):
     with pytest.raises(FileNotFoundError, match="folder of images .*nowhere does not exist"):
         MultitaskDataset(path, tmp_path / "nowhere")
     path.write_text("{")
-    with pytest.raises(ValueError, match="index.json is not valid JSON"):
+    with pytest.raises(ValueError, match="index.json: not JSON"):
         MultitaskDataset(path)
     path.write_text("[]")
     with pytest.raises(ValueError, match="holds a list, it must be an object"):

@@ -46,7 +46,8 @@ def image_names(folder: str | Path, unread: list[str]) -> list[str]:
 
 def find_images(folder: str | Path) -> tuple[list[Path], list[Path]]:
     """The images of a folder and of those in it, and the other files, either in the order of their names."""
-    images, others = [], []
+    images: list[Path] = []
+    others: list[Path] = []
     for name in sorted(file_names(folder), key=os.path.split):
         path = Path(folder, name)
         (images if name.lower().endswith(IMG_EXTENSIONS) and path.is_file() else others).append(path)

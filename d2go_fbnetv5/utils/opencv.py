@@ -23,10 +23,18 @@ def opencv() -> ModuleType:
     """Return the module cv2, which is imported when it is first asked for.
 
     Raises:
-        InputError: it is older than `OLDEST` and would read images wrongly; names it, where it lies, and the command
+        InputError: it cannot be imported, or is older than `OLDEST` and would read images wrongly; names it, where it lies, and the command
             that replaces it.
     """
-    cv2 = importlib.import_module("cv2")
+    try:
+        cv2 = importlib.import_module("cv2")
+    except (
+        ImportError
+    ) as error:  # as where opencv-python finds no libGL, or numpy is another than it was built for
+        raise InputError(
+            f"OpenCV cannot be imported ({error}); pip install --force-reinstall 'opencv-python-headless>="
+            f"{'.'.join(map(str, OLDEST))}' puts one there that needs no display"
+        ) from error
     if tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= OLDEST:
         return cv2
     oldest = ".".join(map(str, OLDEST))

@@ -224,3 +224,19 @@ def test_an_old_opencv_is_one_sentence(tmp_path, found, monkeypatch, capsys):
         )
     finally:
         opencv.opencv.cache_clear()
+
+
+def test_an_opencv_that_cannot_be_imported_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "x.png").write_bytes(encoded("PNG"))
+
+    def no_display(name):
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(opencv.importlib, "import_module", no_display)
+    opencv.opencv.cache_clear()
+    try:
+        assert run_tool("tool", lambda: read_image(tmp_path / "x.png")) == 2
+    finally:
+        opencv.opencv.cache_clear()
+    error = capsys.readouterr().err
+    assert error.startswith("tool: OpenCV cannot be imported (libGL.so.1") and error.count("\n") == 1

@@ -23,8 +23,8 @@ def opencv() -> ModuleType:
     """Return the module cv2, which is imported when it is first asked for.
 
     Raises:
-        InputError: it cannot be imported, or is older than `OLDEST` and would read images wrongly; names it, where it lies, and the command
-            that replaces it.
+        InputError: it cannot be imported, or is older than `OLDEST` and would read images wrongly; says which command
+            puts another one there.
     """
     try:
         cv2 = importlib.import_module("cv2")

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import mmap
 import struct
 from pathlib import Path
 
@@ -188,10 +189,14 @@ def _check_size(path: str | Path, kind: str, found: tuple[int, ...], size: tuple
         )
 
 
-_warned: set[str] = set()
+_WARNINGS = ("frames", "bits")
+_warned = mmap.mmap(
+    -1, len(_WARNINGS)
+)  # workers, which are forks, share it: a warning is one of the whole run
 
 
 def _warn_once(kind: str, message: str) -> None:
-    if kind not in _warned:
-        _warned.add(kind)
+    place = _WARNINGS.index(kind)
+    if not _warned[place]:
+        _warned[place] = 1
         logger.warning(message)

@@ -11,6 +11,7 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.text_files import expand_user
 
 
 def import_modules(cfg: CfgNode) -> None:
@@ -25,7 +26,7 @@ def import_modules(cfg: CfgNode) -> None:
     """
     if not cfg.IMPORTS:
         return
-    wanted = dict.fromkeys([str(Path.cwd()), *cfg.IMPORT_FOLDERS])
+    wanted = dict.fromkeys([str(Path.cwd()), *map(expand_user, cfg.IMPORT_FOLDERS)])
     folders = [folder for folder in wanted if Path(folder).is_dir()]
     # At the end: a user's module must not hide one of the same name that an installed package imports later.
     sys.path.extend(folder for folder in folders if folder not in sys.path)

@@ -19,6 +19,7 @@ from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import naming, replacing
 
 _ARCHIVE = b"PK\x03\x04"  # torch writes archives since 1.6; before that, pickles with the tensors behind them
+_POINTER = b"version https://git-lfs"  # what a checkout has in place of a large file
 
 
 def save_tensors(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -73,7 +74,12 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
             f"{path} is a folder, not a file" if path.is_dir() else f"{path} does not exist"
         )
     with naming(path), open(path, "rb") as file:
-        if file.read(len(_ARCHIVE)) == _ARCHIVE:
+        begin = file.read(len(_POINTER))
+        if begin == _POINTER:
+            raise InputError(
+                f"{path} is a pointer of Git LFS and not the file itself; `git lfs pull` gets that"
+            )
+        if begin.startswith(_ARCHIVE):
             _check_archive(path, file)
         file.seek(0)
         try:

@@ -1,6 +1,8 @@
 """Files of images and label maps of every kind are read right, or refused by name before they cost anything."""
 
 import io
+import mmap
+import multiprocessing
 import resource
 import struct
 import zlib
@@ -34,7 +36,7 @@ def read(tmp_path, data, size=None):
 
 @pytest.fixture(autouse=True)
 def nothing_warned_of(monkeypatch):
-    monkeypatch.setattr(reading, "_warned", set())
+    monkeypatch.setattr(reading, "_warned", bytearray(2))
 
 
 WHOLE = {
@@ -240,3 +242,13 @@ def test_an_opencv_that_cannot_be_imported_is_one_sentence(tmp_path, monkeypatch
         opencv.opencv.cache_clear()
     error = capsys.readouterr().err
     assert error.startswith("tool: OpenCV cannot be imported (libGL.so.1") and error.count("\n") == 1
+
+
+def test_a_warning_of_a_worker_is_one_of_the_run(monkeypatch, caplog):
+    monkeypatch.setattr(reading, "_warned", mmap.mmap(-1, 2))
+    worker = multiprocessing.get_context("fork").Process(target=reading._warn_once, args=("bits", "twelve"))
+    worker.start()
+    worker.join(60)
+    reading._warn_once("bits", "twelve")
+    reading._warn_once("frames", "two")
+    assert [record.getMessage() for record in caplog.records] == ["two"]

@@ -44,6 +44,14 @@ def test_modules_beside_the_file_and_in_the_current_folder_are_imported(tmp_path
         load_cfg(saved)  # it was found and run once more
 
 
+def test_a_folder_of_modules_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "imports_home.py").write_text(READER.format(name="imports_home"))
+    load_cfg(None, ["IMPORTS", "[imports_home]", "IMPORT_FOLDERS", "[~/mine]"])
+    assert "imports_home" in list_datasets()
+
+
 def _list_after_import(cfg, queue):
     import_modules(cfg)
     queue.put(list_datasets())

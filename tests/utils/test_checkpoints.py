@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.utils.checkpoints import read_tensors, save_tensors
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import naming
 
 
@@ -136,3 +137,13 @@ def test_a_file_that_is_not_there_and_a_folder_are_named(tmp_path):
         read_tensors(tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match="is a folder"):
         read_tensors(tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    (tmp_path / "a.pth").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    with pytest.raises(
+        InputError, match="a.pth is a pointer of Git LFS and not the file itself; `git lfs pull`"
+    ):
+        read_tensors(tmp_path / "a.pth")

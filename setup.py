@@ -13,7 +13,9 @@ def version() -> str:
 
 
 def config_files() -> list[str]:
-    return [str(path.relative_to(ROOT / "configs")) for path in sorted((ROOT / "configs").rglob("*.yaml"))]
+    """The recipes, and the weights that some of them start from."""
+    files = [path for path in (ROOT / "configs").rglob("*") if path.suffix in (".yaml", ".safetensors")]
+    return sorted(str(path.relative_to(ROOT / "configs")) for path in files)
 
 
 setup(
@@ -49,6 +51,7 @@ setup(
         "scikit-learn>=1.5",
         "pyyaml>=6.0",
         "rich>=13.0",
+        "safetensors>=0.4",
         "tensorboard>=2.14",
         "matplotlib>=3.9",
     ],

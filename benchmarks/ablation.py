@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/ablation.py
 
-On digit scenes with family N, every search runs configs/search_digits.yaml for equally many steps; Algorithm 1 does so
+On digit scenes with family N, every search runs search_digits_scratch.yaml for equally many steps; Algorithm 1 does so
 once for each task, straight through as in the paper or by REINFORCE. Of every distribution the mode and four samples
 are taken, of random search four topologies. Each is built as the task's ordinary model, which reads paths of its own,
 and trained for the same few steps on configs/{cls,det,seg}. All begin with the weights of one supernet that was trained

@@ -174,7 +174,7 @@ def finished(config: str, folder: Path, opts: Sequence[Any]) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-SEARCH_CONFIG = "search_digits.yaml"
+SEARCH_CONFIG = "search_digits_scratch.yaml"
 
 
 def search_options(seed: int, iterations: int, batch: int, images: int) -> list[Any]:

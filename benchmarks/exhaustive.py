@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/exhaustive.py
 
-One supernet is searched by Algorithm 4 with configs/search_digits.yaml, its stages set to two. With its weights and
+One supernet is searched by Algorithm 4 with search_digits_scratch.yaml, its stages set to two. With its weights and
 batch-norm statistics re-estimated for each network, every topology is judged for every task: by the loss on validation
 images plus the price of Appendix E, which is what the search minimises, and by the task's metric. Topologies from which
 the head reaches the same blocks are the same network and have the same loss, at different prices. A sample of the

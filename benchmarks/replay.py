@@ -5,7 +5,7 @@
 One supernet of family N is trained on random topologies of digit scenes. Then the loss of each of its networks is
 measured for each task on each of --rows batches of training images, as a search meets it: in training mode, batch norm
 with the batch's own statistics. On this table, where a step costs milliseconds, Algorithm 4 itself searches --replays
-times with other seeds, as configs/search_digits.yaml has it and with one thing changed. The supernet's weights rest
+times with other seeds, as search_digits_scratch.yaml has it and with one thing changed. The supernet's weights rest
 meanwhile; that is what a replay lacks. What is found is judged by what was searched: the mean loss of all rows plus the
 price of Appendix E.
 """
@@ -48,6 +48,9 @@ class TableSupernet:
 
     def __call__(self, images: None, topology: Topology) -> dict[str, Topology]:
         return {"topology": topology}
+
+    def forward_each(self, images: None, topologies: Sequence[Topology]) -> list[dict[str, Topology]]:
+        return [self(images, topology) for topology in topologies]
 
 
 class TableTask(nn.Module):

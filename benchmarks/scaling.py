@@ -123,7 +123,7 @@ def worker(images: int, steps: int, folder: str, threads: int) -> None:
         str(images * processes),
     ]
     opts += ["SOLVER.BASE_LR", "0.01", "SEARCH.SAMPLES_PER_RANK", "2", "SEARCH.ARCH_WARMUP_ITERS", "0"]
-    run = Run(prepare(load_cfg(CONFIGS / "search_digits.yaml", opts), processes))
+    run = Run(prepare(load_cfg(CONFIGS / "search_digits_scratch.yaml", opts), processes))
     meter, model = Meter(), run.distributed_model()
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model.register_comm_hook(None, meter.reduce)

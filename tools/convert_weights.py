@@ -1,49 +1,74 @@
-"""Turn a mobile_cv checkpoint of FBNetV3 into weights that MODEL.WEIGHTS takes.
+"""Turn a checkpoint of another kind into weights that MODEL.WEIGHTS takes.
 
-    python tools/convert_weights.py fbnetv3_a.pth supernet_a.pth --family A
+    d2go_fbnetv5.convert_weights fbnetv3_a.pth supernet_a.pth --family A
+    d2go_fbnetv5.convert_weights output/pretrain_n_digits supernet_n_digits.safetensors
 
-Stage 0 and, for classification on Path 3, MBPool start from it; the searchable blocks have no counterpart.
+A mobile_cv checkpoint of FBNetV3 has weights for Stage 0 and, for classification on Path 3, MBPool; the searchable
+blocks have no counterpart. Of the folder of a search or a pretraining the supernet and the heads are kept, without what
+only training needs, and with the configuration. A name that ends in .safetensors makes a file of that format.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from d2go_fbnetv5.arch import list_families
 from d2go_fbnetv5.arch.mobile_cv import load_mobile_cv_checkpoint
+from d2go_fbnetv5.engine.checkpoint import list_checkpoints
+from d2go_fbnetv5.engine.continuing import CONFIG_FILE
+from d2go_fbnetv5.models.weights import read_search_weights
 from d2go_fbnetv5.utils.arguments import ToolParser
-from d2go_fbnetv5.utils.checkpoints import save_tensors
-from d2go_fbnetv5.utils.errors import run_tool
+from d2go_fbnetv5.utils.checkpoints import SAFETENSORS, save_safetensors, save_tensors
+from d2go_fbnetv5.utils.errors import InputError, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
     parser = ToolParser("convert_weights", __doc__)
-    parser.add_argument("input", help="mobile_cv's checkpoint")
+    parser.add_argument("input", help="mobile_cv's checkpoint, or the folder of a search")
     parser.add_argument("output", help="the file to write")
-    parser.add_argument("--family", required=True, help=f"one of {', '.join(list_families())}")
+    parser.add_argument("--family", help=f"of mobile_cv's checkpoint: one of {', '.join(list_families())}")
     args = parser.parse_args(argv)
     return run_tool("convert_weights", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:
-    converted = load_mobile_cv_checkpoint(args.input, args.family)
-    _write(Path(args.output), converted)
-    print(f"{args.output}: {len(converted)} weights of family {args.family}")
+    folder = Path(args.input)
+    if folder.is_dir():
+        checkpoints = list_checkpoints(folder)
+        if not checkpoints:
+            raise FileNotFoundError(f"{folder}: there is no checkpoint, such as model_final.pth")
+        weights = read_search_weights(checkpoints[0])
+        notes = {
+            "config": (folder / CONFIG_FILE).read_text(encoding="utf-8"),
+            "checkpoint": checkpoints[0].name,
+        }
+    elif args.family is None:
+        raise InputError(f"--family is missing: of which family is {args.input}?")
+    else:
+        weights, notes = _from_mobile_cv(args.input, args.family), {"family": args.family}
+    _write(Path(args.output), weights, notes)
+    print(f"{args.output}: {len(weights)} weights of {args.input}")
 
 
-def _write(path: Path, converted: dict[str, torch.Tensor]) -> None:
+def _from_mobile_cv(path: str, family: str) -> dict[str, Tensor]:
     """The weights by the names that a search (and its classification head) gives them."""
-    weights = {
+    return {
         f"supernet.{name}" if name.startswith("stage0.") else f"tasks.cls.{name}": value
-        for name, value in converted.items()
+        for name, value in load_mobile_cv_checkpoint(path, family).items()
     }
-    save_tensors(path, {"model": weights})
+
+
+def _write(path: Path, weights: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    if path.suffix == SAFETENSORS:
+        save_safetensors(path, weights, notes)
+    else:
+        save_tensors(path, {"model": weights, **notes})
 
 
 def cli() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -55,17 +55,27 @@ class _PathNetwork(nn.Module):
     def _run(self, images: Tensor, topology: Topology) -> list[Tensor]:
         """Features of the paths that Stage 0 has, under a topology whose kept blocks all exist here."""
         features = self._run_stage0(images)
-        for stage, blocks in enumerate(self.stages.values(), start=1):
-            kept = [source for source in range(len(features)) if topology.keeps(stage - 1, source)]
-            # All sums first, while the features that they share are in the processor's cache.
-            sums = {
-                path: self.fusion.add_all(features, [source for source in kept if source != path], path)
-                for path in range(len(features))
-                if topology.keeps(stage, path)
-            }
-            for path, x in sums.items():
-                features[path] = blocks.get_submodule(PATHS[path])(x)
+        for stage in range(1, self.num_stages + 1):
+            features = self._run_stage(stage, features, topology)
         return features
+
+    def _run_stage(self, stage: int, features: list[Tensor], topology: Topology) -> list[Tensor]:
+        """Features of a stage from those of the one before."""
+        paths = [path for path in range(len(features)) if topology.keeps(stage, path)]
+        # All sums first, while the features that they share are in the processor's cache.
+        sums = [self._sum(stage, path, features, topology) for path in paths]
+        features = list(features)
+        for path, x in zip(paths, sums, strict=True):
+            features[path] = self._block(stage, path)(x)
+        return features
+
+    def _block(self, stage: int, path: int) -> nn.Module:
+        return self.stages.get_submodule(f"stage{stage}.{PATHS[path]}")
+
+    def _sum(self, stage: int, path: int, features: list[Tensor], topology: Topology) -> Tensor:
+        """What the block of a stage and path reads: its path's feature, and those of the kept blocks before it."""
+        sources = [p for p in range(len(features)) if p != path and topology.keeps(stage - 1, p)]
+        return self.fusion.add_all(features, sources, path)
 
 
 class Supernet(_PathNetwork):
@@ -98,12 +108,44 @@ class Supernet(_PathNetwork):
         Returns:
             "path0" to "path3": N x C_p x about H/4 x W/4 to H/32 x W/32.
         """
+        self._check(topology)
+        return dict(zip(PATHS, self._run(images, topology), strict=True))
+
+    def forward_each(self, images: Tensor, topologies: Sequence[Topology]) -> list[dict[str, Tensor]]:
+        """Run several topologies on the same images, what they have in common only once.
+
+        A block's feature depends on the blocks that it can be reached from alone, and Stage 0 is everyone's.
+
+        Args:
+            images: as ``forward`` takes them.
+
+        Returns:
+            of each topology what ``forward`` gives. Where two are the same network as far as a path is concerned, its
+            feature is the same tensor.
+        """
+        for topology in topologies:
+            self._check(topology)
+        rows = [self._run_stage0(images)] * len(topologies)
+        for stage in range(1, self.num_stages + 1):
+            run: dict[tuple[int, Topology], Tensor] = {}
+            after = [list(features) for features in rows]
+            for topology, before, features in zip(topologies, rows, after, strict=True):
+                begun = Topology(topology.mask[:stage])
+                for path in range(self.num_paths):
+                    if topology.keeps(stage, path):
+                        key = (path, begun.prune((PATHS[path],)))
+                        if key not in run:
+                            run[key] = self._block(stage, path)(self._sum(stage, path, before, topology))
+                        features[path] = run[key]
+            rows = after
+        return [dict(zip(PATHS, features, strict=True)) for features in rows]
+
+    def _check(self, topology: Topology) -> None:
         if (topology.num_stages, topology.num_paths) != (self.num_stages, self.num_paths):
             raise InputError(
                 f"a topology of {topology.num_stages} x {topology.num_paths} stages x paths: "
                 f"this supernet has {self.num_stages} x {self.num_paths}"
             )
-        return dict(zip(PATHS, self._run(images, topology), strict=True))
 
     def forward_soft(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Runs every block, each weighted by its entry of a mask that can have a gradient (Eq. 2, Appendix B).

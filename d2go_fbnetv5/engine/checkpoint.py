@@ -1,6 +1,7 @@
 """Checkpoints of a run: written whole or not at all, read without executing anything, the last few kept."""
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,22 @@ logger = logging.getLogger(__name__)
 FINAL = "model_final.pth"
 _ADDED_LATER = ("means", "classes")  # checkpoints of older versions lack them
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth$")
+
+
+def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the checkpoints of a run's folder in the order to try them: the one written last, then backwards."""
+    final, tag = Path(folder, FINAL), Path(folder, "last_checkpoint")
+    files = _numbered(folder) + ([final] if final.is_file() else [])
+    last = tag.with_name(tag.read_bytes().decode(errors="replace").strip() or ".") if tag.is_file() else None
+    if last in files:
+        files.remove(last)
+        files.insert(0, last)
+    return files
+
+
+def _numbered(folder: str | os.PathLike[str]) -> list[Path]:
+    files = {int(m[1]): p for p in Path(folder).glob("model_*.pth") if (m := _NUMBERED.search(p.name))}
+    return [files[iteration] for iteration in sorted(files, reverse=True)]
 
 
 class RunCheckpointer(Checkpointer):
@@ -55,7 +72,7 @@ class RunCheckpointer(Checkpointer):
             )
         self.save("model_final" if final else f"model_{iteration:07d}", iteration=iteration)
         if self.save_to_disk:
-            for old in self._numbered()[self.keep :]:
+            for old in _numbered(self.save_dir)[self.keep :]:
                 old.unlink(missing_ok=True)
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -82,7 +99,7 @@ class RunCheckpointer(Checkpointer):
         Raises:
             InputError: there are checkpoints, but none is whole, or one is of another configuration.
         """
-        candidates, reason = self.candidates(), ""
+        candidates, reason = list_checkpoints(self.save_dir), ""
         for path in candidates:
             try:
                 state = self._read(path)
@@ -103,19 +120,6 @@ class RunCheckpointer(Checkpointer):
                 f"{self.save_dir}: none of its {len(candidates)} checkpoints can be read ({reason})"
             )
         return None
-
-    def candidates(self) -> list[Path]:
-        """The checkpoints of the folder in the order to try them: the one written last, then backwards."""
-        final = Path(self.save_dir, FINAL)
-        files = self._numbered() + ([final] if final.is_file() else [])
-        tag = Path(self.save_dir, "last_checkpoint")
-        last = (
-            tag.with_name(tag.read_bytes().decode(errors="replace").strip() or ".") if tag.is_file() else None
-        )
-        if last in files:
-            files.remove(last)
-            files.insert(0, last)
-        return files
 
     def _read(self, path: Path) -> Mapping[str, Any]:
         """Return the content of a checkpoint that is whole.
@@ -154,12 +158,6 @@ class RunCheckpointer(Checkpointer):
             self.model,
             *(thing for thing in self.checkpointables.values() if isinstance(thing, nn.Module)),
         ]
-
-    def _numbered(self) -> list[Path]:
-        files = {
-            int(m[1]): p for p in Path(self.save_dir).glob("model_*.pth") if (m := _NUMBERED.search(p.name))
-        }
-        return [files[iteration] for iteration in sorted(files, reverse=True)]
 
 
 class OptimizerState:

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from d2go_fbnetv5.utils.options import (
     to_integer,
     to_switch,
 )
+from d2go_fbnetv5.utils.shipped import find_shipped, shipped_recipes
 from d2go_fbnetv5.utils.text_files import Scalar, expand_user, read_yaml
 
 
@@ -88,31 +88,12 @@ def find_config(path: str | Path) -> Path:
     path = Path(expand_user(path))
     if path.is_file():
         return path
-    shipped = _shipped(path)
+    shipped = find_shipped(path)
     if shipped is None:
         raise FileNotFoundError(
-            f"--config-file {path} is neither a file nor a shipped recipe ({_shipped_names()})"
+            f"--config-file {path} is neither a file nor a shipped recipe ({', '.join(shipped_recipes())})"
         )
     return shipped
-
-
-def _shipped(path: Path) -> Path | None:
-    """The shipped recipe of a name; `configs/search.yaml` is what one types in a checkout, and means it elsewhere."""
-    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
-    file = _shipped_folder() / name
-    return file if not path.is_absolute() and file.is_file() else None
-
-
-def _shipped_folder() -> Path:
-    # In a checkout the recipes lie beside the package, in an installed one inside it.
-    package = Path(str(resources.files("d2go_fbnetv5")))
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-
-
-def _shipped_names() -> str:
-    folder = _shipped_folder()
-    files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
-    return ", ".join(sorted(str(file.relative_to(folder)) for file in files))
 
 
 def _with_bases(file: Path) -> list[tuple[Path, Mapping[str, Any]]]:
@@ -143,11 +124,11 @@ def _find_base(file: Path, base: Any) -> Path:
     beside = file.parent / path
     if beside.is_dir():
         raise InputError(f"{file}: _BASE_ names {beside}, which is a folder, allowed: a YAML file")
-    found = beside if beside.is_file() else _shipped(path)
+    found = beside if beside.is_file() else find_shipped(path)
     if found is None:
         raise FileNotFoundError(
             f"{file}: _BASE_ names {base.text}, which is neither a file beside it nor a shipped recipe "
-            f"({_shipped_names()})"
+            f"({', '.join(shipped_recipes())})"
         )
     return found
 

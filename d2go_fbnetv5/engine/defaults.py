@@ -167,6 +167,9 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     search.ARCH_LR_FACTOR = 0.01
     # Whether the rate of the probabilities also falls linearly, from ARCH_WARMUP_ITERS on, to zero at SOLVER.MAX_ITER.
     search.ARCH_LR_DECAY = False
+    # False leaves the weights of MODEL.WEIGHTS, a supernet that is trained already, as they are: a step has no
+    # backward pass, and may have far more samples.
+    search.TRAIN_WEIGHTS = True
     search.INIT_PROB = 0.5
     # Probabilities are kept in [PROB_MIN, 1 - PROB_MIN].
     search.PROB_MIN = 0.02
@@ -176,8 +179,9 @@ def add_fbnetv5_config(cfg: CfgNode) -> None:
     # Appendix E: WEIGHT * max(0, relative cost - TARGET). SIZE is [height, width], [] for the family's own. METRIC is
     # "flops", "params", or "latency", which TABLE, a file of `latency_table` or of the same format, has for that size.
     search.COST = node({"METRIC": "flops", "TABLE": "", "TARGET": 0.5, "WEIGHT": 1.0, "SIZE": []})
-    # MAX_IMAGES of the validation set are used, 0 for all of them.
-    search.EVAL = node({"RANDOM_TOPOLOGIES": 8, "BN_ITERS": 20, "MAX_IMAGES": 0})
+    # MAX_IMAGES of the validation set are used, 0 for all of them. Of CANDIDATES topologies, the likeliest ones of a
+    # task, that with the lowest loss and price on BN_ITERS training batches is what was found.
+    search.EVAL = node({"RANDOM_TOPOLOGIES": 8, "BN_ITERS": 20, "MAX_IMAGES": 0, "CANDIDATES": 1})
 
 
 def add_imports(cfg: CfgNode) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.data import EvalTransform
-from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
+from d2go_fbnetv5.engine.checkpoint import list_checkpoints
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.continuing import CONFIG_FILE
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, is_names
@@ -107,7 +107,7 @@ def from_run(folder: str | os.PathLike[str], weights: str | os.PathLike[str] | N
         network = open_network(folder)
         recipe = model_recipe(network.model)
         model = network.build(recipe.kind)
-        checkpoints = RunCheckpointer(model, Path(folder)).candidates()
+        checkpoints = list_checkpoints(folder)
         if not checkpoints and weights is None:
             raise FileNotFoundError("there is no checkpoint, such as model_final.pth")
         # The averaged ones, where the training has averaged weights.

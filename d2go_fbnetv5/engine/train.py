@@ -27,7 +27,7 @@ from d2go_fbnetv5.engine.build import (
     build_precision,
     compile_model,
 )
-from d2go_fbnetv5.engine.checkpoint import OptimizerState, RunCheckpointer
+from d2go_fbnetv5.engine.checkpoint import OptimizerState, RunCheckpointer, list_checkpoints
 from d2go_fbnetv5.engine.continuing import (
     CONFIG_FILE,
     Classes,
@@ -169,7 +169,7 @@ class Run:
         if go_on:
             self._claim(go_on)
         # Weights to start from come before the average starts, a checkpoint comes after it.
-        candidates = self.checkpointer.candidates() if go_on else []
+        candidates = list_checkpoints(self.folder) if go_on else []
         if cfg.MODEL.WEIGHTS and not candidates:
             try:
                 self.recipe.load_weights(cfg.MODEL.WEIGHTS)

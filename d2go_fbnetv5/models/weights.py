@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _SUPERNET = "supernet."  # how a search names its supernet's weights
 _STAGE0 = f"{_SUPERNET}stage0."
+_HEADS = "tasks."
 _COUNT = "num_batches_tracked"  # of batch norms; nothing depends on it, and other projects' weights lack it
 
 
@@ -73,7 +74,7 @@ def load_search_weights(search: Any, path: str | os.PathLike[str]) -> None:
         InputError: it is no checkpoint, or a weight of the supernet is missing, unknown, of another shape or not
             finite; the message names it.
     """
-    state, ours = _with_supernet(read_weights(path)), search.state_dict()
+    state, ours = read_search_weights(path), search.state_dict()
     theirs = {name: value for name, value in state.items() if name.startswith(_SUPERNET)}
     wanted = [name for name in ours if name.startswith(_SUPERNET)]
     if all(name.startswith(_STAGE0) for name in theirs):
@@ -81,11 +82,9 @@ def load_search_weights(search: Any, path: str | os.PathLike[str]) -> None:
     heads = {
         name: value
         for name, value in state.items()
-        if name.startswith("tasks.") and name in ours and ours[name].shape == value.shape
+        if name.startswith(_HEADS) and name in ours and ours[name].shape == value.shape
     }
     try:
-        if not theirs:
-            raise InputError("it holds no supernet")
         _require_same({name: ours[name] for name in wanted}, theirs)
         _require_finite(theirs | heads)
     except InputError as error:
@@ -94,9 +93,7 @@ def load_search_weights(search: Any, path: str | os.PathLike[str]) -> None:
             f"{os.fspath(path)!r} is no supernet of family {family} with {stages} stages: {error}"
         ) from error
     search.load_state_dict(theirs | heads, strict=False)
-    untrained = [
-        name for name in ours if name.startswith((_SUPERNET, "tasks.")) and not name.endswith(_COUNT)
-    ]
+    untrained = [name for name in ours if name.startswith((_SUPERNET, _HEADS)) and not name.endswith(_COUNT)]
     untrained = sorted({_part(name) for name in untrained if name not in theirs and name not in heads})
     logger.info(
         "%s: took over %d weights of the supernet and %d of heads; %s",
@@ -105,6 +102,19 @@ def load_search_weights(search: Any, path: str | os.PathLike[str]) -> None:
         len(heads),
         f"there are none for some of {', '.join(untrained)}" if untrained else "all are there",
     )
+
+
+def read_search_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the weights of a search's supernet and heads, without its probabilities and how far it came.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no checkpoint, or holds no supernet.
+    """
+    state = _with_supernet(read_weights(path))
+    if not any(name.startswith(_SUPERNET) for name in state):
+        raise InputError(f"{os.fspath(path)!r} holds no supernet")
+    return {name: value for name, value in state.items() if name.startswith((_SUPERNET, _HEADS))}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

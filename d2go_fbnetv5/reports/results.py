@@ -18,7 +18,9 @@ class TaskResult:
     """
 
     task: str
-    topology: Topology  # most likely, unpruned
+    topology: (
+        Topology  # what was found: the most likely one, unpruned, or of several candidates the best, pruned
+    )
     probabilities: list[list[float]]  # S x P, each in (0, 1)
     outputs: tuple[str, ...]  # the paths the head reads, such as ("path3",)
     flops: float
@@ -32,6 +34,8 @@ class TaskResult:
     random_topologies: list[Topology]  # pruned, of equal or greater cost than ``topology`` pruned
     random_metrics: list[float]  # ``metric_name`` of each random topology
     random_flops: list[float]  # of each, pruned
+    candidates: int = 1  # likely topologies that were compared
+    undecided: int = 0  # blocks that the head sees and whose probability is not close to 0 or 1
 
     def __post_init__(self) -> None:
         lengths = (len(self.random_topologies), len(self.random_metrics), len(self.random_flops))

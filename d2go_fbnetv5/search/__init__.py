@@ -3,6 +3,7 @@
 from d2go_fbnetv5.search.algorithms import ALGORITHMS, MultitaskSearch, search_class
 from d2go_fbnetv5.search.base import Search
 from d2go_fbnetv5.search.cost import CostRegularizer
+from d2go_fbnetv5.search.decide import Decision, decide
 from d2go_fbnetv5.search.distribution import ArchDistribution
 from d2go_fbnetv5.utils.seeding import derive_generator, derive_seed
 
@@ -10,8 +11,10 @@ __all__ = [
     "ALGORITHMS",
     "ArchDistribution",
     "CostRegularizer",
+    "Decision",
     "MultitaskSearch",
     "Search",
+    "decide",
     "derive_generator",
     "derive_seed",
     "search_class",

@@ -53,8 +53,9 @@ class Search(nn.Module):
     all ranks' samples.
 
     Args:
-        supernet: has ``num_stages``, ``num_paths`` and ``forward(images, topology) -> {"path0": ...}``; for
-            straight-through estimation also ``forward_soft(images, mask)``.
+        supernet: has ``num_stages``, ``num_paths`` and ``forward(images, topology) -> {"path0": ...}``; with
+            shared images also ``forward_each(images, topologies)``, for straight-through estimation
+            ``forward_soft(images, mask)``.
         tasks: of the ``Task`` contract, each with a name of its own.
         samples_per_rank: each batch is split into so many parts, each with a topology of its own. A part is a
             batch of its own for batch norm: give it 4 images or more, better 8.
@@ -72,6 +73,8 @@ class Search(nn.Module):
             the mean of the others, which leaves its expectation as it is and takes out how hard the images are:
             most of the variance.
         preprocess: makes the supernet's input from a list of samples.
+        train_weights: False leaves the weights of a supernet and heads that are trained already as they are, so that
+            a step has no backward pass.
 
     Attributes:
         estimators: how the gradient of the probabilities can be estimated, the usual way first; empty where they
@@ -102,6 +105,7 @@ class Search(nn.Module):
         seed: int = 0,
         preprocess: Callable[[Batch], Tensor] = stack_images,
         shared_images: bool = False,
+        train_weights: bool = True,
     ) -> None:
         super().__init__()
         tasks = list(tasks)
@@ -134,6 +138,9 @@ class Search(nn.Module):
             len(tasks), supernet.num_stages, supernet.num_paths, init_prob, prob_min
         )
         self.window = LossWindow(len(tasks), loss_window)
+        if not train_weights:
+            for weight in self.parameters():
+                weight.requires_grad_(weight is self.distribution.probs)
         self.register_buffer("iteration_count", torch.zeros((), dtype=torch.long))
         self.iteration = 0  # the buffer's value without a device synchronisation
         self.diagnostics: dict[str, Any] = {}
@@ -200,12 +207,23 @@ class Search(nn.Module):
         return torch.stack([_at_least_float(value) for value in losses.values()]).sum() if losses else None
 
     def run(self, parts: list[Batch], topologies: Sequence[Topology]) -> StepLosses:
-        """Run the supernet once a part, each under its topology, for all tasks."""
-        columns = []
-        for part, topology in zip(parts, topologies, strict=True):
-            features = self.features(part, topology)
-            columns.append([self.task_loss(name, features, part) for name in self.tasks])
-        return StepLosses.of(list(zip(*columns, strict=True)), self.zero())
+        """Run the supernet on each part under its topology, for all tasks.
+
+        Where the parts are the same images, what topologies have in common is computed once.
+        """
+        if len(parts) > 1 and all(part is parts[0] for part in parts):
+            found = self.supernet.forward_each(self.preprocess(parts[0]), topologies)
+        else:
+            found = list(map(self.features, parts, topologies))
+        rows = []
+        for name, in_features in self.in_features.items():
+            losses: dict[tuple[int, ...], Tensor | None] = {}  # by what the head reads of the same images
+            keys = [tuple(id(features[key]) for key in in_features) for features in found]
+            for key, features, part in zip(keys, found, parts, strict=True):
+                if key not in losses:
+                    losses[key] = self.task_loss(name, features, part)
+            rows.append([losses[key] for key in keys])
+        return StepLosses.of(rows, self.zero())
 
     @torch.no_grad()
     def normalized(self, losses: Tensor, pool: Pool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files of tensors as torch writes them: written whole, and read only if they are intact and run no code."""
+"""Files of tensors: written whole, and read only if they are intact and run no code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.files import naming, replacing
+from d2go_fbnetv5.utils.files import naming, replacing, write_atomically
+from d2go_fbnetv5.utils.shipped import find_shipped
 
+SAFETENSORS = ".safetensors"
 _ARCHIVE = b"PK\x03\x04"  # torch writes archives since 1.6; before that, pickles with the tensors behind them
 _POINTER = b"version https://git-lfs"  # what a checkout has in place of a large file
 
@@ -60,9 +64,12 @@ class _Sink:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> Any:
-    """Return what a file of `torch.save` holds, on the CPU.
+    """Return what a file of `torch.save` or of safetensors holds, on the CPU.
 
-    An archive's checksums are compared, which torch does not. Files from before torch 1.6 have none.
+    An archive's checksums are compared, which torch does not. Files from before torch 1.6 and safetensors have none.
+
+    Args:
+        path: of a file, or the name of one that ships with the package, as `find_shipped` takes it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -70,9 +77,13 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path).expanduser()
     if not path.is_file():
+        path = find_shipped(path) or path
+    if not path.is_file():
         raise FileNotFoundError(
             f"{path} is a folder, not a file" if path.is_dir() else f"{path} does not exist"
         )
+    if path.suffix == SAFETENSORS:
+        return _read_safetensors(path)
     with naming(path), open(path, "rb") as file:
         begin = file.read(len(_POINTER))
         if begin == _POINTER:
@@ -103,6 +114,29 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
         if kind:
             raise InputError(f"{path}: {where!r} is a {kind} tensor, allowed: dense ones with their values")
     return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with naming(path):
+            return load(path.read_bytes())
+    except SafetensorError as error:
+        raise InputError(f"{path} is no file of safetensors, or is cut off ({error})") from error
+
+
+def save_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], notes: Mapping[str, str]
+) -> None:
+    """Write tensors for others to read, whole or not at all.
+
+    Args:
+        notes: texts that are kept with them, such as how they came about.
+
+    Raises:
+        OSError: names the file, also where the disk is full.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(contiguous, metadata=dict(notes)))
 
 
 def _check_archive(path: Path, file: IO[bytes]) -> None:

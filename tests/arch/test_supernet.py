@@ -38,6 +38,28 @@ def test_backbone_equals_supernet(name):
             assert found[path].shape[1] == backbone.channels[path] == supernet.channels[path]
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_topologies_on_the_same_images_give_what_each_gives_alone(training):
+    """All 256 of two stages, in training with the batch's statistics; blocks with the same inputs run once."""
+    supernet = lively(Supernet("N", num_stages=2)).train(training)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    topologies = [
+        Topology([[i >> bit & 1 for bit in range(4)], [i >> bit & 1 for bit in range(4, 8)]])
+        for i in range(256)
+    ]
+    runs = []
+    for block in (block for stage in supernet.stages.values() for block in stage.values()):
+        block.register_forward_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        together = supernet.forward_each(images, topologies)
+        # Stage 1: 4 blocks. Stage 2: each block after each of the 8 choices of the others before it, its own or none.
+        assert len(runs) == 4 + 4 * 16
+        for topology, found in zip(topologies[::9], together[::9], strict=True):
+            torch.testing.assert_close(found, supernet(images, topology))
+    networks = {topology.prune(("path2",)) for topology in topologies}
+    assert len({id(features["path2"]) for features in together}) == len(networks)
+
+
 def test_dead_blocks_are_gone():
     topology = Topology.full(2)
     backbone = Backbone("N", topology, {"path0"})

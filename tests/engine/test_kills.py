@@ -79,13 +79,13 @@ class Case:
 
 
 CASES = {
-    "search": Case("search_digits.yaml"),
+    "search": Case("search_digits_scratch.yaml"),
     "det": Case("det/det_digits.yaml"),
-    "search 2": Case("search_digits.yaml", 2),
+    "search 2": Case("search_digits_scratch.yaml", 2),
     "seg": Case("seg/seg_digits.yaml"),
     "labels": Case(""),
     "det 2": Case("det/det_digits.yaml", 2),
-    "torchrun": Case("search_digits.yaml", 2, torchrun=True),
+    "torchrun": Case("search_digits_scratch.yaml", 2, torchrun=True),
     "seg 2": Case("seg/seg_digits.yaml", 2),
 }
 

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_spoilt_configuration_is_one_sentence_or_says_the_same_when_saved(tmp_path, count):
     rng, refused = random.Random(17 + count), 0
-    texts = [(ROOT / "configs" / name).read_text() for name in ("search_digits.yaml", "_base_digits.yaml")]
+    texts = [
+        (ROOT / "configs" / name).read_text() for name in ("_base_search_digits.yaml", "_base_digits.yaml")
+    ]
     texts = [text.replace("output/", f"{tmp_path}/") for text in texts]
     for number in range(count):
         file = tmp_path / f"{number}.yaml"

@@ -17,7 +17,7 @@ from d2go_fbnetv5.engine.train import Run, prepare
 SEARCH = ["SEARCH.EVAL.BN_ITERS", "1", "SEARCH.EVAL.RANDOM_TOPOLOGIES", "0"]
 HALF = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16"]
 RUNS = {
-    "search": ("search_digits.yaml", SEARCH),
+    "search": ("search_digits_scratch.yaml", SEARCH),
     "cls": ("cls/cls_digits.yaml", []),
     "det": ("det/det_digits.yaml", []),
     "seg": ("seg/seg_digits.yaml", []),

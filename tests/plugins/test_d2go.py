@@ -15,7 +15,7 @@ from d2go_fbnetv5.engine.config import get_cfg
 ROOT = Path(__file__).parent.parent.parent
 RUNNER = "d2go_fbnetv5.runner."
 SMALL = f"""
-_BASE_: {ROOT}/configs/search_digits.yaml
+_BASE_: {ROOT}/configs/search_digits_scratch.yaml
 MODEL: {{FBNETV5: {{NUM_STAGES: 3}}}}
 SEARCH:
   SAMPLES_PER_RANK: 2

@@ -18,6 +18,9 @@ class MaskSupernet:
     def __call__(self, images, topology):
         return {"mask": torch.tensor(topology.mask, dtype=torch.float32)}
 
+    def forward_each(self, images, topologies):
+        return [self(images, topology) for topology in topologies]
+
     def forward_soft(self, images, mask):
         return {"mask": mask}
 

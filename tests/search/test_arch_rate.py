@@ -75,7 +75,8 @@ def test_the_last_steps_do_not_decide_where_the_rate_falls():
 )
 def test_the_recipe_lets_the_rate_fall_to_the_end(decay, warmup, expected):
     cfg = load_cfg(
-        "search_digits.yaml", ["SEARCH.ARCH_LR_DECAY", str(decay), "SEARCH.ARCH_WARMUP_ITERS", str(warmup)]
+        "search_digits_scratch.yaml",
+        ["SEARCH.ARCH_LR_DECAY", str(decay), "SEARCH.ARCH_WARMUP_ITERS", str(warmup)],
     )
     info = DatasetInfo(class_names=("a",), box_names=("a",), sem_seg_names=("a",))
     assert search_arguments(cfg, info, 0)["arch_decay_iters"] == expected

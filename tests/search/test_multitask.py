@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from d2go_fbnetv5 import MultitaskSearch, Topology
+from d2go_fbnetv5 import MultitaskSearch, Supernet, Topology
 from d2go_fbnetv5.search import CostRegularizer
+from d2go_fbnetv5.tasks import DatasetInfo, build_task
 
 _spec = importlib.util.spec_from_file_location("objectives", Path(__file__).with_name("objectives.py"))
 objectives = importlib.util.module_from_spec(_spec)
@@ -102,12 +103,42 @@ def test_images_are_shared_once_the_probabilities_learn():
     search.preprocess = seen.append
     for _ in range(2):
         search([{"id": i} for i in range(4)])
-    assert [[sample["id"] for sample in part] for part in seen] == [
-        [0, 1],
-        [2, 3],
-        [0, 1, 2, 3],
-        [0, 1, 2, 3],
-    ]
+    assert [[sample["id"] for sample in part] for part in seen] == [[0, 1], [2, 3], [0, 1, 2, 3]]
+
+
+def test_on_shared_images_a_head_is_run_once_for_each_network_that_it_can_tell_apart(monkeypatch):
+    """The losses are those of each topology by itself; of 16 of one stage, Path 3's head sees 8 networks at most."""
+    torch.manual_seed(0)
+    supernet = Supernet("N", num_stages=1)
+    task = build_task("cls", supernet.channels, DatasetInfo(class_names=("a", "b", "c")))
+    search = MultitaskSearch(supernet, [task], samples_per_rank=16, shared_images=True)
+    batch = [{"image": torch.randn(3, 64, 64), "class_label": i % 3} for i in range(4)]
+    topologies = [Topology(mask) for mask in objectives.all_masks(1, 4)]
+    calls = []
+    monkeypatch.setattr(
+        task, "forward", lambda *args, forward=task.forward: calls.append(1) or forward(*args)
+    )
+    found = search.run([batch] * 16, topologies).values[0]
+    networks = len({topology.prune(task.in_features) for topology in topologies})
+    assert len(calls) == networks == 2
+    alone = [search.run([batch], [topology]).values[0, 0] for topology in topologies]
+    torch.testing.assert_close(found, torch.stack(alone))
+
+
+def test_weights_that_rest_stay_as_they_are_while_the_probabilities_learn():
+    torch.manual_seed(0)
+    supernet = Supernet("N", num_stages=1)
+    task = build_task("cls", supernet.channels, DatasetInfo(class_names=("a", "b", "c")))
+    search = MultitaskSearch(supernet, [task], samples_per_rank=4, shared_images=True, train_weights=False)
+    groups = search.param_groups(lr=1.0, weight_decay=0.1)
+    assert [group["name"] for group in groups] == ["arch"]
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    before = {name: value.clone() for name, value in search.named_parameters()}
+    for step in range(2):
+        sum(search([{"image": torch.randn(3, 64, 64), "class_label": step}] * 4).values()).backward()
+        optimizer.step()
+    changed = [name for name, value in search.named_parameters() if not torch.equal(value, before[name])]
+    assert changed == ["distribution.probs"]
 
 
 def test_shared_images_take_their_difficulty_out():

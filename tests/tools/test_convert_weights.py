@@ -1,8 +1,11 @@
 import pytest
 import torch
 from d2go_fbnetv5.tools.convert_weights import main
+from safetensors import safe_open
 
 from d2go_fbnetv5 import MultitaskSearch, Supernet, build_family
+from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
+from d2go_fbnetv5.models.weights import load_search_weights
 from d2go_fbnetv5.tasks import DatasetInfo, build_task
 
 
@@ -26,7 +29,7 @@ def checkpoint(tmp_path):
 def test_a_search_starts_from_the_converted_weights(checkpoint, tmp_path, capsys):
     out = tmp_path / "ours.pth"
     assert main([str(checkpoint), str(out), "--family", "N"]) == 0
-    assert "of family N" in capsys.readouterr().out
+    assert "173 weights of" in capsys.readouterr().out
     supernet = Supernet("N", 1)
     head = build_task(
         "cls", supernet.channels, DatasetInfo(class_names=("a", "b")), pool_channels=192, expansion=3
@@ -47,3 +50,37 @@ def test_wrong_input_is_one_sentence(checkpoint, tmp_path, capsys):
         assert error.startswith("convert_weights: ")
         assert error.count("\n") == 1
     assert main([str(checkpoint), str(tmp_path / "no" / "out.pth"), "--family", "N"]) == 2
+
+
+def test_the_weights_of_a_search_go_on_without_its_training(tmp_path, capsys):
+    """Through the file, in either format, another search gets the very weights, and none of the probabilities."""
+    info = DatasetInfo(class_names=("a", "b"))
+
+    def search():
+        supernet = Supernet("N", 1)
+        return MultitaskSearch(supernet, [build_task("cls", supernet.channels, info)])
+
+    trained = search()
+    trained.distribution.probs.data.fill_(0.9)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("SEED: 7\n")
+    assert main([str(folder), str(tmp_path / "w.pth")]) == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+    RunCheckpointer(trained, folder).save("model_final", iteration=3)
+    for name in ("w.safetensors", "w.pth"):
+        assert main([str(folder), str(tmp_path / name)]) == 0
+        fresh = search()
+        load_search_weights(fresh, tmp_path / name)
+        ours, theirs = fresh.state_dict(), trained.state_dict()
+        assert all(
+            torch.equal(ours[key], theirs[key]) for key in ours if key.startswith(("supernet", "tasks"))
+        )
+        assert fresh.distribution.probs.unique().tolist() == [0.5]
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.metadata() == {"config": "SEED: 7\n", "checkpoint": "model_final.pth"}
+
+
+def test_a_mobile_cv_checkpoint_needs_its_family(checkpoint, tmp_path, capsys):
+    assert main([str(checkpoint), str(tmp_path / "out.pth")]) == 2
+    assert "--family is missing" in capsys.readouterr().err

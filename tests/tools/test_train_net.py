@@ -10,7 +10,7 @@ from d2go_fbnetv5 import Task, register_task
 from d2go_fbnetv5.arch.topology_file import load_topologies
 
 SMALL = """
-_BASE_: search_digits.yaml
+_BASE_: search_digits_scratch.yaml
 MODEL: {FBNETV5: {NUM_STAGES: 2}}
 SEARCH:
   TASKS: [cls, seg]
@@ -32,7 +32,9 @@ def args(tmp_path):
     from d2go_fbnetv5.engine.config import find_config
 
     config = tmp_path / "small.yaml"
-    config.write_text(SMALL.replace("search_digits.yaml", str(find_config("search_digits.yaml"))))
+    config.write_text(
+        SMALL.replace("search_digits_scratch.yaml", str(find_config("search_digits_scratch.yaml")))
+    )
 
     def build(*more, folder="run"):
         return ["--config-file", str(config), "--output-dir", str(tmp_path / folder), *map(str, more)]
@@ -128,7 +130,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(args, tmp_path, capsys, mo
 
 def test_a_missing_config_names_the_recipes(capsys):
     assert main(["--config-file", "nowhere.yaml"]) == 2
-    assert "search_digits.yaml" in capsys.readouterr().err
+    assert "search_digits_scratch.yaml" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written(args, tmp_path, capsys):

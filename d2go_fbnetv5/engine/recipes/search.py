@@ -24,7 +24,7 @@ from d2go_fbnetv5.models.weights import load_search_weights
 from d2go_fbnetv5.reports.history import read_history
 from d2go_fbnetv5.reports.results import SearchResults
 from d2go_fbnetv5.reports.search import search_table, write_search_report
-from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, search_class
+from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, decide, search_class
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main, world_size
@@ -68,6 +68,7 @@ class SearchRecipe(Recipe):
         check_range(cfg, "SEARCH.EVAL.MAX_IMAGES", 0)
         check_range(cfg, "SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, 10_000)
         check_range(cfg, "SEARCH.EVAL.BN_ITERS", 1, 10_000)
+        check_range(cfg, "SEARCH.EVAL.CANDIDATES", 1, 1_000)
         cls._validate_sizes(cfg)
         per_rank = cfg.SOLVER.IMS_PER_BATCH // world_size
         check_range(cfg, "SEARCH.SAMPLES_PER_RANK", 1, per_rank)
@@ -75,6 +76,11 @@ class SearchRecipe(Recipe):
             raise InputError(
                 f"SEARCH.SAMPLES_PER_RANK is {cfg.SEARCH.SAMPLES_PER_RANK}, allowed with SEARCH.SHARED_IMAGES: 2 or "
                 "more, which are compared with each other"
+            )
+        if not cfg.SEARCH.TRAIN_WEIGHTS and not cfg.MODEL.WEIGHTS:
+            raise InputError(
+                "SEARCH.TRAIN_WEIGHTS is False, allowed where MODEL.WEIGHTS is of a trained supernet with its heads: "
+                "found ''"
             )
         if world_size > 1 and not cfg.MODEL.DDP_FIND_UNUSED_PARAMETERS:
             raise InputError(
@@ -160,8 +166,8 @@ class SearchRecipe(Recipe):
                 "evaluating topologies", total=len(self.model.tasks) * (1 + evals.RANDOM_TOPOLOGIES)
             )
             tasks = tuple(
-                judge.result(name, evals.RANDOM_TOPOLOGIES, self.seed, lambda: progress.advance(bar))
-                for name in self.model.tasks
+                judge.result(name, found, evals.RANDOM_TOPOLOGIES, self.seed, lambda: progress.advance(bar))
+                for name, found in decide(self.model, judge.statistics, evals.CANDIDATES).items()
             )
         metrics = {f"{task.task}/{name}": value for task in tasks for name, value in task.metrics.items()}
         trained.record(metrics)
@@ -256,6 +262,7 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
         "tasks": tasks,
         "samples_per_rank": search.SAMPLES_PER_RANK,
         "shared_images": search.SHARED_IMAGES,
+        "train_weights": search.TRAIN_WEIGHTS,
         "arch_warmup_iters": search.ARCH_WARMUP_ITERS,
         "arch_decay_iters": learning if search.ARCH_LR_DECAY else 0,
         "init_prob": search.INIT_PROB,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import BlockCosts, Topology
 from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
 from d2go_fbnetv5.reports.results import TaskResult
-from d2go_fbnetv5.search import Search, derive_generator
+from d2go_fbnetv5.search import Decision, Search, derive_generator
 from d2go_fbnetv5.tasks.base import DatasetInfo, Task
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -58,9 +58,14 @@ class SearchJudge:
             return evaluate(network, self.eval_batches, network.task.evaluator(self.info))
 
     def result(
-        self, name: str, num_random: int, seed: int, progress: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        found: Decision,
+        num_random: int,
+        seed: int,
+        progress: Callable[[], None] = lambda: None,
     ) -> TaskResult:
-        """The most likely topology of a task, and random ones that cost as much or more.
+        """What was found for a task, and random topologies that cost as much or more.
 
         Args:
             num_random: how many.
@@ -68,7 +73,7 @@ class SearchJudge:
             progress: called after each evaluation.
         """
         task = cast(Task, self.search.tasks[name])
-        topology = self.search.most_likely()[name]
+        topology = found.topology
         index = list(self.search.tasks).index(name)
         least = self.flops.network(topology, task.in_features)
         generator = derive_generator("random topologies", seed, name)
@@ -96,6 +101,8 @@ class SearchJudge:
             metrics=measured[0],
             random_topologies=randoms,
             random_metrics=[m[task.primary_metric] for m in measured[1:]],
+            candidates=found.candidates,
+            undecided=found.undecided,
             random_flops=[self.flops.network(t, task.in_features) for t in randoms],
         )
 

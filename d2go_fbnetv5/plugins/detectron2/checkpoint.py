@@ -9,6 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_fit
 from d2go_fbnetv5.search import MultitaskSearch
 from d2go_fbnetv5.utils.checkpoints import read_tensors
+from d2go_fbnetv5.utils.shipped import find_shipped
 
 # Of another search, such as the pretraining, neither its probabilities nor how far it came.
 _SEARCH_WEIGHTS = ("supernet.", "tasks.")
@@ -29,7 +30,7 @@ class StartsFromSearches:
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         self._start = not (resume and self.has_checkpoint())
         try:
-            return super().resume_or_load(path, resume=resume)
+            return super().resume_or_load(str(find_shipped(path) or path) if path else path, resume=resume)
         finally:
             self._start = False
 

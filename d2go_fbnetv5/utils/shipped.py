@@ -1,0 +1,31 @@
+"""The files that come with the package: recipes, and the weights that some of them start from."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the recipes: in a checkout beside the package, in an installed package inside it."""
+    package = Path(str(resources.files("d2go_fbnetv5")))
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def find_shipped(path: str | os.PathLike[str]) -> Path | None:
+    """Return the shipped file of a name, None if there is none.
+
+    ``configs/search.yaml`` is what one types in a checkout, and means the same elsewhere.
+    """
+    path = Path(path)
+    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    file = shipped_folder() / name
+    return file if not path.is_absolute() and file.is_file() else None
+
+
+def shipped_recipes() -> list[str]:
+    """Return the names of the recipes, without those that others build on."""
+    folder = shipped_folder()
+    files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
+    return sorted(str(file.relative_to(folder)) for file in files)

@@ -1,0 +1,82 @@
+"""What a search has found where its probabilities leave blocks undecided."""
+
+import itertools
+
+import pytest
+import torch
+
+from d2go_fbnetv5 import MultitaskSearch, Supernet, Topology
+from d2go_fbnetv5.arch import block_costs
+from d2go_fbnetv5.search import CostRegularizer, decide
+from d2go_fbnetv5.search.algorithms import RandomSearch
+from d2go_fbnetv5.search.decide import likeliest
+from d2go_fbnetv5.tasks import DatasetInfo, build_task
+
+
+@pytest.mark.parametrize("outputs", [("path0", "path1", "path2", "path3"), ("path1",), ("path3",)])
+def test_the_likeliest_networks_are_those_of_the_likeliest_masks(outputs):
+    """Beside all 256 masks of two stages: the same networks, in the order of the likeliest mask of each."""
+    probs = 0.02 + 0.96 * torch.rand((2, 4), generator=torch.Generator().manual_seed(3))
+    masks = torch.tensor(list(itertools.product([0, 1], repeat=8))).view(-1, 2, 4)
+    chances = torch.where(masks > 0, probs, 1 - probs).flatten(1).double().prod(dim=1)
+    expected = {}
+    for i in chances.argsort(descending=True).tolist():
+        expected.setdefault(Topology(masks[i]).prune(outputs))
+    assert likeliest(probs, 1000, outputs) == list(expected)
+    assert likeliest(probs, 7, outputs) == list(expected)[:7]
+
+
+def searching(kind=MultitaskSearch, weight=0.0):
+    torch.manual_seed(0)
+    supernet = Supernet("N", num_stages=1)
+    info = DatasetInfo(class_names=("a", "b", "c"), sem_seg_names=("p", "q"))
+    tasks = [build_task(name, supernet.channels, info) for name in ("cls", "seg")]
+    cost = CostRegularizer(block_costs("N", (64, 64)).matrix(1), 0.0, weight) if weight else None
+    return kind(supernet, tasks, cost=cost, train_weights=False)
+
+
+def batches(count):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        [
+            {
+                "image": torch.randn((3, 64, 64), generator=generator),
+                "class_label": i % 3,
+                "sem_seg": torch.randint(2, (64, 64), generator=generator),
+            }
+            for i in range(4)
+        ]
+        for _ in range(count)
+    ]
+
+
+def test_the_best_of_the_candidates_is_found_and_the_search_stays_as_it_was():
+    search, images = searching(), batches(2)
+    before = {name: value.clone() for name, value in search.state_dict().items()}
+    found = decide(search, images, 64)["seg"]
+    assert all(torch.equal(value, before[name]) for name, value in search.state_dict().items())
+
+    search.train()
+    networks = {
+        Topology(mask).prune(("path2",)) for mask in itertools.product([0, 1], repeat=4) for mask in [[mask]]
+    }
+    losses = {t: sum(float(search.run([part], [t]).values[1, 0]) for part in images) for t in networks}
+    assert found.candidates == len(networks) == 2
+    assert found.topology == min(losses, key=losses.get)
+    assert found.undecided == 1  # of the blocks that Path 2's head can see in one stage
+
+
+def test_a_price_counts_in_the_decision():
+    """Nothing is worth a price of a million times the loss, and a bounty would keep everything that a head can see."""
+    assert decide(searching(weight=1e6), batches(1), 64)["seg"].topology.num_kept == 0
+
+
+def test_with_one_candidate_the_most_likely_topology_is_what_was_found():
+    search = searching()
+    search.distribution.probs.data[0] = torch.tensor([[0.95, 0.05, 0.6, 0.4]])
+    found = decide(search, [], 1)["cls"]
+    assert (found.topology, found.candidates) == (Topology([[1, 0, 1, 0]]), 1)
+    assert (
+        decide(searching(RandomSearch), [], 64)["cls"].topology
+        == searching(RandomSearch).most_likely()["cls"]
+    )

@@ -10,6 +10,7 @@ import torch
 
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import MOST_AREA
 from d2go_fbnetv5.utils.opencv import opencv
 
 SPLITS = ("train", "val")
@@ -19,7 +20,6 @@ _LARGEST_MARGIN = 1.4
 # At least this share of an object's pixels stays visible: what is labelled can be seen.
 _MIN_VISIBLE = 0.75
 _PLACING_TRIES = 12
-_MOST_PIXELS = 2**24  # of a scene, which takes some hundred bytes for each while it is drawn
 
 
 @dataclass
@@ -97,8 +97,8 @@ class Scenes(torch.utils.data.Dataset):
         ):
             if value < least:
                 raise InputError(f"{what}: {name} is {value}, it must be at least {least}")
-        if height * width > _MOST_PIXELS:
-            raise InputError(f"{what}: size is {height}x{width}, allowed are {_MOST_PIXELS} pixels")
+        if height * width > MOST_AREA:
+            raise InputError(f"{what}: size is {height}x{width}, allowed are {MOST_AREA} pixels")
         self.split, self.size, self.num_images = split, (height, width), num_images
         self.seed, self.max_objects = seed, max_objects
         self.info = DatasetInfo(

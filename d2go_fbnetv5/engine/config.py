@@ -171,6 +171,11 @@ def _merge(node: CfgNode, values: Mapping[str, Any], root: CfgNode, prefix: str)
         name = f"{prefix}{key}"
         if node.is_new_allowed():
             _set_free(node, key, value, root, name)
+        elif key not in node and "." in key:
+            raise InputError(
+                f"{name} has a dot, as on the command line; in a file a key stands in its group, as in SOLVER: "
+                "{MAX_ITER: 5}"
+            )
         elif key not in node:
             raise InputError(f"unknown key {name}{_suggestion(name, root)}")
         elif isinstance(node[key], CfgNode):

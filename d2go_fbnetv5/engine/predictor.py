@@ -20,9 +20,8 @@ from d2go_fbnetv5.engine.recipes.models import model_recipe, searched_network
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import MOST_AREA
 from d2go_fbnetv5.utils.text_files import read_json_object
-
-MOST_PIXELS = 2**24  # of a resized image; a model needs some hundred bytes for each
 
 
 @dataclass
@@ -86,10 +85,10 @@ class Predictor:
             short, long = side, side * long // short
         if bound is not None and long > bound:
             short, long = bound * short // long, bound
-        if short < 1 or short * long > MOST_PIXELS:
+        if short < 1 or short * long > MOST_AREA:
             raise InputError(
                 f"an image of {height}x{width} pixels would be resized to {short} by {long}; allowed are 1 by 1 to "
-                f"{MOST_PIXELS} pixels in all"
+                f"{MOST_AREA} pixels in all"
             )
 
 

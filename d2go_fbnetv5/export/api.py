@@ -25,6 +25,7 @@ from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import replacing
+from d2go_fbnetv5.utils.formatting import MOST_AREA
 from d2go_fbnetv5.utils.text_files import read_json
 
 # Each has SUFFIX, PACKAGES, `export` and `load`, and FIXED_SIZE: whether a file can be for one size alone.
@@ -161,7 +162,7 @@ def check_size(model: SearchedModel, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) as it is.
 
     Raises:
-        ValueError: a side is too small for Path 3, or no multiple of what the model pads to.
+        ValueError: a side is too small for Path 3, or no multiple of what the model pads to; or it is a slip.
     """
     least, divisor = smallest_side(model), model.size_divisibility
     if min(size) < least:
@@ -169,6 +170,8 @@ def check_size(model: SearchedModel, size: tuple[int, int]) -> tuple[int, int]:
             f"size {size[0]}x{size[1]} is too small for Path 3: allowed for family {model.backbone.family.name} are "
             f"sides of {least} pixels or more"
         )
+    if size[0] * size[1] > MOST_AREA:
+        raise InputError(f"size {size[0]}x{size[1]}: allowed are {MOST_AREA} pixels in all")
     if any(side % divisor for side in size):
         raise InputError(
             f"size {size[0]}x{size[1]}: allowed for a {type(model).__name__} are multiples of {divisor}"

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 MISSING = "–"
 MOST_PIXELS = 2**14  # of a side; what exceeds it is a slip
+MOST_AREA = 2**24  # pixels of an image that is computed with, at some hundred bytes for each
 
 
 def is_number(value: Any) -> TypeGuard[float]:

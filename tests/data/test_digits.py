@@ -133,6 +133,7 @@ def test_info_names_every_class():
     [
         ({"split": "test"}, "split is 'test', allowed are train, val"),
         ({"size": 16}, "size is 16, it must be at least 32"),
+        ({"size": 100_000}, "size is 100000x100000, allowed are 16777216 pixels"),
         ({"num_images": 0}, "num_images is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"max_digits": 0}, "max_digits is 0"),

@@ -32,6 +32,7 @@ def test_base_file_then_file_then_options(tmp_path):
     [
         ("SOLVER: {BASE_LRR: 1.0}", "unknown key SOLVER.BASE_LRR; did you mean SOLVER.BASE_LR"),
         ("BASE_LR: 1.0", "unknown key BASE_LR; did you mean SOLVER.BASE_LR"),
+        ("SOLVER.MAX_ITER: 5", "SOLVER.MAX_ITER has a dot, as on the command line; in a file"),
         ("SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER is 'many', allowed: a whole number, such as 40000"),
         ("SOLVER: {MAX_ITER: 1.5}", "SOLVER.MAX_ITER is '1.5', allowed: a whole number"),
         ("SOLVER: {MAX_ITER: True}", "SOLVER.MAX_ITER is 'True', allowed: a whole number"),

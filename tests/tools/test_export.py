@@ -43,6 +43,7 @@ def truncated(path):
         (["--format", "torchscript", "--model", "FBNetV5-N-DET"], None, "not of this model"),
         (["--format", "torchscript"], truncated, "damaged or cut off"),
         (["--format", "torchscript", "--size", "32x32"], None, "too small for Path 3"),
+        (["--format", "torchscript", "--size", "10016x10016"], None, "allowed are 16777216 pixels in all"),
         (["--format", "torchscript", "--size", "large"], None, "expected HEIGHTxWIDTH"),
         (
             ["--format", "torchscript", "--fixed-size"],

@@ -89,7 +89,7 @@ def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] 
 
     Args:
         seed: of order and augmentation.
-        open_set: another way to open a set by its name, of a host that has it open already.
+        open_set: another way to open a set by its name, of a trainer that has it open already.
 
     Raises:
         ValueError, FileNotFoundError: an unknown name, a broken index, sets that label different things or nothing.

@@ -15,7 +15,7 @@ from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
 
 
-class Teacher:
+class TeacherClassifier:
     """A trained classifier that names the class of images. No module: its weights belong to no checkpoint.
 
     Args:
@@ -36,7 +36,7 @@ class Teacher:
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TeacherClassifier:
         return self  # it never changes, so an averaged copy of its student asks the same one
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class Teacher:
         return self.model((pixels - mean) / std)
 
 
-def timm_teacher(name: str, num_classes: int, weights: str = "") -> Teacher:
+def timm_teacher(name: str, num_classes: int, weights: str = "") -> TeacherClassifier:
     """A teacher from timm, which is not among our requirements.
 
     Args:
@@ -72,7 +72,7 @@ def timm_teacher(name: str, num_classes: int, weights: str = "") -> Teacher:
     if model.num_classes != num_classes:
         raise InputError(f"the teacher {name!r} has {model.num_classes} classes, the data set {num_classes}")
     config = timm.data.resolve_model_data_config(model)
-    return Teacher(
+    return TeacherClassifier(
         model,
         tuple(config["input_size"][1:]),
         [255 * value for value in config["mean"]],

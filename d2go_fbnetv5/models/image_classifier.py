@@ -19,7 +19,7 @@ from d2go_fbnetv5.models.base import (
     require_range,
     zero_loss,
 )
-from d2go_fbnetv5.models.distillation import Teacher
+from d2go_fbnetv5.models.distillation import TeacherClassifier
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.metrics import TopKAccuracy
 from d2go_fbnetv5.utils.errors import InputError
@@ -65,7 +65,7 @@ class ImageClassifier(SearchedModel):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
-        teacher: Teacher | None = None,
+        teacher: TeacherClassifier | None = None,
         teacher_weight: float = 0.5,
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,

@@ -7,7 +7,7 @@ from torch import nn
 
 from d2go_fbnetv5.arch import Backbone, Topology
 from d2go_fbnetv5.models import ImageClassifier
-from d2go_fbnetv5.models.distillation import Teacher, timm_teacher
+from d2go_fbnetv5.models.distillation import TeacherClassifier, timm_teacher
 
 
 class Brightness(nn.Module):
@@ -35,7 +35,7 @@ def batch():
 
 
 def test_the_teacher_sees_its_own_size_and_normalisation():
-    teacher = Teacher(Brightness(), (48, 64), mean=[100.0] * 3, std=[10.0] * 3)
+    teacher = TeacherClassifier(Brightness(), (48, 64), mean=[100.0] * 3, std=[10.0] * 3)
     logits = teacher(torch.full((1, 3, 32, 32), 150.0))
     assert teacher.model.seen.shape == (1, 3, 48, 64)
     assert torch.allclose(teacher.model.seen, torch.full((), 5.0), atol=1e-4)
@@ -43,7 +43,7 @@ def test_the_teacher_sees_its_own_size_and_normalisation():
 
 
 def test_the_loss_is_shared_between_label_and_teacher():
-    teacher = Teacher(Brightness(), (32, 32))
+    teacher = TeacherClassifier(Brightness(), (32, 32))
     model = student(teacher=teacher, teacher_weight=0.25).train()
     losses = model(batch())
     assert set(losses) == {"loss_class", "loss_teacher"}
@@ -56,7 +56,7 @@ def test_the_loss_is_shared_between_label_and_teacher():
 
 
 def test_a_student_follows_its_teacher_alone():
-    model = student(teacher=Teacher(Brightness(), (32, 32)), teacher_weight=1.0).train()
+    model = student(teacher=TeacherClassifier(Brightness(), (32, 32)), teacher_weight=1.0).train()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(30):
         optimizer.zero_grad()
@@ -68,7 +68,7 @@ def test_a_student_follows_its_teacher_alone():
 
 
 def test_the_teacher_is_in_no_checkpoint_and_in_every_copy():
-    model = student(teacher=Teacher(Brightness(), (32, 32)))
+    model = student(teacher=TeacherClassifier(Brightness(), (32, 32)))
     assert model.state_dict().keys() == student().state_dict().keys()
     assert len(list(model.parameters())) == len(list(student().parameters()))
     assert copy.deepcopy(model).teacher is model.teacher

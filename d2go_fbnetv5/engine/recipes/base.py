@@ -54,10 +54,10 @@ class Recipe:
         cfg: validated by `validate`.
         data: of the run.
         seed: of the run, >= 0.
-        model: one that a host has built already; by default `build_model` does it.
+        model: one that a trainer has built already; by default `build_model` does it.
 
     Attributes:
-        model: on the CPU until the host moves it.
+        model: on the CPU until the trainer moves it.
     """
 
     model: nn.Module

@@ -228,7 +228,7 @@ def model_arguments(
     cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, num_classes: int
 ) -> dict[str, Any]:
     """Return the arguments that `build_searched_model` makes a model of."""
-    # ``kind`` may be a host's, with a constructor of its own.
+    # ``kind`` may be a trainer's, with a constructor of its own.
     own = model_recipe(cfg.MODEL.META_ARCHITECTURE).kind
     arguments = _network(cfg, [""] * num_classes, EvalTransform(None)).arguments(own)
     distillation = cfg.MODEL.FBNETV5.DISTILLATION

@@ -27,7 +27,7 @@ def open_groups_stay_open(cfg: CfgNode, is_dump: bool) -> None:
 
 
 def extend_config(cfg: CfgNode) -> CfgNode:
-    """Add our keys to D2Go's defaults, in place; a key that the embedded host has too gets the default it has there."""
+    """Add our keys to D2Go's defaults, in place; a key that our own trainer has too gets the default it has there."""
     add_fbnetv5_config(cfg)
     use_lite_rcnn(cfg)
     cfg.RCNN_PREPARE_FOR_QUANT = "fbnetv5_rcnn_prepare_for_quant"

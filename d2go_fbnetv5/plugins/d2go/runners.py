@@ -61,7 +61,7 @@ def FBNetV5DatasetMapper(cfg: CfgNode, is_train: bool, **_: Any) -> SampleMapper
 class FBNetV5Runner(GeneralizedRCNNRunner):
     """Trains, evaluates and exports classifiers, segmentation models and detectors on the searched backbone.
 
-    Sets of FBNETV5_DATA and our built-in ones are read as in the embedded host, others by D2Go's own loaders.
+    Sets of FBNETV5_DATA and our built-in ones are read as in our own trainer, others by D2Go's own loaders.
     """
 
     @classmethod
@@ -83,7 +83,7 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
     def build_model(self, cfg: CfgNode, eval_only: bool = False) -> nn.Module:
         check_run(cfg)
         if all_ours(cfg):
-            seed_all(cfg.SEED, iteration=-1)  # the same first weights on every process, and in every host
+            seed_all(cfg.SEED, iteration=-1)  # the same first weights on every process, and in every trainer
         model = super().build_model(cfg, eval_only)
         if not eval_only:  # what is exported is left as it is
             compile_model(cfg, model)
@@ -99,7 +99,7 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
         return super().do_train(cfg, model, resume)
 
     def build_lr_scheduler(self, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-        """The embedded host's schedules: Detectron2's and WarmupPolyLR."""
+        """Our own trainer's schedules: Detectron2's and WarmupPolyLR."""
         return LRMultiplier(optimizer, build_lr_schedule(cfg), cfg.SOLVER.MAX_ITER)
 
     @classmethod
@@ -141,7 +141,7 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
 
 
 class MultitaskSearchRunner(FBNetV5Runner):
-    """Algorithm 4 on D2Go's trainer; ends with the report that the embedded host writes."""
+    """Algorithm 4 on D2Go's trainer; ends with the report that our own trainer writes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, which also starts from a search and from what the embedded host has trained."""
+"""Detectron2's checkpointer, which also starts from a search and from what our own trainer has trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SEARCH_WEIGHTS = ("supernet.", "tasks.")
 
 class StartsFromSearches:
     """Lets a `DetectionCheckpointer` start from more: MODEL.WEIGHTS may be a search, a supernet, or a model of the same
-    network, of any host.
+    network, of any trainer.
 
     Raises, on loading:
         ValueError: the file is damaged or holds more than tensors and plain values; a weight is not finite, or one of

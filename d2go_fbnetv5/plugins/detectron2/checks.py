@@ -16,7 +16,7 @@ OUR_META_ARCHITECTURES = ("ImageClassifier", "LiteMaskFormer", "LiteRCNN", "Mult
 
 
 def check_run(cfg: CfgNode) -> None:
-    """Check a configuration of which DATASETS are ours as the embedded host does.
+    """Check a configuration of which DATASETS are ours as our own trainer does.
 
     Raises:
         ValueError: an impossible value, or a search on sets that it cannot be judged on.
@@ -42,7 +42,7 @@ def check_run(cfg: CfgNode) -> None:
 
 
 def check_detectron2_alone(cfg: CfgNode) -> None:
-    """Refuse what Detectron2's own trainer would pass over: keys of the other hosts, and Detectron2's that
+    """Refuse what Detectron2's own trainer would pass over: keys of the other trainers, and Detectron2's that
     `build_optimizer` has no part for.
 
     Raises:

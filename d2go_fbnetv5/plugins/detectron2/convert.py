@@ -1,4 +1,4 @@
-"""Weights of other hosts and stages under the names that a model has here."""
+"""Weights of other trainers and stages under the names that a model has here."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def adapt_weights(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> di
     """A checkpoint's weights for a model to start from.
 
     Of a search, of a supernet alone or of another model, the network takes its part, wherever it is in this one; a
-    Lite R-CNN of the embedded host gets Detectron2's names. Anything else stays as it is.
+    Lite R-CNN of our own trainer gets Detectron2's names. Anything else stays as it is.
 
     Args:
         ours: the model's own ``state_dict``.

@@ -105,7 +105,7 @@ def open_data(cfg: CfgNode) -> Data:
 class TrainLoader:
     """Endless batches for Detectron2's and D2Go's trainers, which start at the iteration that these start with.
 
-    Order and augmentation are the embedded host's: a function of (SEED, position), the same for any number of
+    Order and augmentation are our own trainer's: a function of (SEED, position), the same for any number of
     workers, and after a resume.
     """
 

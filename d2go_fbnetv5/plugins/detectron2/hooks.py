@@ -16,7 +16,7 @@ from d2go_fbnetv5.utils.seeding import seed_all
 
 
 class SeedHook(HookBase):
-    """Seeds the generators at every step, as the embedded host does: a resumed run goes on with the same numbers."""
+    """Seeds the generators at every step, as our own trainer does: a resumed run goes on with the same numbers."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

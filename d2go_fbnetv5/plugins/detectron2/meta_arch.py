@@ -49,7 +49,7 @@ def set_numbers_of_classes(cfg: CfgNode) -> None:
 
 
 def describe_model(cfg: CfgNode) -> None:
-    """Leave NETWORK_FILE in OUTPUT_DIR for a model that the embedded host has under the same names, so that its
+    """Leave NETWORK_FILE in OUTPUT_DIR for a model that our own trainer has under the same names, so that its
     `predict` opens the folder."""
     if cfg.MODEL.META_ARCHITECTURE in ("ImageClassifier", "LiteMaskFormer"):
         recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)

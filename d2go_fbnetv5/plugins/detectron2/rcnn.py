@@ -18,7 +18,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 def lite_rcnn_config(cfg: CfgNode) -> CfgNode:
     """A copy of ``cfg`` in which Detectron2's keys say what MODEL.META_ARCHITECTURE LiteRCNN with the options of
-    MODEL.FBNETV5.HEAD says in the embedded host.
+    MODEL.FBNETV5.HEAD says in our own trainer.
 
     Raises:
         ValueError: an option that Detectron2's modules cannot follow.

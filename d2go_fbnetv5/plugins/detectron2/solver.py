@@ -18,7 +18,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW by SOLVER, as the embedded host has it, with Detectron2's gradient clipping.
+    """SGD or AdamW by SOLVER, as our own trainer has it, with Detectron2's gradient clipping.
 
     A search's probabilities are a group of their own: the rate BASE_LR * SEARCH.ARCH_LR_FACTOR, no weight decay, no
     momentum.

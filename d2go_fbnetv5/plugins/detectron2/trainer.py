@@ -43,9 +43,9 @@ class FBNetV5Trainer(DefaultTrainer):
     """`DefaultTrainer` for a search and for models on the searched backbone, without D2Go.
 
     A search's probabilities get their own rate, no decay and no momentum, and are kept in their range; it ends with
-    the report that the embedded host writes. MODEL.WEIGHTS may be a search, a supernet, or a model of any host.
+    the report that our own trainer writes. MODEL.WEIGHTS may be a search, a supernet, or a model of any trainer.
     Optimizer and schedule are ours (SOLVER.OPTIMIZER, LR_MULTIPLIER_OVERWRITE, WarmupPolyLR). Sets of FBNETV5_DATA are
-    registered, read and judged as in the embedded host, others as by DefaultTrainer.
+    registered, read and judged as in our own trainer, others as by DefaultTrainer.
 
     Raises:
         ValueError: an impossible value, or a key that Detectron2's trainer would pass over.
@@ -67,7 +67,7 @@ class FBNetV5Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         if all_ours(cfg):
-            seed_all(cfg.SEED, iteration=-1)  # the same first weights in every host
+            seed_all(cfg.SEED, iteration=-1)  # the same first weights in every trainer
         model = super().build_model(cfg)
         compile_model(cfg, model)
         return model

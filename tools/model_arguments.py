@@ -31,7 +31,7 @@ def check_model_arguments(args: argparse.Namespace) -> None:
 
 
 def open_model(args: argparse.Namespace) -> Predictor:
-    """The model that checked arguments name.
+    """Open the model that checked arguments name.
 
     Raises:
         FileNotFoundError, ValueError: names the argument that is wrong.

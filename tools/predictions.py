@@ -14,7 +14,7 @@ SHOWN_CLASSES = 5
 
 
 def to_json(predictor: Predictor, output: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Any]:
-    """An output as plain values: ``classes`` (best first), ``boxes``, or each class' share of the label map."""
+    """Return an output as plain values: ``classes`` (best first), ``boxes``, or each class' share of the label map."""
     names = predictor.names
     if predictor.task == "cls":
         scores, labels = output["class_scores"].topk(min(SHOWN_CLASSES, len(names)))

@@ -38,7 +38,7 @@ class Candidate:
 
 
 def solve(task: str, rows: Sequence[dict[str, Any]], num_stages: int = 7) -> list[Candidate]:
-    """All counts from 0 to ``num_stages`` per path, the best first.
+    """Return all counts from 0 to ``num_stages`` per path, the best first.
 
     Args:
         task: "CLS", "SEG" or "DET".

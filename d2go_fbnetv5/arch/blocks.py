@@ -52,7 +52,7 @@ def parse_pool_op(op: str) -> str:
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """The multiple of ``divisor`` nearest to ``value`` (ties away from zero), at least ``divisor`` and never
+    """Return the multiple of ``divisor`` nearest to ``value`` (ties away from zero), at least ``divisor`` and never
     more than 5% below ``value``: the width rule of the FBNet family."""
     if divisor <= 1 or (value % divisor == 0 and value >= divisor):
         return int(value)

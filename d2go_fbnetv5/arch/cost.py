@@ -37,7 +37,7 @@ def count_flops(module: nn.Module, *inputs: Any) -> int:
 
 
 def count_params(module: nn.Module) -> int:
-    """The number of trainable values."""
+    """Return the number of trainable values."""
     return sum(p.numel() for p in module.parameters())
 
 
@@ -105,7 +105,7 @@ def build_parts(family: Family, size: tuple[int, int]) -> tuple[list[Part], list
 
 
 def block_costs(family: str | Family, size: Sequence[int], metric: str = "flops") -> BlockCosts:
-    """The cost of every part of a family, counted; milliseconds come from `read_latency_table`.
+    """Return the cost of every part of a family, counted; milliseconds come from `read_latency_table`.
 
     Args:
         family: name of a family, or the family.

@@ -103,7 +103,7 @@ class Family:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """The input pixel at the centre of each path's first feature.
+        """Return the input pixel at the centre of each path's first feature.
 
         A strided convolution that pads less than half its kernel starts further in; the published paddings
         of A, C, E and F do. Fusion reads them to pick the features that lie on the same pixels.
@@ -118,11 +118,11 @@ class Family:
         return tuple(offsets)
 
     def partition_layers(self, path: int) -> tuple[Layer, ...]:
-        """The layers of a partition with repeats written out."""
+        """Return the layers of a partition with repeats written out."""
         return tuple(block for layer in self.partitions[path] for block in layer.expanded())
 
     def feature_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """Height and width of each path's features for an input of ``size`` (height, width); 0 or less where
+        """Return height and width of each path's features for an input of ``size`` (height, width); 0 or less where
         the input is too small."""
         height, width = size
         sizes = []
@@ -136,7 +136,7 @@ class Family:
 
     @property
     def min_input_size(self) -> int:
-        """The least side in pixels for which every path has a feature."""
+        """Return the least side in pixels for which every path has a feature."""
         return next(side for side in range(1, 1024) if self.feature_sizes((side, side))[-1][0] >= 1)
 
     def build_partition(self, path: int) -> nn.Sequential:
@@ -149,7 +149,7 @@ class Family:
         return nn.Sequential(*layers)
 
     def build_stage_block(self, path: int) -> nn.Sequential:
-        """A searchable block: the last two layers of the partition at stride 1 (section 3.1, Listing 2)."""
+        """Build a searchable block: the last two layers of the partition at stride 1 (section 3.1, Listing 2)."""
         channels = self.channels[path]
         last_two = self.partition_layers(path)[-2:]
         return nn.Sequential(
@@ -173,7 +173,7 @@ def register_family(family: Family) -> Family:
 
 
 def build_family(name: str | Family) -> Family:
-    """The family of that name (a Family passes through).
+    """Return the family of that name (a Family passes through).
 
     Raises:
         ValueError: there is none; the message lists the names.
@@ -182,7 +182,7 @@ def build_family(name: str | Family) -> Family:
 
 
 def list_families() -> list[str]:
-    """The names of all registered families."""
+    """Return the names of all registered families."""
     return _FAMILIES.names()
 
 

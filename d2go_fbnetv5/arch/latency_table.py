@@ -55,7 +55,7 @@ def write_latency_table(
 
 
 def read_latency_table(path: str | os.PathLike[str], family: Family, size: Sequence[int]) -> BlockCosts:
-    """The milliseconds of a family's parts at an image of ``size`` (height, width).
+    """Read the milliseconds of a family's parts at an image of ``size`` (height, width).
 
     Raises:
         FileNotFoundError: there is no such file.

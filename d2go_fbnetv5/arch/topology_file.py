@@ -62,7 +62,7 @@ class TopologyFile:
     tasks: dict[str, TopologyEntry]
 
     def task(self, name: str) -> TopologyEntry:
-        """The entry of a task; a task that the file lacks is a ValueError naming those it has."""
+        """Return the entry of a task; a task that the file lacks is a ValueError naming those it has."""
         if name not in self.tasks:
             raise InputError(f"{self.path}: no task {name!r}; available: {', '.join(self.tasks)}")
         return self.tasks[name]

@@ -54,7 +54,7 @@ class CocoDetection(torch.utils.data.Dataset):
 
     @property
     def sizes(self) -> np.ndarray:
-        """N x 2: height and width of every image, as the file has them."""
+        """Return N x 2: height and width of every image, as the file has them."""
         return self._sizes[self._places]
 
     @property

@@ -32,7 +32,7 @@ _MANY, _PART = 50, 0.6
 
 
 def read_boxes(path: Path, index: dict, strict: bool = True) -> tuple[tuple[str, ...], BoxArrays]:
-    """The names of an index's categories, which in the order of their ids are the labels 0, 1, ..., and its boxes.
+    """Read the names of an index's categories, which in the order of their ids are the labels 0, 1, ..., and its boxes.
 
     Args:
         path: of the index, for messages.

@@ -28,7 +28,7 @@ def load_json(path: Path) -> dict:
 
 
 def read_images(path: Path, index: dict) -> list[dict]:
-    """The index's images, at least one, each with a unique id, a file name and a size of integers."""
+    """Read the index's images, at least one, each with a unique id, a file name and a size of integers."""
     images = entries(path, index, "images", ("id", "file_name", "height", "width"))
     if not images:
         raise InputError(f"{path}: 'images' is empty, at least one image is needed")
@@ -56,7 +56,7 @@ def read_images(path: Path, index: dict) -> list[dict]:
 
 
 def image_arrays(images: list[dict]) -> tuple[np.ndarray, np.ndarray, Strings]:
-    """N ids (int64), N x 2 heights and widths (int32), and N file names."""
+    """Return N ids (int64), N x 2 heights and widths (int32), and N file names."""
     return (
         np.array([image["id"] for image in images], dtype=np.int64),
         np.array([(image["height"], image["width"]) for image in images], dtype=np.int32).reshape(-1, 2),
@@ -65,7 +65,7 @@ def image_arrays(images: list[dict]) -> tuple[np.ndarray, np.ndarray, Strings]:
 
 
 def names_of(path: Path, index: dict, key: str) -> tuple[str, ...]:
-    """The list of strings ``index[key]``, empty if it is missing; else a ValueError."""
+    """Return the list of strings ``index[key]``, empty if it is missing; else a ValueError."""
     names = index.get(key, [])
     if not isinstance(names, list):
         raise InputError(f"{path}: {key!r} must be a list of strings, it is {shown(names)}")
@@ -73,7 +73,7 @@ def names_of(path: Path, index: dict, key: str) -> tuple[str, ...]:
 
 
 def entries(path: Path, index: dict, key: str, required: tuple[str, ...]) -> list[dict]:
-    """The list of objects ``index[key]``, each with the required fields; else a ValueError."""
+    """Return the list of objects ``index[key]``, each with the required fields; else a ValueError."""
     found = index.get(key)
     if not isinstance(found, list):
         raise InputError(f"{path}: {key!r} is {'missing' if found is None else 'no list'}, a list is needed")

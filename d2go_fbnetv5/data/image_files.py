@@ -25,7 +25,7 @@ def is_foreign(name: str) -> bool:
 
 
 def subfolders(folder: str | Path) -> list[str]:
-    """The sorted names of the folders in a folder."""
+    """Return the sorted names of the folders in a folder."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_foreign(entry.name))
 
 

@@ -25,7 +25,7 @@ _SPREAD = {"L;2": 85, "L;4": 17}
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """The image as 3 x H x W uint8 RGB; grey becomes three equal channels, transparency is dropped.
+    """Read the image as 3 x H x W uint8 RGB; grey becomes three equal channels, transparency is dropped.
 
     A camera's EXIF orientation is applied, so height and width, and all labels, are those of the upright picture
     (as in Detectron2). Of 16 bits the upper 8 are kept; where no value has more than 12 or 8, those are taken for all
@@ -99,7 +99,7 @@ def _few_bits(path: str | Path, data: np.ndarray, image: np.ndarray) -> np.ndarr
 
 
 def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The label map as H x W int64: the values of a grey image of 1 to 16 bits, or the indices of a palette.
+    """Read the label map as H x W int64: the values of a grey image of 1 to 16 bits, or the indices of a palette.
 
     Args:
         size: the height and width it must have.
@@ -131,7 +131,7 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """A PNG file of H x W values of 8 or 16 bits, or of H x W x 3 uint8 RGB.
+    """Make a PNG file of H x W values of 8 or 16 bits, or of H x W x 3 uint8 RGB.
 
     Raises:
         ValueError: no such array.

@@ -225,7 +225,7 @@ class MultitaskIndex:
 
 
 def own_areas(boxes: np.ndarray) -> np.ndarray:
-    """M float64 areas of M x 4 XYXY boxes."""
+    """Return M float64 areas of M x 4 XYXY boxes."""
     sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
     return sides[:, 0] * sides[:, 1]
 

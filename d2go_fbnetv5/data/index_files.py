@@ -120,7 +120,7 @@ def write_index(index: MultitaskIndex, folder: Path) -> None:
 
 
 def open_index(folder: str | Path) -> MultitaskIndex:
-    """A checked index whose arrays are mapped into memory; see ``map_index`` for one that is known to be right.
+    """Open a checked index whose arrays are mapped into memory; see ``map_index`` for one that is known to be right.
 
     Raises:
         FileNotFoundError: the folder or one of its files does not exist.
@@ -147,7 +147,7 @@ def _count(path: Path, header: dict[str, Any], key: str) -> int:
 
 
 def map_index(folder: Path) -> MultitaskIndex:
-    """An index as its files have it: of arrays that fit together, with values that are not checked."""
+    """Return an index as its files have it: of arrays that fit together, with values that are not checked."""
     header = load_json(folder / HEADER)
     if header.get("version") != _VERSION:
         raise InputError(

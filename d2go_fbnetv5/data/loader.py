@@ -82,7 +82,7 @@ def build_eval_loader(
 
 
 def read_batches(dataset: Any, batches: Batches, num_workers: int = 0) -> "_Loader":
-    """The samples of batches of indices, in the order given; read in workers if there are any."""
+    """Read the samples of batches of indices, in the order given; read in workers if there are any."""
     return _make_loader(_Reader(dataset, None, seed=0), _Pairs(batches), num_workers)
 
 

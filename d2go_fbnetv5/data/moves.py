@@ -81,7 +81,7 @@ class Move:
 
 
 def move_labels(sample: Sample, labels: Mapping[str, LabelKind], move: Move, min_visible: float) -> Sample:
-    """A sample of which all but the image has moved; ``height`` and ``width`` are the crop's.
+    """Return a sample of which all but the image has moved; ``height`` and ``width`` are the crop's.
 
     Args:
         labels: how each moves, by key.

@@ -81,7 +81,7 @@ class MultitaskDataset(torch.utils.data.Dataset):
 
     @property
     def sizes(self) -> np.ndarray:
-        """N x 2: height and width of every image, as the index has them."""
+        """Return N x 2: height and width of every image, as the index has them."""
         return self.index.sizes
 
     @property
@@ -111,7 +111,7 @@ class MultitaskDataset(torch.utils.data.Dataset):
 
 
 def read_json_index(path: Path) -> MultitaskIndex:
-    """The checked index in a JSON file.
+    """Read the checked index in a JSON file.
 
     Raises:
         FileNotFoundError: no such file.

@@ -35,7 +35,7 @@ def list_datasets() -> list[str]:
 
 
 def build_dataset(name: str, /, **options: Any) -> Any:
-    """The data set of that name: ``len()``, ``[index] -> sample`` and ``.info``.
+    """Build the data set of that name: ``len()``, ``[index] -> sample`` and ``.info``.
 
     Raises ValueError for an unknown name or option, naming those allowed, and whatever opening the set raises.
     """

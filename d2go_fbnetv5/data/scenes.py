@@ -118,7 +118,7 @@ class Scenes(torch.utils.data.Dataset):
 
     @property
     def sizes(self) -> np.ndarray:
-        """N x 2: height and width of every image."""
+        """Return N x 2: height and width of every image."""
         return np.tile(self.size, (self.num_images, 1))
 
     def __getitem__(self, index: int) -> dict:

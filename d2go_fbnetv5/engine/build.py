@@ -158,7 +158,7 @@ def build_transforms(cfg: CfgNode) -> tuple[TrainTransform | ClassifyTransform, 
 
 
 def open_dataset(cfg: CfgNode, name: str) -> Any:
-    """A data set by its name in DATASETS: one of FBNETV5_DATA.DATASETS, or a registered one.
+    """Open a data set by its name in DATASETS: one of FBNETV5_DATA.DATASETS, or a registered one.
 
     Raises what opening it raises; a ValueError names the set.
     """
@@ -176,7 +176,7 @@ def open_dataset(cfg: CfgNode, name: str) -> Any:
 def build_param_groups(
     cfg: CfgNode, model: nn.Module, left_out: Collection[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
-    """A model's weights in groups, each with its rate (SOLVER.LR_MULTIPLIER_OVERWRITE) and decay.
+    """Build a model's weights in groups, each with its rate (SOLVER.LR_MULTIPLIER_OVERWRITE) and decay.
 
     Norms and embeddings have a decay of their own. Of several factors whose keys are part of a weight's name, the
     last one counts.
@@ -222,7 +222,7 @@ def build_optimizer(cfg: CfgNode, param_groups: list[dict[str, Any]]) -> torch.o
 
 
 def build_lr_schedule(cfg: CfgNode) -> ParamScheduler:
-    """The multiplier of every group's rate over progress in [0, 1)."""
+    """Build the multiplier of every group's rate over progress in [0, 1)."""
     solver = cfg.SOLVER
     return build_schedule(
         solver.LR_SCHEDULER_NAME,

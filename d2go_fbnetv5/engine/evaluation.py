@@ -30,7 +30,7 @@ logging.getLogger("fvcore.nn.precise_bn").setLevel(logging.WARNING)
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], evaluator: Evaluator) -> dict[str, float]:
-    """The metrics of a model's predictions.
+    """Return the metrics of a model's predictions.
 
     Args:
         model: list of samples -> list of output dicts in evaluation mode; its mode is restored.

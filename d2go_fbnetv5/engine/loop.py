@@ -122,7 +122,7 @@ class TrainLoop:
 
 
 def to_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The sample with its tensors on `device`."""
+    """Return the sample with its tensors on `device`."""
     return {
         # A copy to the CPU has to have ended when it is read.
         key: value.to(device, non_blocking=device.type != "cpu") if isinstance(value, Tensor) else value

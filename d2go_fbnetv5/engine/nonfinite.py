@@ -64,7 +64,7 @@ class _Step:
 
 
 def describe_topology(topology: Any) -> str:
-    """A topology on one line: the kept paths of each stage, such as "013|2||0123"."""
+    """Return a topology on one line: the kept paths of each stage, such as "013|2||0123"."""
     mask = getattr(topology, "mask", None)
     if mask is None:
         return str(topology)
@@ -72,7 +72,7 @@ def describe_topology(topology: Any) -> str:
 
 
 def first_nonfinite(model: nn.Module) -> str | None:
-    """The name of a parameter or batch-norm statistic that holds NaN or infinity, if any.
+    """Return the name of a parameter or batch-norm statistic that holds NaN or infinity, if any.
 
     Other buffers may: an empty place in a window of past losses, for one.
     """

@@ -51,7 +51,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """The model's outputs for images of any sizes, all boxes among them, in each image's own pixels.
+        """Return the model's outputs for images of any sizes, all boxes among them, in each image's own pixels.
 
         Raises:
             InputError: an image cannot be resized, or an output is not finite.

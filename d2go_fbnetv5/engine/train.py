@@ -265,7 +265,7 @@ class Run:
         return {**records, **rank_agreement(records, sampled_topologies(self.model))}
 
     def distributed_model(self) -> nn.Module:
-        """The model as it is trained: in DistributedDataParallel where there are several processes."""
+        """Return the model as it is trained: in DistributedDataParallel where there are several processes."""
         if not is_distributed():
             return self.model
         # Each process keeps batch-norm statistics of its own while it trains, and they are averaged where they

@@ -86,18 +86,18 @@ class SearchedModel(nn.Module):
         raise NotImplementedError
 
     def evaluator(self, info: DatasetInfo) -> Evaluator:
-        """The metrics of the model's kind of prediction on a data set."""
+        """Return the metrics of the model's kind of prediction on a data set."""
         raise NotImplementedError
 
     def images(self, batch: Sequence[Sample]) -> tuple[Tensor, Sizes]:
-        """N x 3 x H x W, normalised and padded with zeros, and each image's own (height, width)."""
+        """Return N x 3 x H x W, normalised and padded with zeros, and each image's own (height, width)."""
         images = batch_images(batch, self.pixel_mean, self.pixel_std, self.size_divisibility)
         height, width = images.shape[-2:]
         target = self.padded_size((height, width))
         return F.pad(images, (0, target[1] - width, 0, target[0] - height)), image_sizes(batch)
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) that an image of ``size`` is padded to when it is alone in the batch."""
+        """Return the (height, width) that an image of ``size`` is padded to when it is alone in the batch."""
         divisor = self.size_divisibility
         height, width = (max(-(-side // divisor) * divisor, self._least) for side in size)
         return height, width

@@ -50,7 +50,7 @@ class TeacherClassifier:
 
 
 def timm_teacher(name: str, num_classes: int, weights: str = "") -> TeacherClassifier:
-    """A teacher from timm, which is not among our requirements.
+    """Open a teacher from timm, which is not among our requirements.
 
     Args:
         name: of a timm model.

@@ -95,7 +95,7 @@ def _without_uncounted(model: SearchedModel) -> SearchedModel:
 def average_flops(
     reference: ModelFlops, sizes: Iterable[tuple[int, int]], min_size: int = 224, max_size: int = 320
 ) -> float:
-    """The mean multiply-adds over a data set whose images differ in size (Appendix H).
+    """Return the mean multiply-adds over a data set whose images differ in size (Appendix H).
 
     Each image is resized as for inference (`resized`). What depends on its size then costs the reference's
     times the ratio of the areas, both without padding; the box head sees 30 proposals whatever the size.

@@ -86,7 +86,7 @@ class ImageClassifier(SearchedModel):
         self.head = ClassifierHead(family.build_pool(), family.pool.channels, num_classes, dropout)
 
     def logits(self, images: Tensor) -> Tensor:
-        """N x 3 x H x W, normalised -> N x K."""
+        """Map N x 3 x H x W, normalised -> N x K."""
         return self.head(self.backbone(images)["path3"]).float()
 
     def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ class SegmentationModule(nn.Module):
         )
 
     def forward(self, queries: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """N x Q x D and N x M x h x w -> N x Q x (K + 1) logits, "no object" last, and N x Q x h x w logits."""
+        """Map N x Q x D and N x M x h x w -> N x Q x (K + 1) logits, "no object" last, and N x Q x h x w logits."""
         masks = self.mask_embedding(queries) @ pixels.flatten(2)
         return self.classes(queries), masks.unflatten(2, pixels.shape[-2:])
 
@@ -163,7 +163,7 @@ class LiteMaskFormer(SearchedModel):
         return SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)
 
     def targets(self, sample: Sample, padded: tuple[int, int], device: torch.device) -> Segments:
-        """The segments of a sample, its label map padded with ``ignore``.
+        """Return the segments of a sample, its label map padded with ``ignore``.
 
         Raises:
             ValueError: a label out of range, or a label map that is not as large as its image.
@@ -183,7 +183,7 @@ class LiteMaskFormer(SearchedModel):
 def valid_features(
     sizes: Sizes, padded: tuple[int, int], feature_size: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """N x h x w booleans: the features that an image of (height, width) covers of those of its padded size."""
+    """Return N x h x w booleans: the features that an image of (height, width) covers of those of its padded size."""
     valid = torch.zeros(len(sizes), *feature_size, dtype=torch.bool, device=device)
     for mask, size in zip(valid, sizes, strict=True):
         rows, columns = (-(-n * f // p) for n, f, p in zip(size, feature_size, padded, strict=True))

@@ -129,7 +129,7 @@ class LiteRCNN(SearchedModel):
         return AveragePrecision(info.box_names)
 
     def targets(self, sample: Sample, device: torch.device) -> BoxTargets:
-        """The boxes to train on: without crowds, and without boxes that have no area.
+        """Return the boxes to train on: without crowds, and without boxes that have no area.
 
         Raises:
             ValueError: a label out of range, or another number of labels than of boxes.

@@ -21,7 +21,7 @@ def matching_cost(
     mask_weight: float = 20.0,
     dice_weight: float = 1.0,
 ) -> Tensor:
-    """The cost of giving query q segment m: Q x M.
+    """Return the cost of giving query q segment m: Q x M.
 
     -p_q(class of m), the focal loss averaged over the valid pixels, and the dice loss, each with its weight.
 
@@ -44,7 +44,7 @@ def matching_cost(
 
 
 def hungarian_match(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """The one-to-one assignment whose total cost no other has less of.
+    """Return the one-to-one assignment whose total cost no other has less of.
 
     Args:
         cost: Q x M. Entries that are not finite count as very bad, so that a diverged network shows in its

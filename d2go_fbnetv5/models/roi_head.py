@@ -67,12 +67,12 @@ class ROIHead(nn.Module):
         return self.predictor.num_classes
 
     def scores(self, feature: Tensor, proposals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """N x C x h x w and N lists of boxes -> logits and deltas of all R boxes."""
+        """Map N x C x h x w and N lists of boxes -> logits and deltas of all R boxes."""
         regions = roi_align(feature, list(proposals), self.resolution, 1 / self.stride, 0, aligned=True)
         return self.predictor(self.box_head(regions))
 
     def label(self, proposals: Tensor, target: BoxTargets) -> tuple[Tensor, Tensor]:
-        """Each proposal's class (K is background) and the index of the true box it matches (0 if none)."""
+        """Return each proposal's class (K is background) and the index of the true box it matches (0 if none)."""
         if len(target.boxes) == 0:
             none = proposals.new_zeros(len(proposals), dtype=torch.int64)
             return none + self.num_classes, none

@@ -63,7 +63,7 @@ class DecoderLayer(nn.Module):
         return self.norms[2](x + self.dropout(y))
 
     def attend_queries(self, x: Tensor, query_position: Tensor) -> Tensor:
-        """The self-attention part. In a decoder's first layer its inputs are weights only, so its output is a
+        """Run the self-attention part. In a decoder's first layer its inputs are weights only, so its output is a
         constant, which an exporter can fold."""
         queries = x + query_position
         return self.norms[0](x + self.dropout(self.self_attention(queries, queries, x)))
@@ -110,7 +110,7 @@ class TransformerDecoder(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """The normed queries after each layer, the last being the result.
+        """Return the normed queries after each layer, the last being the result.
 
         Args:
             feature: N x C x h x w.

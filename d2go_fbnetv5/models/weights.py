@@ -125,7 +125,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name: a ``state_dict``, or what one has under "model" or, averaged, "ema".
+    """Read the tensors of a checkpoint by name: a ``state_dict``, or what one has under "model" or, averaged, "ema".
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -138,7 +138,7 @@ class Boxes:
 def filter_boxes(
     output: Mapping[str, Any], size: tuple[int, int], classes: ClassMap, threshold: float
 ) -> Boxes:
-    """A teacher's boxes that score at least ``threshold``, cut off at the image's border.
+    """Return a teacher's boxes that score at least ``threshold``, cut off at the image's border.
 
     Args:
         output: ``boxes``, ``scores``, ``labels``; see ``teacher``.
@@ -182,7 +182,7 @@ def _no_boxes(num_classes: int) -> Boxes:
 
 
 def map_boxes(sample: Mapping[str, Any], size: tuple[int, int], classes: ClassMap) -> Boxes:
-    """A sample's own boxes with the set's classes."""
+    """Return a sample's own boxes with the set's classes."""
     labels = classes.labels[sample["box_labels"]]
     kept = labels >= 0
     more = {
@@ -226,7 +226,7 @@ def _inside(
 def filter_map(
     output: Mapping[str, Any], size: tuple[int, int], classes: ClassMap, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A teacher's label map: H x W uint8, 255 where the confidence is below ``threshold`` or the class dropped.
+    """Return a teacher's label map: H x W uint8, 255 where the confidence is below ``threshold`` or the class dropped.
 
     Args:
         output: ``probabilities``, or ``sem_seg`` and ``sem_seg_scores``; see ``teacher``. Probabilities of classes
@@ -277,7 +277,7 @@ def _best(scores: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tensor
 def filter_class(
     output: Mapping[str, Any], classes: ClassMap, threshold: float
 ) -> tuple[int | None, np.ndarray]:
-    """A teacher's best class if it scores at least ``threshold`` and is not dropped, else None.
+    """Return a teacher's best class if it scores at least ``threshold`` and is not dropped, else None.
 
     Returns:
         The class, and a 1 in the bin of its score, of SCORE_BINS.

@@ -74,7 +74,7 @@ class Output:
         return self.folder / "chunks" / f"{number:05d}"
 
     def seal(self, number: int, folder: Path) -> str:
-        """The text of a chunk's ``chunk.json``: whose chunk its files are, and what is in them."""
+        """Return the text of a chunk's ``chunk.json``: whose chunk its files are, and what is in them."""
         job = json.dumps(json.loads(self.job.read_text(encoding="utf-8")), sort_keys=True)
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "chunk.json")
         content = hashlib.sha256()
@@ -104,12 +104,12 @@ class Output:
         return whole
 
     def unread(self, number: int) -> set[str]:
-        """The file names of a whole chunk's images that could not be read."""
+        """Return the file names of a whole chunk's images that could not be read."""
         lines = (self.chunk(number) / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
         return {line["image"] for line in map(json.loads, lines) if line["task"] is None}
 
     def cut_off(self, number: int) -> list[str]:
-        """The images that killed processes were labelling in a chunk, first and last of each batch."""
+        """Return the images that killed processes were labelling in a chunk, first and last of each batch."""
         notes = self.folder.glob(f"chunks/{number:05d}.*.tmp/{_NOTE}")
         return [os.fsdecode(note.read_bytes()) for note in notes]
 
@@ -180,7 +180,7 @@ class ChunkWriter:
         (self._folder / _NOTE).write_bytes(os.fsencode(" to ".join(dict.fromkeys([names[0], names[-1]]))))
 
     def skip(self, name: str, reason: str, is_missing: bool) -> int:
-        """An image that is broken, or is missing; gives how many are missing so far."""
+        """Count an image that is broken, or is missing; return how many are missing so far."""
         self._skipped.append({"image": name, "task": None, "reason": reason})
         self._statistics["skipped"] += 1
         self._statistics["missing"] += is_missing
@@ -239,7 +239,7 @@ class ChunkWriter:
         return self._statistics["images"]
 
     def problems(self) -> dict[str, str]:
-        """The tasks whose source was wrong about every image so far, with the last reason."""
+        """Return the tasks whose source was wrong about every image so far, with the last reason."""
         reasons = {line["task"]: line["reason"] for line in self._skipped}
         tasks = [task for task in FIELDS if task in self._statistics]
         return {

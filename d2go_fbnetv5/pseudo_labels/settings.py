@@ -114,7 +114,7 @@ def names_and_remap(group: CfgNode) -> tuple[list[str], dict[str, str]]:
 
 
 def open_images(settings: CfgNode) -> Any:
-    """The data set that IMAGES names.
+    """Open the data set that IMAGES names.
 
     Raises:
         ValueError: it does not exist, or its images are no files. Whatever opening it raises.

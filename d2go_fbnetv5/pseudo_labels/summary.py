@@ -77,7 +77,7 @@ def write_summary(summary: Mapping[str, Any], path: str | Path) -> None:
 
 
 def summary_tables(summary: Mapping[str, Any]) -> list[RenderableType]:
-    """A headline, a table of the tasks, and for each task one of its most frequent classes."""
+    """Make a headline, a table of the tasks, and for each task one of its most frequent classes."""
     headline = (
         f"{format_plural(summary['images'], 'image', 'images')}, of which {summary['unlabelled']} have no label of any "
         f"task; {format_plural(summary['skipped'], 'more file', 'more files')} could not be read"
@@ -102,7 +102,7 @@ def summary_tables(summary: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def histogram_bars(counts: Sequence[int]) -> str:
-    """A histogram as one line of blocks, the highest for the most frequent part; a space for an empty one."""
+    """Return a histogram as one line of blocks, the highest for the most frequent part; a space for an empty one."""
     most = max(counts, default=0)
     return "".join(_BARS[(count * len(_BARS) - 1) // most] if count else " " for count in counts)
 

@@ -68,7 +68,7 @@ def list_teachers() -> list[str]:
 
 
 def build_teacher(name: str, /, device: torch.device | str = "cpu", **options: Any) -> Teacher:
-    """The teacher of a registered name, or of a function of one's own, ``module:function``.
+    """Build the teacher of a registered name, or of a function of one's own, ``module:function``.
 
     A function is called as registered ones are, with ``device`` and the options, and gives the teacher. Its module is
     looked for where Python looks, and in the current folder.
@@ -105,7 +105,7 @@ def teacher_info(name: str, teacher: Any) -> DatasetInfo:
 
 
 def load_module(name: str, what: str) -> ModuleType:
-    """A module that is looked for where Python looks, and in the current folder.
+    """Load a module that is looked for where Python looks, and in the current folder.
 
     Args:
         what: what names it, for messages.
@@ -156,7 +156,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 def load_function(name: str, what: str) -> Factory:
-    """The function of ``module:function``, its module as `load_module` finds it.
+    """Load the function of ``module:function``, its module as `load_module` finds it.
 
     Raises:
         ValueError: there is no such module or function.

@@ -44,7 +44,7 @@ class Panel:
 
 
 def draw_figure(panels: Sequence[Panel]) -> Figure:
-    """The panels' topologies, one below the other.
+    """Draw the panels' topologies, one below the other.
 
     Raises:
         ValueError: there is no panel.

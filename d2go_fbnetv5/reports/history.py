@@ -53,7 +53,7 @@ def is_evaluation(record: Mapping[str, Any]) -> bool:
 
 
 def read_history(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of OUTPUT_DIR/metrics.json in order, [] where there is none."""
+    """Read the records of OUTPUT_DIR/metrics.json in order, [] where there is none."""
     path = Path(folder, METRICS_FILE)
     if not path.is_file():
         return []
@@ -88,7 +88,7 @@ def thin(count: int, most: int) -> list[int]:
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of the last ``window`` values at each position (of fewer at the start)."""
+    """Return the mean of the last ``window`` values at each position (of fewer at the start)."""
     means, total = [], 0.0
     for index, value in enumerate(values):
         total += value - (values[index - window] if index >= window else 0.0)

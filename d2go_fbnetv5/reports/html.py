@@ -32,7 +32,7 @@ def page(title: str, header: str, sections: Sequence[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A titled part of the page, nothing without parts; a part that is not markup is a note."""
+    """Return a titled part of the page, nothing without parts; a part that is not markup is a note."""
     if not parts:
         return ""
     body = "\n".join(part if part.startswith("<") else f"<p class=note>{part}</p>" for part in parts)
@@ -40,7 +40,7 @@ def section(title: str, *parts: str) -> str:
 
 
 def figure_image(figure: Figure, description: str, small: bool = False) -> str:
-    """The figure as an image within the page; an SVG of its own, so that nothing of it leaks into the page."""
+    """Return the figure as an image within the page; an SVG of its own, so that nothing of it leaks into the page."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "d2go_fbnetv5", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -52,7 +52,7 @@ def figure_image(figure: Figure, description: str, small: bool = False) -> str:
 
 
 def figures_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of figures under their names; each row's first cell says whose they are. Cells are markup."""
+    """Make a table of figures under their names; each row's first cell says whose they are. Cells are markup."""
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join(
         "<tr>"

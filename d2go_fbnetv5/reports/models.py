@@ -18,7 +18,7 @@ _MOST_CLASSES = 40  # with more, metrics.json is where to look
 def metrics_tables(
     metrics: Mapping[str, float], title: str, images: int, iterations: int, seconds: float
 ) -> list[RenderableType]:
-    """A headline, a table of the whole data set's metrics, and one of the classes' where there are not too many.
+    """Make a headline, a table of the whole data set's metrics, and one of the classes' where there are not too many.
 
     Args:
         metrics: by name; "<metric>-<class>" is a class' own, "ema/<name>" one of the averaged weights. Names are shown

@@ -52,7 +52,7 @@ def draw_label_map(image: Tensor, labels: Tensor, names: Sequence[str], ignore: 
 
 
 def draw_lines(image: Tensor, lines: Sequence[str], colors: Sequence[Color] | None = None) -> Tensor:
-    """The image with lines of text in its upper left corner, on a dark ground."""
+    """Draw lines of text in the upper left corner of the image, on a dark ground."""
     picture, canvas = _canvas(image)
     font = ImageFont.load_default(size=max(9, min(_FONT_SIZE, image.shape[-2] // (len(lines) + 1))))
     top = 0.0

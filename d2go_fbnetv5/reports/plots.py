@@ -25,7 +25,7 @@ _SAME = 0.005  # metrics closer than this are drawn as equal, not blown up
 
 
 def probabilities_figure(history: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Figure:
-    """The probability of every block over the iterations: a row for each task, a column for each path.
+    """Draw the probability of every block over the iterations: a row for each task, a column for each path.
 
     Raises:
         ValueError: the history has no probabilities of a task.

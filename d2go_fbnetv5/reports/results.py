@@ -46,7 +46,7 @@ class TaskResult:
 
     @property
     def pruned(self) -> Topology:
-        """The topology without the blocks that the head cannot reach."""
+        """Return the topology without the blocks that the head cannot reach."""
         return self.topology.prune(set(self.outputs))
 
     @property
@@ -61,7 +61,7 @@ class TaskResult:
 
     @property
     def metric(self) -> float:
-        """The task's primary metric; NaN if it was not measured."""
+        """Return the task's primary metric; NaN if it was not measured."""
         return self.metrics.get(self.metric_name, math.nan)
 
     @property

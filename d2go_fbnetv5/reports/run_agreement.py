@@ -106,7 +106,7 @@ def read_agreement(
 
 
 def run_names(folders: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """The folders' own names, or as much of their paths as tells them apart."""
+    """Return the folders' own names, or as much of their paths as tells them apart."""
     paths = [Path(folder).absolute() for folder in folders]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = tuple("/".join(path.parts[-depth:]) for path in paths)

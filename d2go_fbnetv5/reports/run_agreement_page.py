@@ -24,7 +24,7 @@ _EXPLANATION = (
 
 
 def agreement_table(agreements: Sequence[TaskAgreement], ascii_only: bool = False) -> Table:
-    """A row for every two runs and task, and where there are more than two runs the mean of each task."""
+    """Make a row for every two runs and task, and where there are more than two runs the mean of each task."""
     table = Table(box=ASCII if ascii_only else SIMPLE_HEAD, caption=_EXPLANATION, caption_justify="left")
     table.add_column("task", style="bold")
     table.add_column("runs")
@@ -40,7 +40,7 @@ def agreement_table(agreements: Sequence[TaskAgreement], ascii_only: bool = Fals
 
 
 def agreement_figure(agreements: Sequence[TaskAgreement]) -> Figure:
-    """A row for each task: how many of the runs keep each block, and the share of equal decisions of every two."""
+    """Draw a row for each task: how many of the runs keep each block, and the share of equal decisions of every two."""
     runs = agreements[0].runs
     stages, paths = agreements[0].probabilities.shape[1:]
     side = max(2.4, 0.5 * len(runs) + 1.2)
@@ -57,7 +57,7 @@ def agreement_figure(agreements: Sequence[TaskAgreement]) -> Figure:
 
 
 def agreement_page(agreements: Sequence[TaskAgreement]) -> str:
-    """A page that needs nothing else."""
+    """Make one page of it that needs nothing else."""
     runs = agreements[0].runs
     names = ", ".join(escape(run) for run in runs)
     header = (

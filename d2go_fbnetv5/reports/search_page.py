@@ -24,7 +24,7 @@ from d2go_fbnetv5.utils.formatting import (
 def render_report(
     results: SearchResults, history: Sequence[dict[str, Any]], topologies: Figure, config: str = ""
 ) -> str:
-    """The page as text.
+    """Return the page as text.
 
     Args:
         history: the lines of ``metrics.json``; parts without data are left out.

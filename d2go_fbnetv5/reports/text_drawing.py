@@ -13,12 +13,12 @@ from d2go_fbnetv5.arch.topology import Node, Topology
 
 
 def live_blocks(topology: Topology, outputs: Collection[str]) -> frozenset[Node]:
-    """The blocks, Stage 0's among them, that the outputs depend on; without outputs, every kept block."""
+    """Return the blocks, Stage 0's among them, that the outputs depend on; without outputs, every kept block."""
     return topology.live_nodes(outputs or [f"path{p}" for p in range(topology.num_paths)])
 
 
 def live_segments(topology: Topology, outputs: Collection[str]) -> frozenset[Node]:
-    """The (stage, path) after which the path's own line carries a feature that is used.
+    """Return the (stage, path) after which the path's own line carries a feature that is used.
 
     The line runs from block to block through the skipped ones, and from the last block to a head.
     """
@@ -34,12 +34,12 @@ def live_segments(topology: Topology, outputs: Collection[str]) -> frozenset[Nod
 
 
 def fusion_edges(topology: Topology) -> tuple[tuple[Node, Node], ...]:
-    """The connections between different paths."""
+    """Return the connections between different paths."""
     return tuple(edge for edge in topology.edges() if edge[0][1] != edge[1][1])
 
 
 def last_kept(topology: Topology, path: int) -> int:
-    """The stage of the path's last kept block; 0 where only Stage 0 is."""
+    """Return the stage of the path's last kept block; 0 where only Stage 0 is."""
     return next(s for s in range(topology.num_stages, -1, -1) if topology.keeps(s, path))
 
 
@@ -67,7 +67,7 @@ def draw_text(
     ascii_only: bool = False,
     legend: bool = True,
 ) -> str:
-    """The topology as text of a few lines, 6 characters a stage.
+    """Draw the topology as text of a few lines, 6 characters a stage.
 
     Between two rows stands what crosses there: features fused to lower resolutions, to higher ones, or both.
 

@@ -188,7 +188,7 @@ class Search(nn.Module):
 
     @property
     def arch_rate(self) -> float:
-        """The factor of the probabilities' gradients in the present iteration, once they learn: in [0, 1]."""
+        """Return the factor of the probabilities' gradients in the present iteration, once they learn: in [0, 1]."""
         if not self.arch_decay_iters:
             return 1.0
         return max(0.0, 1 - (self.iteration - self.arch_warmup_iters) / self.arch_decay_iters)

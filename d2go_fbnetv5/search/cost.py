@@ -36,13 +36,13 @@ class CostRegularizer(nn.Module):
         return (masks.to(self.costs.dtype) * self.costs).sum(dim=(-2, -1)) / self.costs.sum()
 
     def forward(self, masks: Tensor) -> Tensor:
-        """The penalty of each mask: N x S x P -> N."""
+        """Return the penalty of each mask: N x S x P -> N."""
         return self.weight * torch.relu(self.relative(masks) - self.target)
 
     def expectation(
         self, probs: Tensor, generator: torch.Generator | None = None, samples: int = 256
     ) -> Tensor:
-        """A surrogate of E_{a ~ p}[penalty(a)]: its gradient, not its value, is an unbiased estimate.
+        """Return a surrogate of E_{a ~ p}[penalty(a)]: its gradient, not its value, is an unbiased estimate.
 
         A penalty needs no network, so that far more masks than those of a step can be tried, and each with either
         state of each block: dE / dpi_b = E[penalty(a | a_b = 1) - penalty(a | a_b = 0)].

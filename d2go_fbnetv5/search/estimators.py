@@ -34,7 +34,7 @@ def effective_sample_size(weights: Tensor) -> Tensor:
 
 
 def compare(losses: Tensor, valid: Tensor, group: int) -> Tensor:
-    """Each loss less the mean of the others of its group: samples on the same images.
+    """Return each loss less the mean of the others of its group: samples on the same images.
 
     A baseline that does not depend on the sample itself leaves the expectation of REINFORCE as it is (leave-one-out).
 

@@ -41,7 +41,7 @@ class StrideAnchorGenerator(AnchorGenerator):
 
 
 def anchor_similarity(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """M x N IoU of M boxes and N anchors, where a box that touches no anchor still has the nearest one.
+    """Return M x N IoU of M boxes and N anchors, where a box that touches no anchor still has the nearest one.
 
     torchvision's matcher gives every box its best anchors, ties included. For a box that overlaps none, all anchors
     tie at 0 and would all become positives; such boxes occur at borders that the grid does not reach.

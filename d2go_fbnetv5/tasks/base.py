@@ -45,7 +45,7 @@ class Evaluator(Protocol):
         """Takes N samples and what the task's evaluation forward gave for them."""
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics over all ranks, the same on each. With several ranks every one of them must call it."""
+        """Return the metrics over all ranks, the same on each. With several ranks every one of them must call it."""
 
 
 class Task(nn.Module):
@@ -107,7 +107,7 @@ def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
 
 
 def list_tasks() -> list[str]:
-    """The registered names, sorted."""
+    """Return the registered names, sorted."""
     return _TASKS.names()
 
 
@@ -133,7 +133,7 @@ def build_task(name: str, channels: Mapping[str, int], info: DatasetInfo, /, **o
 
 
 def require_names(task: str, field: str, info: DatasetInfo) -> tuple[str, ...]:
-    """The names that ``info`` has under ``field``, or a ValueError that says the task cannot do without."""
+    """Return the names that ``info`` has under ``field``, or a ValueError that says the task cannot do without."""
     names = getattr(info, field)
     if not names:
         raise InputError(
@@ -143,7 +143,7 @@ def require_names(task: str, field: str, info: DatasetInfo) -> tuple[str, ...]:
 
 
 def require_feature(task: str, feature: str, channels: Mapping[str, int]) -> int:
-    """The channels of the feature that option ``feature`` names, or a ValueError that says which there are."""
+    """Return the channels of the feature that option ``feature`` names, or a ValueError that says which there are."""
     if feature not in channels:
         raise InputError(
             f"option 'feature' of task {task!r} is {feature!r}; allowed: {', '.join(sorted(channels))}"

@@ -27,13 +27,13 @@ def image_sizes(batch: Sequence[Sample]) -> list[tuple[int, int]]:
 
 
 def label_size(sample: Sample) -> tuple[int, int]:
-    """The ``height`` and ``width`` that a sample's labels lie in, its image's own where it has none."""
+    """Return the ``height`` and ``width`` that a sample's labels lie in, its image's own where it has none."""
     height, width = sample["image"].shape[-2:]
     return int(sample.get("height", height)), int(sample.get("width", width))
 
 
 def label_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """The best-scored class of each pixel, H x W int64, of K x h x w scores enlarged to ``size`` first.
+    """Return the best-scored class of each pixel, H x W int64, of K x h x w scores enlarged to ``size`` first.
 
     Bilinear, as Detectron2 and MaskFormer enlarge what they compare with the original's labels.
     """
@@ -67,7 +67,7 @@ def run_in_groups(keys: Sequence[Hashable], run: Callable[[list[int]], Iterable[
 
 
 def padded_size(batch: Sequence[Sample], size_divisibility: int = SIZE_DIVISIBILITY) -> tuple[int, int]:
-    """The smallest (height, width) that holds every image and is a multiple of ``size_divisibility``.
+    """Return the smallest (height, width) that holds every image and is a multiple of ``size_divisibility``.
 
     Raises:
         ValueError: the batch is empty.

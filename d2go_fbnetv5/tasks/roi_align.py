@@ -29,7 +29,7 @@ class StrideRoIAlign(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], boxes: list[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """M x C x output_size x output_size for the M boxes (XYXY pixels) of all images."""
+        """Return M x C x output_size x output_size for the M boxes (XYXY pixels) of all images."""
         return roi_align(
             features[self.feature],
             boxes,

@@ -92,7 +92,7 @@ class Segmentation(Task):
 
 
 def upsample_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """N x C x h x w -> N x C x H x W as ``F.interpolate`` has it with ``align_corners=False``, by matrix products.
+    """Map N x C x h x w -> N x C x H x W as ``F.interpolate`` has it with ``align_corners=False``, by matrix products.
 
     The gradient of ``interpolate`` takes a CPU longer than all else that the head does.
     """
@@ -105,7 +105,7 @@ def upsample_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def padded_sem_seg(batch: Sequence[Sample], size: tuple[int, int], ignore: int) -> Tensor:
-    """N x H x W int64: each sample's ``sem_seg``, padded right and bottom to ``size`` with ``ignore``.
+    """Return N x H x W int64: each sample's ``sem_seg``, padded right and bottom to ``size`` with ``ignore``.
 
     Raises:
         ValueError: a label map is not as large as its image.

@@ -33,7 +33,7 @@ _REST = re.compile(
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside ``path`` for the block to write; it takes the place of ``path`` at the block's end.
+    """Give the block a temporary file beside ``path`` to write; it takes the place of ``path`` at the block's end.
 
     The data are on the disk before the rename, so that a power cut leaves the old file or the new one. If the block
     raises, the temporary file is removed and ``path`` stays as it was. Without the folder, a FileNotFoundError. What
@@ -60,7 +60,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty temporary folder beside ``path`` for the block to fill; it becomes ``path`` at the block's end.
+    """Give the block an empty temporary folder beside ``path`` to fill; it becomes ``path`` at the block's end.
 
     A folder that is there already is moved out of the way and then removed. What killed processes left of writing
     ``path`` is removed. The folder around ``path`` is made if need be.

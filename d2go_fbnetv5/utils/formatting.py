@@ -40,12 +40,12 @@ def format_count(value: float | None) -> str:
 
 
 def format_metric(value: float | None) -> str:
-    """A metric with three decimals; a dash where there is none."""
+    """Return a metric with three decimals; a dash where there is none."""
     return MISSING if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def format_share(value: float | None) -> str:
-    """A share in [0, 1] as a percentage."""
+    """Return a share in [0, 1] as a percentage."""
     return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.0f}%"
 
 

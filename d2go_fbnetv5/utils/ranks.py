@@ -35,7 +35,7 @@ def barrier() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's `value` (anything picklable), in the order of ranks."""
+    """Return every process's `value` (anything picklable), in the order of ranks."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -53,7 +53,7 @@ def broadcast(value: Any) -> Any:
 
 
 def mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean of each key over the processes that have it. Every process must call it."""
+    """Return the mean of each key over the processes that have it. Every process must call it."""
     if not is_distributed():
         return dict(values)
     gathered = gather(dict(values))
@@ -63,7 +63,7 @@ def mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model without DistributedDataParallel around it."""
+    """Return the model without DistributedDataParallel around it."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 

@@ -77,7 +77,7 @@ class Recipe:
         """Leave in a folder what tells how to build the model again. Process 0 calls it before the first step."""
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's groups, each with its base rate."""
+        """Return the optimizer's groups, each with its base rate."""
         return build_param_groups(self.cfg, self.model)
 
     def load_weights(self, path: str) -> None:
@@ -129,5 +129,5 @@ def register_recipe(name: str) -> Callable[[RecipeClass], RecipeClass]:
 
 
 def get_recipe(name: str) -> type[Recipe]:
-    """The recipe of a MODEL.META_ARCHITECTURE; an unknown name is a ValueError that lists those known."""
+    """Return the recipe of a MODEL.META_ARCHITECTURE; an unknown name is a ValueError that lists those known."""
     return _RECIPES[name]

@@ -142,7 +142,7 @@ def model_recipe(name: str) -> type[ModelRecipe]:
 
 
 def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
-    """Names of the classes that MODEL.META_ARCHITECTURE, one of the three here, learns from DATASETS.TRAIN.
+    """Return names of the classes that MODEL.META_ARCHITECTURE, one of the three here, learns from DATASETS.TRAIN.
 
     Raises:
         ValueError: the data set names none.
@@ -158,7 +158,7 @@ def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
 
 
 def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
-    """The topology of MODEL.FBNETV5.TOPOLOGY for a model, the zoo's reconstruction where that is empty.
+    """Return the topology of MODEL.FBNETV5.TOPOLOGY for a model, the zoo's reconstruction where that is empty.
 
     Args:
         task: "cls", "det" or "seg"; by default that of MODEL.META_ARCHITECTURE, one of the three here.
@@ -212,7 +212,7 @@ def _network(cfg: CfgNode, names: Sequence[str], images: EvalTransform) -> Netwo
 def build_searched_model(
     cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, num_classes: int
 ) -> SearchedModel:
-    """The model of a configuration that `ModelRecipe.validate` has passed, with its first weights.
+    """Build the model of a configuration that `ModelRecipe.validate` has passed, with its first weights.
 
     Raises:
         ValueError: an option of MODEL.FBNETV5.HEAD is out of range, or the teacher cannot be had.

@@ -127,7 +127,7 @@ class SearchRecipe(Recipe):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width at which costs are counted."""
+        """Return height and width at which costs are counted."""
         return cost_size(self.cfg)
 
     def build_model(self) -> Search:
@@ -205,7 +205,7 @@ class SearchRecipe(Recipe):
 
 
 def cost_size(cfg: CfgNode) -> tuple[int, int]:
-    """Height and width at which costs are counted: SEARCH.COST.SIZE, the family's own where it is empty."""
+    """Return height and width at which costs are counted: SEARCH.COST.SIZE, the family's own where it is empty."""
     family = build_family(cfg.MODEL.FBNETV5.FAMILY)
     return tuple(cfg.SEARCH.COST.SIZE) or (family.input_size, family.input_size)
 
@@ -280,5 +280,5 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
 def preprocess(
     batch: Sequence[dict[str, Any]], pixel_mean: Sequence[float], pixel_std: Sequence[float]
 ) -> Tensor:
-    """The supernet's input: N x 3 x H x W, normalised, padded to one size, channels last."""
+    """Return the supernet's input: N x 3 x H x W, normalised, padded to one size, channels last."""
     return batch_images(batch, pixel_mean, pixel_std).contiguous(memory_format=torch.channels_last)

@@ -52,7 +52,7 @@ class SearchJudge:
     eval_batches: Iterable[Batch]
 
     def metrics(self, task: str, topology: Topology) -> dict[str, float]:
-        """The task's metrics under a topology. Every process must call it."""
+        """Return the task's metrics under a topology. Every process must call it."""
         network = TaskNetwork(self.search, task, topology)
         with precise_batch_norm(network, self.statistics):
             return evaluate(network, self.eval_batches, network.task.evaluator(self.info))

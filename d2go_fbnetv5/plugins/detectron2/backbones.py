@@ -54,7 +54,7 @@ class FBNetV5Supernet(Supernet, _PathBackbone):
         return {"family": cfg.MODEL.FBNETV5.FAMILY, "num_stages": cfg.MODEL.FBNETV5.NUM_STAGES}
 
     def forward(self, images: Tensor, topology: Topology | None = None) -> dict[str, Tensor]:
-        """N x 3 x H x W, normalised -> N x C x about H/stride x W/stride by name."""
+        """Map N x 3 x H x W, normalised -> N x C x about H/stride x W/stride by name."""
         return super().forward(images, topology or Topology.full(self.num_stages))
 
 
@@ -92,7 +92,7 @@ class FBNetV5Backbone(Backbone, _PathBackbone):
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """N x 3 x H x W, normalised -> N x C x about H/stride x W/stride by name."""
+        """Map N x 3 x H x W, normalised -> N x C x about H/stride x W/stride by name."""
         features = super().forward(images)
         if not self.exact_sizes:
             return features

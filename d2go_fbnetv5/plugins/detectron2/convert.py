@@ -57,7 +57,7 @@ def network_prefix(names: Iterable[str]) -> str | None:
 
 
 def adapt_weights(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's weights for a model to start from.
+    """Return a checkpoint's weights for a model to start from.
 
     Of a search, of a supernet alone or of another model, the network takes its part, wherever it is in this one; a
     Lite R-CNN of our own trainer gets Detectron2's names. Anything else stays as it is.

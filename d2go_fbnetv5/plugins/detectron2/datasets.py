@@ -98,7 +98,7 @@ class CatalogDataset(torch.utils.data.Dataset):
 
 
 def open_data(cfg: CfgNode) -> Data:
-    """The data of a run, of sets that the catalog has open."""
+    """Open the data of a run, of sets that the catalog has open."""
     return build_data(cfg, cfg.SEED, lambda _, name: DatasetCatalog.get(name))
 
 

@@ -66,5 +66,5 @@ def append_record(folder: str | Path, record: dict[str, Any]) -> None:
 
 
 def find_search(model: nn.Module) -> MultitaskSearch:
-    """The search within whatever wrappers a trainer put around it."""
+    """Find the search within whatever wrappers a trainer put around it."""
     return next(module for module in model.modules() if isinstance(module, MultitaskSearch))

@@ -17,7 +17,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 
 def lite_rcnn_config(cfg: CfgNode) -> CfgNode:
-    """A copy of ``cfg`` in which Detectron2's keys say what MODEL.META_ARCHITECTURE LiteRCNN with the options of
+    """Return a copy of ``cfg`` in which Detectron2's keys say what MODEL.META_ARCHITECTURE LiteRCNN with the options of
     MODEL.FBNETV5.HEAD says in our own trainer.
 
     Raises:

@@ -15,7 +15,7 @@ _LEAST_SIDE = 1e-2  # pixels; a thinner box has no finite regression target
 
 
 def to_detectron2(sample: dict[str, Any], training: bool) -> dict[str, Any]:
-    """The sample, with its ``boxes`` as ``instances`` too where it has them.
+    """Return the sample, with its ``boxes`` as ``instances`` too where it has them.
 
     They lie in a frame of ``height`` x ``width``, to which Detectron2 rescales predictions: in evaluation that of the
     original, in training the image's own, and then without crowds and boxes of no area.

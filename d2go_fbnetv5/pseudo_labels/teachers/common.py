@@ -30,7 +30,7 @@ class ClassList:
         self._label[self._kept] = torch.arange(len(kept))
 
     def boxes(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """M boxes with the model's labels -> those of named classes, with labels into ``names``.
+        """Map M boxes with the model's labels -> those of named classes, with labels into ``names``.
 
         Raises:
             ValueError: a label that the list does not have.
@@ -67,7 +67,7 @@ def bounded(scores: Tensor) -> Tensor:
 
 
 def class_names(given: Sequence[str] | None, own: Sequence[str], what: str) -> tuple[str, ...]:
-    """The names that a user gives in place of the model's own.
+    """Return the names that a user gives in place of the model's own.
 
     Raises:
         ValueError: not as many as the model has.

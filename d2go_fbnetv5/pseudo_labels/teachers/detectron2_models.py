@@ -44,7 +44,7 @@ def detectron2_teacher(
     sem_seg_names: Sequence[str] | None = None,
     sem_seg_scores: str | None = None,
 ) -> Teacher:
-    """A model of Detectron2.
+    """Label by a model of Detectron2.
 
     Args:
         config: a YAML file, or a name of Detectron2's model zoo, such as

@@ -81,7 +81,7 @@ def _with_versions(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_arrays(path: str | os.PathLike[str]) -> Any:
-    """The content of a pickle of numpy arrays and plain values.
+    """Load the content of a pickle of numpy arrays and plain values.
 
     Raises:
         ValueError: it asks for anything else, or is no pickle.

@@ -130,7 +130,7 @@ class FileOptions:
 
 @register_teacher("torchscript")
 def torchscript_teacher(device: torch.device, path: str, **options: Any) -> Teacher:
-    """A TorchScript file; options as `FileOptions` has them.
+    """Label by a TorchScript file; options as `FileOptions` has them.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not TorchScript, or not with the outputs that the names need.
@@ -148,7 +148,7 @@ def torchscript_teacher(device: torch.device, path: str, **options: Any) -> Teac
 
 @register_teacher("onnx")
 def onnx_teacher(device: torch.device, path: str, **options: Any) -> Teacher:
-    """An ONNX file, run by ONNX Runtime; options as `FileOptions` has them.
+    """Label by an ONNX file, run by ONNX Runtime; options as `FileOptions` has them.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not ONNX, onnxruntime is missing, or it is not with the outputs

@@ -23,7 +23,7 @@ from d2go_fbnetv5.zoo import from_zoo
 def run_teacher(
     device: torch.device, run: str, weights: str | None = None, names: Sequence[str] | None = None
 ) -> Teacher:
-    """The classifier, Lite R-CNN or Lite MaskFormer that a training has left.
+    """Label by the classifier, Lite R-CNN or Lite MaskFormer that a training has left.
 
     Args:
         run: the training's OUTPUT_DIR.
@@ -47,7 +47,7 @@ def zoo_teacher(
     num_classes: int | None = None,
     names: Sequence[str] | None = None,
 ) -> Teacher:
-    """A model of the zoo, such as "FBNetV5-A-DET", with a checkpoint; options as those of `from_zoo`."""
+    """Label by a model of the zoo, such as "FBNetV5-A-DET", with a checkpoint; options as those of `from_zoo`."""
     return _SearchedModel(
         from_zoo(model, weights, topology, num_classes, names), device, f"weights {weights}"
     )

@@ -30,7 +30,7 @@ def torchvision_teacher(
     names: Sequence[str] | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Teacher:
-    """A model of torchvision.
+    """Label by a model of torchvision.
 
     Args:
         model: such as "fasterrcnn_resnet50_fpn_v2", "deeplabv3_resnet101" or "resnet50".

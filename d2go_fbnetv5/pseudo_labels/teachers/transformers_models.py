@@ -46,7 +46,7 @@ def transformers_teacher(
     revision: str | None = None,
     processor: Mapping[str, Any] | None = None,
 ) -> Teacher:
-    """A model of Hugging Face transformers.
+    """Label by a model of Hugging Face transformers.
 
     Args:
         model: a folder that `save_pretrained` has left, or a name on the hub.
@@ -141,7 +141,7 @@ class _Model(Teacher):
     def read(
         self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """The model's output for N images of (height, width) ``sizes`` -> the contract's."""
+        """Read the model's output for N images of (height, width) ``sizes`` -> the contract's."""
         raise NotImplementedError
 
 
@@ -198,5 +198,5 @@ class _Classifier(_Model):
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
-    """N x K x ... logits -> probabilities: softmax, or sigmoid of the only class."""
+    """Map N x K x ... logits -> probabilities: softmax, or sigmoid of the only class."""
     return logits.float().softmax(1) if logits.shape[1] > 1 else logits.float().sigmoid()

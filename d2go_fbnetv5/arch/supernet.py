@@ -73,7 +73,7 @@ class _PathNetwork(nn.Module):
         return self.stages.get_submodule(f"stage{stage}.{PATHS[path]}")
 
     def _sum(self, stage: int, path: int, features: list[Tensor], topology: Topology) -> Tensor:
-        """What the block of a stage and path reads: its path's feature, and those of the kept blocks before it."""
+        """Return the input of a stage and path's block: its path's feature, and those of the kept blocks before it."""
         sources = [p for p in range(len(features)) if p != path and topology.keeps(stage - 1, p)]
         return self.fusion.add_all(features, sources, path)
 

@@ -18,7 +18,7 @@ _INT32, _INT64 = 2**31, 2**63
 
 
 def load_json(path: Path) -> dict:
-    """The JSON object in a file. FileNotFoundError or ValueError if there is none, or it has a key twice."""
+    """Load the JSON object in a file. FileNotFoundError or ValueError if there is none, or it has a key twice."""
     if not path.is_file():
         raise FileNotFoundError(f"index {path} does not exist")
     index = parse_json(read_text(path), f"index {path}", halves=True)

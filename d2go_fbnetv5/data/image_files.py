@@ -30,7 +30,7 @@ def subfolders(folder: str | Path) -> list[str]:
 
 
 def image_names(folder: str | Path, unread: list[str]) -> list[str]:
-    """The paths, relative to a folder, of the images in it and in its folders, in no order.
+    """Return the paths, relative to a folder, of the images in it and in its folders, in no order.
 
     Args:
         unread: gets the paths, with the folder, of pictures of kinds that cannot be read.
@@ -45,7 +45,7 @@ def image_names(folder: str | Path, unread: list[str]) -> list[str]:
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], list[Path]]:
-    """The images of a folder and of those in it, and the other files, either in the order of their names."""
+    """Find the images of a folder and of those in it, and the other files, either in the order of their names."""
     images: list[Path] = []
     others: list[Path] = []
     for name in sorted(file_names(folder), key=os.path.split):

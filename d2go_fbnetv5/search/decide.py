@@ -1,4 +1,4 @@
-"""Which topology a search has found for a task, where its probabilities leave a few blocks undecided."""
+"""Decides which topology a search has found for a task, where its probabilities leave a few blocks undecided."""
 
 from __future__ import annotations
 

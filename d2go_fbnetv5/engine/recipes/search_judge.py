@@ -65,7 +65,7 @@ class SearchJudge:
         seed: int,
         progress: Callable[[], None] = lambda: None,
     ) -> TaskResult:
-        """What was found for a task, and random topologies that cost as much or more.
+        """Return what was found for a task, and random topologies that cost as much or more.
 
         Args:
             num_random: how many.

@@ -21,7 +21,7 @@ ALLOWED = {
     "engine": {"arch", "search", "tasks", "models", "data", "reports"},
     "export": {"arch", "tasks", "models", "data", "reports", "engine", "zoo"},
     "zoo": {"arch", "models", "data", "engine"},
-    "pseudo_labels": {"arch", "tasks", "models", "data", "reports", "engine", "zoo"},
+    "pseudo_labels": {"arch", "tasks", "models", "data", "reports", "engine", "export", "zoo"},
     "plugins": {"arch", "search", "tasks", "models", "data", "reports", "engine", "export", "zoo"},
     "runner": {"plugins"},
     "__init__": {"arch", "search", "tasks", "models", "data", "engine", "export", "pseudo_labels", "zoo"},

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from d2go_fbnetv5.export.api import exporter
-from d2go_fbnetv5.export.measure.benchmark import BENCHMARK_FORMATS, EAGER, Evaluate, markdown, run_benchmark
+from d2go_fbnetv5.export.formats.base import get_format, split_int8
+from d2go_fbnetv5.export.measure.benchmark import Evaluate, benchmark_formats, markdown, run_benchmark
 from d2go_fbnetv5.export.measure.evaluation import evaluate_run
-from d2go_fbnetv5.export.measure.runtimes import machine, versions
 from d2go_fbnetv5.export.measure.subjects import BASELINES
+from d2go_fbnetv5.export.measure.timing import machine, versions
 from d2go_fbnetv5.utils.arguments import ToolParser, check_least, parse_size
 from d2go_fbnetv5.utils.errors import run_tool
 from d2go_fbnetv5.utils.files import write_atomically
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["executorch", "onnx"],
         metavar="FORMAT",
-        help=f"some of {', '.join(BENCHMARK_FORMATS)} (default: executorch onnx)",
+        help=f"some of {', '.join(benchmark_formats())} (default: executorch onnx)",
     )
     parser.add_argument(
         "--sizes", nargs="+", default=[], metavar="HxW", help="of images; default: each model's usual one"
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fixed-size",
         action="store_true",
-        help="files of ONNX and ExecuTorch take the size that they are measured at alone",
+        help="files take the size that they are measured at alone, in formats that have that",
     )
     parser.add_argument(
         "--baselines",
@@ -111,7 +111,7 @@ def _run(args: argparse.Namespace) -> str:
 def _packages(formats: Sequence[str]) -> list[str]:
     packages = ["torch"]
     for format in formats:
-        packages += exporter(format).PACKAGES if format != EAGER else ()
+        packages += get_format(split_int8(format)[0]).packages
     return list(dict.fromkeys(packages))
 
 

@@ -20,8 +20,15 @@ from d2go_fbnetv5.tools.model_arguments import add_model_arguments, check_model_
 from torch import Tensor
 
 from d2go_fbnetv5.engine.predictor import Predictor
-from d2go_fbnetv5.export import FORMATS, Calibration, CheckFailedError, Exported, export_model
-from d2go_fbnetv5.export.api import INT8
+from d2go_fbnetv5.export import (
+    Calibration,
+    CheckFailedError,
+    Exported,
+    export_model,
+    get_format,
+    list_formats,
+)
+from d2go_fbnetv5.export.formats.base import INT8
 from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, calibration_images, run_images
 from d2go_fbnetv5.utils.arguments import ToolParser, parse_size
 from d2go_fbnetv5.utils.errors import InputError, run_tool, sentence
@@ -52,7 +59,11 @@ def cli() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = ToolParser("export", __doc__)
-    parser.add_argument("--format", required=True, help=" or ".join(FORMATS))
+    parser.add_argument(
+        "--format",
+        required=True,
+        help=f"{', '.join(list_formats())}, or what IMPORTS of the run brings",
+    )
     add_model_arguments(
         parser,
         model="a model of the zoo, such as FBNetV5-A-DET",
@@ -67,9 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fixed-size",
         action="store_true",
-        help="the file takes that size alone (executorch and onnx): faster in ExecuTorch",
+        help=f"the file takes that size alone ({', '.join(list_formats('fixed_size'))}): faster in ExecuTorch",
     )
-    parser.add_argument("--int8", action="store_true", help="weights and activations in 8 bits (executorch)")
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help=f"weights and activations in 8 bits ({', '.join(list_formats('int8'))})",
+    )
     parser.add_argument(
         "--calibration-data",
         metavar="DATA",
@@ -91,13 +106,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(args: argparse.Namespace) -> Exported:
-    if args.format not in FORMATS:
-        raise InputError(f"--format {args.format}: allowed are {', '.join(FORMATS)}")
     size = parse_size(args.size) if args.size else None
     check_model_arguments(args)
-    if args.int8 and args.format != "executorch":
-        raise InputError(f"--int8 is for --format executorch, found {args.format}")
-    predictor = open_model(args)
+    predictor = open_model(args)  # a run's IMPORTS may bring the format
+    get_format(args.format, suffix=True, int8=args.int8, fixed_size=args.fixed_size)
     calibration = _calibration(args, predictor) if args.int8 else None
     pictures = _pictures(args, predictor)
     suffix = f"{args.format}{INT8}" if args.int8 else args.format

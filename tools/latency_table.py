@@ -23,8 +23,9 @@ from d2go_fbnetv5.arch import block_costs, build_family, list_families
 from d2go_fbnetv5.arch.cost import check_size
 from d2go_fbnetv5.arch.families import Family
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0, write_latency_table
+from d2go_fbnetv5.export.formats.base import get_format, list_formats
 from d2go_fbnetv5.export.measure.latency import FamilyLatency, measure_family
-from d2go_fbnetv5.export.measure.runtimes import RUNTIMES, machine, versions
+from d2go_fbnetv5.export.measure.timing import machine, versions
 from d2go_fbnetv5.utils.arguments import ToolParser, check_least, parse_size
 from d2go_fbnetv5.utils.errors import run_tool
 from d2go_fbnetv5.utils.formatting import format_count
@@ -47,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--family", required=True, help=f"one of {', '.join(list_families())}")
     parser.add_argument("--size", help="HEIGHTxWIDTH in pixels; default: the family's own")
     parser.add_argument(
-        "--format", default="executorch", help=f"one of {', '.join(RUNTIMES)} (default: executorch)"
+        "--format",
+        default="executorch",
+        help=f"one of {', '.join(list_formats('parts'))} (default: executorch)",
     )
     parser.add_argument("--rounds", type=int, default=50, metavar="N", help="of measurements (50)")
     parser.add_argument(
@@ -84,7 +87,7 @@ def _run(args: argparse.Namespace) -> None:
         "format": args.format,
         "machine": machine(),
         "threads": "1",
-        "versions": versions(RUNTIMES[args.format]),
+        "versions": versions(dict.fromkeys([get_format(args.format).runtime.split(".")[0], "torch"])),
     }
     write_latency_table(args.output, measured.costs, family, size, about)
     Console().print(_table(family, size, args.format, measured))
@@ -93,8 +96,8 @@ def _run(args: argparse.Namespace) -> None:
     print(f"{args.output}: for SEARCH.COST.TABLE, with SEARCH.COST.METRIC latency")
 
 
-def _table(family: Family, size: tuple[int, int], runtime: str, measured: FamilyLatency) -> Table:
-    title = f"Family {family.name} at {size[0]}x{size[1]}, {runtime}, one thread"
+def _table(family: Family, size: tuple[int, int], format: str, measured: FamilyLatency) -> Table:
+    title = f"Family {family.name} at {size[0]}x{size[1]}, {format}, one thread"
     table = Table(title=Text(title), box=SIMPLE_HEAD)
     table.add_column("part")
     for column in ("ms", "spread", "FLOPs", "ms per MFLOP"):

@@ -37,17 +37,12 @@ def repeat_channels(x: Tensor, out_channels: int) -> Tensor:
     return copies[0] if len(copies) == 1 else torch.cat(copies, dim=1)
 
 
-def average_channels(x: Tensor, out_channels: int) -> Tensor:
-    """Averages groups of neighbouring channels: N x C x H x W -> N x out x H x W.
+def _sum_groups(x: Tensor, out_channels: int) -> tuple[Tensor, int]:
+    """Sums groups of neighbouring channels: N x C x H x W -> N x out x H x W, and a group's channels, to divide by.
 
     Channels are padded with zeros to a multiple of ``out_channels`` first, and the zeros count in the average,
     as Appendix B has it.
     """
-    return _divide(*_sum_groups(x, out_channels))
-
-
-def _sum_groups(x: Tensor, out_channels: int) -> tuple[Tensor, int]:
-    """Return what ``average_channels`` gives, not yet divided, and the channels of a group, to divide by."""
     group = -(-x.shape[1] // out_channels)
     if x.shape[1] % group:
         x = _append_zeros(x, group * out_channels)
@@ -117,8 +112,7 @@ class Fusion(nn.Module):
         if source == target:
             return x
         if source < target:
-            step = self.strides[target] // self.strides[source]
-            start = (self.offsets[target] - self.offsets[source]) // self.strides[source]
+            start, step = self.grid(source, target)
             rows, columns = (slice(start, start + step * length, step) for length in size)
             x = _take(x, rows=rows, columns=columns)
             if x.shape[2] < size[0] or x.shape[3] < size[1]:
@@ -126,6 +120,16 @@ class Fusion(nn.Module):
             return _divide(*self._match_channels(x, target))
         x = _divide(*self._match_channels(x, target))
         return F.interpolate(x, size=size, mode="nearest")
+
+    def grid(self, source: int, target: int) -> tuple[int, int]:
+        """Of a path's features, the first one that a path of lower resolution takes, and the step to the next."""
+        start = (self.offsets[target] - self.offsets[source]) // self.strides[source]
+        return start, self.strides[target] // self.strides[source]
+
+    def channel_weight(self, source: int, target: int) -> Tensor:
+        """The C_target x C_source x 1 x 1 weights of a convolution that changes channels as ``forward`` does."""
+        unit = torch.eye(self.channels[source])[None, :, :, None]  # column i has channel i alone
+        return _divide(*self._match_channels(unit, target))[0, :, :, :, None]
 
     def add_all(
         self,

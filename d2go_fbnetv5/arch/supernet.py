@@ -74,8 +74,7 @@ class _PathNetwork(nn.Module):
 
     def _sum(self, stage: int, path: int, features: list[Tensor], topology: Topology) -> Tensor:
         """Return the input of a stage and path's block: its path's feature, and those of the kept blocks before it."""
-        sources = [p for p in range(len(features)) if p != path and topology.keeps(stage - 1, p)]
-        return self.fusion.add_all(features, sources, path)
+        return self.fusion.add_all(features, topology.fused(stage, path), path)
 
 
 class Supernet(_PathNetwork):

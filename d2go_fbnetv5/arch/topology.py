@@ -95,11 +95,15 @@ class Topology:
         """Return whether the block is in the network; Stage 0 always is."""
         return stage == 0 or self.mask[stage - 1][path]
 
+    def fused(self, stage: int, path: int) -> list[int]:
+        """The paths whose features are added to a kept block's own: others, with a kept block in the stage before."""
+        return [p for p in range(self.num_paths) if p != path and self.keeps(stage - 1, p)]
+
     def sources(self, stage: int, path: int) -> tuple[Node, ...]:
         """The blocks whose outputs are summed into a kept block's input (Appendix B): the path's own latest
         kept block, and the kept blocks of the previous stage on the other paths."""
         own = next((s, path) for s in range(stage - 1, -1, -1) if self.keeps(s, path))
-        others = [(stage - 1, p) for p in range(self.num_paths) if p != path and self.keeps(stage - 1, p)]
+        others = [(stage - 1, p) for p in self.fused(stage, path)]
         return tuple(sorted([own, *others], key=lambda node: node[1]))
 
     def edges(self) -> tuple[tuple[Node, Node], ...]:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,21 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2go_fbnetv5.data import EvalTransform
-from d2go_fbnetv5.export.formats import executorch, onnx, torchscript
-from d2go_fbnetv5.export.image_sizes import STEP, is_whole
+from d2go_fbnetv5.export.formats.base import ExportSpec, get_format
+from d2go_fbnetv5.export.image_sizes import STEP, check_size, is_whole, smallest_side, usual_size
 from d2go_fbnetv5.export.measure.check import CheckFailedError, Report, check
 from d2go_fbnetv5.export.metadata import describe, output_names
 from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import replacing
-from d2go_fbnetv5.utils.formatting import MOST_AREA
 from d2go_fbnetv5.utils.text_files import read_json
 
-# Each has SUFFIX, PACKAGES, `export` and `load`, and FIXED_SIZE: whether a file can be for one size alone.
-FORMATS: dict[str, ModuleType] = {"executorch": executorch, "onnx": onnx, "torchscript": torchscript}
-INT8 = "-int8"  # ends the name of a format in 8 bits
 DESCRIPTION = "model.json"
 _CHECKED = 3  # images of each size, besides an empty one
 
@@ -77,28 +71,24 @@ def export_model(
 
     Args:
         model: a classifier, Lite R-CNN or Lite MaskFormer, on any device; a copy of it is exported.
-        format: "executorch", "onnx" or "torchscript".
-        folder: is made if it does not exist; gets ``model.pte``, ``model.onnx`` or ``model.pt``, and ``model.json``.
+        format: one of `list_formats`, such as "executorch".
+        folder: is made if it does not exist; gets the file, ``model`` with the format's suffix, and ``model.json``.
         size: (height, width) of images; `usual_size` by default.
         names: of the classes, their numbers by default.
         transform: how evaluation prepares images, for model.json.
-        calibration: for int8 (executorch alone); None for fp32.
+        calibration: for int8, where the format has it; None for fp32.
         pictures: 3 x h x w in 0..255 to check with, made up by default.
-        fixed_size: whether the file takes images of ``size`` alone (executorch and onnx): faster in ExecuTorch, and
-            what accelerators ask for.
+        fixed_size: whether the file takes images of ``size`` alone, where the format has that: faster in
+            ExecuTorch, and what accelerators ask for.
 
     Raises:
-        ValueError: an unknown format, a fixed size for one that has none, a size that the model cannot take, a
+        ValueError: an unknown format, int8 or a fixed size for one that has none, a size that the model cannot take, a
             package that is missing, a folder that holds a model.json that is not an export's.
         CheckFailedError: the file does not compute what the model does. It stays, under its first name.
         OSError: the folder cannot be written; what was there before stays.
     """
-    if format not in FORMATS:
-        raise InputError(f"unknown format {format!r}; allowed are {', '.join(FORMATS)}")
-    kind, folder = FORMATS[format], Path(folder)
-    if fixed_size and not kind.FIXED_SIZE:
-        allowed = " and ".join(name for name, other in FORMATS.items() if other.FIXED_SIZE)
-        raise InputError(f"a fixed size is for the formats {allowed}, found {format}")
+    folder = Path(folder)
+    kind = get_format(format, suffix=True, int8=calibration is not None, fixed_size=fixed_size)
     model = copy.deepcopy(model).cpu().eval()
     size = check_size(model, size or usual_size(model, transform))
     names = list(names) or [str(label) for label in range(model.num_classes)]
@@ -106,28 +96,25 @@ def export_model(
         raise InputError(
             f"{len(names)} names of classes are given, the model has {model.num_classes} classes"
         )
-    for package in kind.PACKAGES:
-        require_extra(f"the format {format}", package, "export")
-    description = describe(model, size, names, transform, kind.PACKAGES)
+    kind.require()
+    description = describe(model, size, names, transform, kind.packages)
     _refuse_other(folder / DESCRIPTION)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"model{kind.SUFFIX}"
-    unchecked = path.with_suffix(f".unchecked{kind.SUFFIX}")
+    path = folder / f"model{kind.suffix}"
+    unchecked = path.with_suffix(f".unchecked{kind.suffix}")
 
-    any_size = isinstance(model, ImageClassifier) and (not kind.FIXED_SIZE or not is_whole(size))
+    any_size = isinstance(model, ImageClassifier) and (not kind.fixed_size or not is_whole(size))
     least = smallest_side(model)
     module, outputs = inference_module(model, any_size), output_names(model)
     images = list(calibration.images) if calibration is not None else None
     try:
-        described = kind.export(module, unchecked, size, least, outputs, calibration=images, fixed=fixed_size)
-        int8 = bool(described["int8"])
+        described = kind.export(module, unchecked, ExportSpec(size, least, outputs, images, fixed_size))
         if calibration is not None and images is not None:
             described["calibration"] = {"data": calibration.data, "images": len(images)}
         run = kind.load(unchecked, described)
         sizes = [size, _other_size(size, least)] if described["dynamic"] else [size]
-        report = check(
-            model, run, _images(sizes, pictures), int8, lambda: kind.load(unchecked, described, threshold=0.0)
-        )
+        shown, int8 = _images(sizes, pictures), calibration is not None
+        report = check(model, run, shown, int8, lambda: kind.load(unchecked, described, threshold=0.0))
         del run  # a runtime may hold the file
         description = {
             "file": path.name,
@@ -146,50 +133,6 @@ def export_model(
         unchecked.unlink(missing_ok=True)
         raise
     return Exported(path, description, report)
-
-
-def exporter(format: str) -> ModuleType:
-    """Return what writes and loads a format of `FORMATS`, also with `INT8` at its end."""
-    return FORMATS[format.removesuffix(INT8)]
-
-
-def smallest_side(model: SearchedModel) -> int:
-    """Pixels of the smallest image that the model does not pad: Path 3 has more than one feature."""
-    return model.padded_size((1, 1))[0]
-
-
-def check_size(model: SearchedModel, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) as it is.
-
-    Raises:
-        ValueError: a side is too small for Path 3, or no multiple of what the model pads to; or it is a slip.
-    """
-    least, divisor = smallest_side(model), model.size_divisibility
-    if min(size) < least:
-        raise InputError(
-            f"size {size[0]}x{size[1]} is too small for Path 3: allowed for family {model.backbone.family.name} are "
-            f"sides of {least} pixels or more"
-        )
-    if size[0] * size[1] > MOST_AREA:
-        raise InputError(f"size {size[0]}x{size[1]}: allowed are {MOST_AREA} pixels in all")
-    if any(side % divisor for side in size):
-        raise InputError(
-            f"size {size[0]}x{size[1]}: allowed for a {type(model).__name__} are multiples of {divisor}"
-        )
-    return size
-
-
-def usual_size(model: SearchedModel, transform: EvalTransform | None) -> tuple[int, int]:
-    """(height, width) of images that evaluation gives the model: its crop, else a wide one with the short side and,
-    where it is at most twice as long, the long side; the family's own without a transform."""
-    if transform is None or transform.short_side is None:
-        side = model.backbone.family.input_size
-        return model.padded_size((side, side))
-    if transform.crop is not None:
-        crop = transform.crop
-        return model.padded_size((crop, crop) if isinstance(crop, int) else tuple(crop))
-    short, long = transform.short_side, transform.max_size
-    return model.padded_size((short, long if long is not None and long <= 2 * short else short))
 
 
 def _refuse_other(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The sizes of images that exported files take."""
+"""The sizes of images that models and their files take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.export import Dim
 from torch.nn import functional as F
 
+from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import MOST_AREA
 
 STEP = 32  # pixels; the stride of Path 3
 
@@ -122,6 +125,45 @@ def guarded(run: Callable[..., Any], described: Mapping[str, Any]) -> Callable[.
         return run(image, *more)
 
     return checked
+
+
+def smallest_side(model: SearchedModel) -> int:
+    """Pixels of the smallest image that the model does not pad: Path 3 has more than one feature."""
+    return model.padded_size((1, 1))[0]
+
+
+def check_size(model: SearchedModel, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) as it is.
+
+    Raises:
+        ValueError: a side is too small for Path 3, or no multiple of what the model pads to; or it is a slip.
+    """
+    least, divisor = smallest_side(model), model.size_divisibility
+    if min(size) < least:
+        raise InputError(
+            f"size {size[0]}x{size[1]} is too small for Path 3: allowed for family {model.backbone.family.name} are "
+            f"sides of {least} pixels or more"
+        )
+    if size[0] * size[1] > MOST_AREA:
+        raise InputError(f"size {size[0]}x{size[1]}: allowed are {MOST_AREA} pixels in all")
+    if any(side % divisor for side in size):
+        raise InputError(
+            f"size {size[0]}x{size[1]}: allowed for a {type(model).__name__} are multiples of {divisor}"
+        )
+    return size
+
+
+def usual_size(model: SearchedModel, transform: EvalTransform | None) -> tuple[int, int]:
+    """(height, width) of images that evaluation gives the model: its crop, else a wide one with the short side and,
+    where it is at most twice as long, the long side; the family's own without a transform."""
+    if transform is None or transform.short_side is None:
+        side = model.backbone.family.input_size
+        return model.padded_size((side, side))
+    if transform.crop is not None:
+        crop = transform.crop
+        return model.padded_size((crop, crop) if isinstance(crop, int) else tuple(crop))
+    short, long = transform.short_side, transform.max_size
+    return model.padded_size((short, long if long is not None and long <= 2 * short else short))
 
 
 def _is_side(value: Any) -> bool:

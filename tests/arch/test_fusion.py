@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.arch import Fusion, build_family
-from d2go_fbnetv5.arch.fusion import average_channels, repeat_channels
+from d2go_fbnetv5.arch.fusion import repeat_channels
 
 
 def test_channels_repeat_and_the_rest_is_dropped():
@@ -13,10 +13,12 @@ def test_channels_repeat_and_the_rest_is_dropped():
 
 
 def test_groups_of_neighbouring_channels_are_averaged_with_zeros_at_the_end():
+    fusion = Fusion((2, 5), (4, 8))
     x = torch.tensor([1.0, 3.0, 5.0, 7.0, 9.0]).reshape(1, 5, 1, 1)
     # C'_in = ceil(5 / 2) * 2 = 6; groups of three: (1 + 3 + 5) / 3, (7 + 9 + 0) / 3.
-    torch.testing.assert_close(average_channels(x, 2).flatten(), torch.tensor([3.0, 16 / 3]))
-    torch.testing.assert_close(average_channels(x, 5), x)
+    torch.testing.assert_close(fusion(x, 1, 0, (1, 1)).flatten(), torch.tensor([3.0, 16 / 3]))
+    weight = torch.tensor([[1.0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]) / 3
+    torch.testing.assert_close(fusion.channel_weight(1, 0)[:, :, 0, 0], weight)
 
 
 @pytest.mark.parametrize("name", ["A", "A_C", "F"])

@@ -10,7 +10,7 @@ from torch.export import Dim
 from d2go_fbnetv5.arch.blocks import ConvBNAct, build_block
 from d2go_fbnetv5.export.formats.executorch_int8 import quantized
 from d2go_fbnetv5.export.formats.executorch_programs import (
-    load,
+    LoadedProgram,
     lower,
     lower_programs,
     num_threads,
@@ -30,7 +30,7 @@ def test_without_executorch_one_sentence_says_what_to_install(monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'd2go_fbnetv5\[export\]'"):
         lower({"forward": (torch.nn.ReLU().eval(), (torch.zeros(1),), None)})
     with pytest.raises(ValueError, match="needs executorch"):
-        load(b"")
+        LoadedProgram(b"")
 
 
 @needs_executorch
@@ -39,7 +39,7 @@ def test_two_methods_with_dynamic_sizes():
     net = folded(ConvBNAct(3, 8, stride=2))
     regions = torch.nn.Conv2d(4, 2, 3).eval().requires_grad_(False)
     size = {2: 4 * Dim("height", min=2, max=8), 3: 4 * Dim("width", min=2, max=8)}
-    program = load(
+    program = LoadedProgram(
         lower(
             {
                 "net": (net, (torch.zeros(1, 3, 16, 16),), (size,)),
@@ -62,11 +62,11 @@ def test_two_methods_with_dynamic_sizes():
 @needs_executorch
 def test_broken_and_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.pte"):
-        load(tmp_path / "gone.pte")
+        LoadedProgram(tmp_path / "gone.pte")
     content = lower({"forward": (torch.nn.Linear(4, 4).eval(), (torch.zeros(1, 4),), None)})
     (tmp_path / "cut.pte").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="cut.pte"):
-        load(tmp_path / "cut.pte")
+        LoadedProgram(tmp_path / "cut.pte")
 
 
 @needs_executorch
@@ -107,7 +107,7 @@ def test_int8():
     }
     assert len(int8 | constants) == 4  # all convolutions but the gate's two and the last one
 
-    program = load(lower_programs({"forward": graph}))
+    program = LoadedProgram(lower_programs({"forward": graph}))
     for height, width in ((16, 16), (32, 8)):
         x = torch.rand(1, 3, height, width) * 255
         exact, found = net(x), program.methods["forward"](x)[0]

@@ -9,8 +9,7 @@ import torch
 from test_export_model import images, tiny
 from test_host import SETTINGS
 
-from d2go_fbnetv5.export import CheckFailedError, api, export_model
-from d2go_fbnetv5.export.api import exporter
+from d2go_fbnetv5.export import CheckFailedError, api, export_model, get_format
 from d2go_fbnetv5.export.host import HostSettings
 from d2go_fbnetv5.export.measure.check import check
 from d2go_fbnetv5.export.network.inference import inference_module
@@ -130,7 +129,7 @@ def test_a_broken_file_is_one_sentence(tmp_path, format, content):
     path = tmp_path / "model"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"model: .* cannot load it"):
-        exporter(format).load(path, {"image_sizes": {"min": [64, 64], "max": [64, 64]}})
+        get_format(format).load(path, {"image_sizes": {"min": [64, 64], "max": [64, 64]}})
 
 
 @pytest.mark.parametrize("value", [0, -8, "8", 8.5, True, None, NAN, 10**9])

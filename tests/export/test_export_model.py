@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from d2go_fbnetv5.arch import Backbone, Topology
-from d2go_fbnetv5.export import CheckFailedError, api, export_model
-from d2go_fbnetv5.export.api import exporter
+from d2go_fbnetv5.export import CheckFailedError, export_model, get_format
 from d2go_fbnetv5.export.measure.check import check
 from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
@@ -157,7 +156,7 @@ def test_onnx_of_one_size(kind, tmp_path):
     assert exported.report.sizes == {(96, 64)} and not exported.description["dynamic"]
     assert exported.description["image_sizes"] == {"min": [96, 64], "max": [96, 64]}
     with pytest.raises(Exception, match="image"):
-        exporter("onnx").load(exported.path)(torch.zeros(1, 3, 96, 96))
+        get_format("onnx").load(exported.path)(torch.zeros(1, 3, 96, 96))
 
 
 @needs_onnx
@@ -189,9 +188,10 @@ def test_a_classifier_takes_any_size_in_torchscript(tmp_path):
 def test_a_failing_check_says_where_and_keeps_what_was_there(tmp_path, monkeypatch):
     model = tiny(ImageClassifier)
     (tmp_path / "model.pt").write_text("mine")
-    load = api.torchscript.load
+    format = get_format("torchscript")
+    load = format.load
     monkeypatch.setattr(
-        api.torchscript,
+        format,
         "load",
         lambda *args: lambda image: [load(*args)(image)[0] + (image.shape[2] == 64) / 50],
     )

@@ -8,8 +8,7 @@ from test_export_model import KINDS, images, needs_onnx, tiny
 from test_programs import needs_executorch
 from torchvision.ops import box_iou
 
-from d2go_fbnetv5.export import export_model
-from d2go_fbnetv5.export.api import exporter
+from d2go_fbnetv5.export import export_model, get_format
 from d2go_fbnetv5.export.image_sizes import ImageSizes, guarded
 from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer
@@ -69,7 +68,7 @@ def test_an_onnx_file_itself_refuses_other_sizes(kind, tmp_path):
     for image in [*images(*BAD), torch.zeros(1, 3, 64, 2080)]:
         with pytest.raises(Exception, match="requested shape"):
             session.run(None, {"image": image.numpy()})
-    assert_refuses(exporter("onnx").load(exported.path, exported.description), exported.description)
+    assert_refuses(get_format("onnx").load(exported.path, exported.description), exported.description)
 
 
 @needs_executorch
@@ -78,7 +77,7 @@ def test_an_onnx_file_itself_refuses_other_sizes(kind, tmp_path):
 def test_an_executorch_file_is_the_model_at_the_sizes_that_its_loader_takes(kind, tmp_path):
     model = tiny(kind)
     exported = export_model(model, "executorch", tmp_path, (96, 64))
-    run = exporter("executorch").load(exported.path, exported.description)
+    run = get_format("executorch").load(exported.path, exported.description)
     for image in images(*GOOD):
         assert_equal(model, image, run(image))
     assert_refuses(run, exported.description)
@@ -98,7 +97,7 @@ def test_the_loader_refuses_with_what_is_allowed(tmp_path):
     described = json.loads((tmp_path / "model.json").read_text())
     assert described["image_sizes"] == {"min": [64, 64], "max": None, "multiple_of": 32}
     assert described["preprocessing"]["pad"]["at_least"] == 64
-    run = exporter("torchscript").load(exported.path, described)
+    run = get_format("torchscript").load(exported.path, described)
     assert run(torch.zeros(1, 3, 64, 4096))[1].shape[-2:] == (8, 512)
     for size in BAD:
         with pytest.raises(

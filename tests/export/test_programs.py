@@ -12,11 +12,9 @@ from PIL import Image
 
 from d2go_fbnetv5.arch import Backbone, Family, Topology
 from d2go_fbnetv5.arch.families import Layer, PoolSpec
+from d2go_fbnetv5.export import ExportSpec, ImageSizes, get_format
 from d2go_fbnetv5.export.formats.executorch import (
-    ImageSizes,
-    export,
     float_layers,
-    load,
     program_methods,
     quantized_methods,
 )
@@ -26,6 +24,7 @@ from d2go_fbnetv5.export.images import calibration_images, padded_image
 from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 
+FORMAT = get_format("executorch")
 needs_executorch = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("executorch", "torchao")),
     reason="executorch and torchao are not installed",
@@ -127,7 +126,7 @@ def test_one_method(kind, run, tmp_path):
     module = inference_module(model)
     file = tmp_path / "model.pte"
     names = ("scores",) if kind is ImageClassifier else ("classes", "masks")
-    described = export(module, file, (96, 96), 64, names)
+    described = FORMAT.export(module, file, ExportSpec((96, 96), 64, names))
     assert described == {
         "dynamic": True,
         "image_sizes": {"min": [64, 64], "max": [192, 192], "multiple_of": 32},
@@ -138,7 +137,7 @@ def test_one_method(kind, run, tmp_path):
     expected = [_outputs(module(image)) for image in shown]
     assert max(float(x.max()) for x, *_ in expected) > 0.25  # the image matters
     found = run(file, [["forward", image] for image in shown])
-    ours = load(file, described)
+    ours = FORMAT.load(file, described)
     for image, outputs, right in zip(shown, found, expected, strict=True):
         torch.testing.assert_close(outputs, right, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(list(ours(image)), outputs)
@@ -150,9 +149,9 @@ def test_a_file_of_one_size_runs_in_one_piece(run, tmp_path):
     model = tiny(ImageClassifier)
     module = inference_module(model)
     fixed, flexible = tmp_path / "fixed.pte", tmp_path / "flexible.pte"
-    described = export(module, fixed, (96, 128), 64, ("scores",), fixed=True)
+    described = FORMAT.export(module, fixed, ExportSpec((96, 128), 64, ("scores",), fixed=True))
     assert not described["dynamic"] and described["image_sizes"] == {"min": [96, 128], "max": [96, 128]}
-    export(module, flexible, (96, 128), 64, ("scores",))
+    FORMAT.export(module, flexible, ExportSpec((96, 128), 64, ("scores",)))
     upsampling = b"aten::upsample_nearest2d"  # which XNNPACK leaves to others
     assert upsampling in flexible.read_bytes() and upsampling not in fixed.read_bytes()
     (image,) = images((96, 128))
@@ -170,7 +169,7 @@ def test_detector(run, tmp_path):
     model = tiny(LiteRCNN)
     module = inference_module(model)
     file = tmp_path / "model.pte"
-    described = export(module, file, (96, 96), 64, ("boxes", "scores", "labels"))
+    described = FORMAT.export(module, file, ExportSpec((96, 96), 64, ("boxes", "scores", "labels")))
     assert list(described["methods"]) == ["proposals", "boxes"]
     fresh = HostedDetector(
         HostSettings.from_json(described["detector"]),
@@ -184,7 +183,7 @@ def test_detector(run, tmp_path):
         torch.testing.assert_close(boxes, expected["boxes"], atol=1e-2, rtol=0)
         assert torch.equal(labels, expected["labels"]) and len(labels) == 10
     image = padded_image(model, images((96, 160))[0])
-    for found, right in zip(load(file, described)(image), module(image), strict=True):
+    for found, right in zip(FORMAT.load(file, described)(image), module(image), strict=True):
         torch.testing.assert_close(found, right, atol=1e-2, rtol=0)
     # Any number of regions from one on, on both sides of 16.
     regions = [torch.randn(count, 16, 6, 6) for count in (1, 2, 16, 20)]

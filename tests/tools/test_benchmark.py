@@ -9,7 +9,8 @@ import torch
 from d2go_fbnetv5.tools.benchmark import main
 
 from d2go_fbnetv5.data import DigitScenes
-from d2go_fbnetv5.export import FORMATS
+from d2go_fbnetv5.export import Format
+from d2go_fbnetv5.export.formats.base import FORMATS
 from d2go_fbnetv5.export.measure import benchmark, worker
 from d2go_fbnetv5.export.measure.benchmark import Row, markdown
 from d2go_fbnetv5.export.measure.evaluation import ExportedModel
@@ -73,6 +74,8 @@ def test_models_by_formats_by_sizes(tmp_path, capsys, in_process):
 def test_a_process_of_its_own_measures_memory(tmp_path):
     task = {
         "threads": 1,
+        "modules": [],
+        "path": [],
         "candidates": [{"model": "FBNetV5-N-CLS", "format": "eager", "size": [64, 64], "path": None}],
     }
     command = [sys.executable, "-m", "d2go_fbnetv5.export.measure.worker"]
@@ -81,16 +84,18 @@ def test_a_process_of_its_own_measures_memory(tmp_path):
     assert memory is None or 1e6 < memory < 1e9
 
 
-def test_what_an_exporter_cannot_is_a_dash_with_a_reason(tmp_path, capsys, monkeypatch, in_process):
-    def export(*args, **kwargs):
-        raise NotImplementedError("no\nkernel for nms")
+def test_what_an_exporter_cannot_is_a_dash_with_a_reason(tmp_path, capsys, in_process):
+    class Broken(Format):
+        suffix = ".bad"
 
-    broken = SimpleNamespace(SUFFIX=".pt", PACKAGES=(), FIXED_SIZE=False, export=export)
-    monkeypatch.setitem(FORMATS, "torchscript", broken)
-    argv = ["FBNetV5-N-CLS", "--formats", "torchscript", "--sizes", "64x64", "--baselines", "--rounds", "1"]
+        def write(self, module, path, spec):
+            raise NotImplementedError("no\nkernel for nms")
+
+    FORMATS.add("broken", Broken("broken"))
+    argv = ["FBNetV5-N-CLS", "--formats", "broken", "--sizes", "64x64", "--baselines", "--rounds", "1"]
     assert main([*argv, "--output", str(tmp_path)]) == 0
     out, _ = capsys.readouterr()
-    assert "- FBNetV5-N-CLS as torchscript: NotImplementedError: no kernel for nms" in out
+    assert "- FBNetV5-N-CLS as broken: NotImplementedError: no kernel for nms" in out
     row = next(line for line in out.splitlines() if line.startswith("| FBNetV5"))
     assert row.split(" | ")[4:] == ["–"] * 5 + ["– |"]
 
@@ -183,7 +188,11 @@ def test_torchvisions_detector_runs_scripted_and_eager(tmp_path, capsys):
         (["nowhere/run"], "nowhere/run does not exist"),
         (["timm/no_such_model"], "has no model 'no_such_model'"),
         (["torchvision/resnet18"], "torchvision has no detector 'resnet18'"),
-        (["FBNetV5-N-CLS", "--formats", "coreml"], "unknown format 'coreml'; allowed are executorch, "),
+        (
+            ["FBNetV5-N-CLS", "--formats", "coreml"],
+            "unknown format 'coreml'; allowed are eager, executorch, ",
+        ),
+        (["FBNetV5-N-CLS", "--formats", "onnx-int8"], "the format onnx has no int8; allowed are executorch"),
         (["FBNetV5-N-CLS", "--sizes", "64"], "--sizes 64: expected HEIGHTxWIDTH"),
         (["FBNetV5-N-DET", "--sizes", "32x32"], "size 32x32 is too small for Path 3"),
         (["FBNetV5-N-CLS", "--rounds", "0"], "--rounds 0: allowed is 1 or more"),

@@ -1,10 +1,13 @@
 """The command line of the exporter: one sentence and a status for whatever goes wrong."""
 
+import os
+import subprocess
+
 import pytest
 import torch
 from d2go_fbnetv5.tools.export import main
 
-from d2go_fbnetv5.export import CheckFailedError
+from d2go_fbnetv5.export import CheckFailedError, get_format, list_formats
 from d2go_fbnetv5.zoo import create_model
 
 NAME = "FBNetV5-N-CLS"
@@ -48,9 +51,13 @@ def truncated(path):
         (
             ["--format", "torchscript", "--fixed-size"],
             None,
-            "a fixed size is for the formats executorch and onnx, found torchscript",
+            "the format torchscript has no fixed size; allowed are executorch, onnx",
         ),
-        (["--format", "torchscript", "--int8"], None, "--int8 is for --format executorch"),
+        (
+            ["--format", "torchscript", "--int8"],
+            None,
+            "the format torchscript has no int8; allowed are executorch",
+        ),
         (["--format", "executorch", "--int8"], None, "--int8 needs --calibration-data"),
         (
             ["--format", "torchscript", "--calibration-data", "nowhere"],
@@ -80,3 +87,30 @@ def test_a_failing_check_is_status_1(weights, tmp_path, capsys, monkeypatch):
     assert call(*args, output=tmp_path / "out") == 1
     assert "image 3 (64 x 96): class probabilities differ by 0.02" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.unchecked.pt"]
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of its own that has room for 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", list_formats())
+def test_a_full_disk_is_one_sentence_that_names_the_file(weights, full_disk, capfd, format):
+    for package in get_format(format).packages:
+        pytest.importorskip(package)
+    output = full_disk / "out"
+    args = ("--model", NAME, "--weights", weights, "--num-classes", 3, "--format", format, "--size", "64x64")
+    capfd.readouterr()
+    assert call(*args, output=output) == 2
+    path = output / f"model.unchecked{get_format(format).suffix}"
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last == f"export: [Errno 28] No space left on device: '{path}'"
+    assert list(output.iterdir()) == []

@@ -6,6 +6,7 @@ from d2go_fbnetv5.tools.latency_table import main
 from d2go_fbnetv5.arch import build_family
 from d2go_fbnetv5.arch.blocks import InvertedResidual
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0, read_latency_table
+from d2go_fbnetv5.export import get_format
 from d2go_fbnetv5.export.measure import latency
 from d2go_fbnetv5.export.measure.latency import CHAIN, FamilyLatency, measure_family
 from d2go_fbnetv5.export.measure.timing import Latency
@@ -42,7 +43,7 @@ def test_formats_run_a_familys_blocks(tmp_path, runtime):
 
 def test_a_block_takes_its_share_of_a_chain_and_networks_the_sum_of_their_parts(monkeypatch):
     """With a clock that counts inverted residuals."""
-    monkeypatch.setattr(latency, "compiled", lambda module, x, runtime: module)
+    monkeypatch.setattr(get_format("eager"), "compiled", lambda module, x: module)
     monkeypatch.setattr(
         latency,
         "measure_in_turns",
@@ -67,7 +68,11 @@ def test_a_block_takes_its_share_of_a_chain_and_networks_the_sum_of_their_parts(
         (["--family", "A", "--size", "32x32", "t.csv"], "size (32, 32): allowed are"),
         (
             ["--family", "N", "--format", "coreml", "t.csv"],
-            "unknown runtime 'coreml'; allowed are executorch",
+            "unknown format 'coreml'; allowed are eager, executorch, onnx",
+        ),
+        (
+            ["--family", "N", "--format", "torchscript", "t.csv"],
+            "the format torchscript has no latency table; allowed are eager, executorch, onnx",
         ),
         (["--family", "N", "--rounds", "0", "t.csv"], "--rounds 0: allowed is 1 or more"),
         (["--family", "N", "--check", "-1", "t.csv"], "--check -1: allowed is 0 or more"),

@@ -12,73 +12,90 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from d2go_fbnetv5.export.formats import executorch_programs
+from d2go_fbnetv5.export.formats.base import ExportSpec, Format, Run, register_format
 from d2go_fbnetv5.export.formats.executorch_int8 import FLOAT_MODULES, quantized
-from d2go_fbnetv5.export.formats.executorch_programs import MethodSource, capture, lower_programs
+from d2go_fbnetv5.export.formats.executorch_programs import (
+    PACKAGES,
+    LoadedProgram,
+    MethodSource,
+    capture,
+    lower,
+    lower_programs,
+    set_num_threads,
+)
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
-from d2go_fbnetv5.export.image_sizes import ImageSizes, guarded
+from d2go_fbnetv5.export.image_sizes import ImageSizes
 from d2go_fbnetv5.export.network.flat_backbone import concatenate_to_enlarge
 from d2go_fbnetv5.export.network.inference import DetectorInference
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 
-SUFFIX = ".pte"
-PACKAGES = executorch_programs.PACKAGES
-FIXED_SIZE = True
-
 # Layers that give a method's result stay in floats.
 _RESULT_LAYERS = {"proposals": ("objectness", "deltas")}
 
 
-def export(
-    module: nn.Module,
-    path: str | os.PathLike[str],
-    size: tuple[int, int],
-    least: int,
-    outputs: tuple[str, ...],
-    calibration: Iterable[Tensor] | None = None,
-    fixed: bool = False,
-) -> dict[str, Any]:
-    """As `onnx.export`. A detector's file has the methods ``proposals`` and ``boxes`` for `HostedDetector`, the others
-    have ``forward``, whose result is ``outputs``.
+@register_format("executorch")
+class ExecuTorch(Format):
+    """A program for phones. A detector's has two methods, ``proposals`` and ``boxes`` for `HostedDetector`; the
+    others have ``forward``."""
 
-    Args:
-        calibration: 1 x 3 x H x W images in 0..255 for int8, resized to ``size`` if the file does not take theirs;
-            None for fp32.
-        fixed: whether the file takes images of ``size`` alone: XNNPACK can then run the whole network in one piece.
+    suffix = ".pte"
+    packages = PACKAGES
+    extra = "export"
+    runtime = "executorch.runtime"
+    int8 = True
+    fixed_size = True  # XNNPACK can then run the whole network in one piece
+    parts = True
 
-    Returns:
-        what model.json says of the file: ``dynamic``, whether images of other sizes may be given, and
-        ``image_sizes``, which; ``int8``, and if so ``float_layers``, what is not in 8 bits; ``methods``, what each
-        takes and returns; of a detector ``detector``, the `HostSettings`.
+    def write(
+        self, module: nn.Module, path: str | os.PathLike[str], spec: ExportSpec
+    ) -> tuple[ImageSizes, dict[str, Any]]:
+        """As `Format.write`. model.json gets ``methods``, what each takes and returns; in int8 ``float_layers``, what
+        is not in 8 bits; of a detector ``detector``, the `HostSettings`."""
+        sizes = ImageSizes.of(spec.size, spec.least, fixed=spec.fixed)  # memory is planned for the greatest
+        calibration = spec.calibration
+        if calibration is None and not sizes.dynamic:  # XNNPACK reshapes along one dynamic dimension at most
+            module = copy.deepcopy(module)
+            concatenate_to_enlarge(module)
+        methods = program_methods(module, spec.size, sizes)
+        more: dict[str, Any] = {"methods": {"forward": {"input": "image", "outputs": list(spec.outputs)}}}
+        if calibration is None:
+            graphs = {name: capture(*source) for name, source in methods.items()}
+        else:
+            graphs = quantized_methods(
+                module, methods, [sizes.fitted(image, spec.size) for image in calibration]
+            )
+            more["float_layers"] = float_layers(module)
+        write_atomically(path, lower_programs(graphs))
+        if isinstance(module, DetectorInference):
+            more["methods"] = _DETECTOR_METHODS
+            more["detector"] = HostSettings.of(module).to_json()
+            more["host"] = f"{host_header().name} of the package computes the outputs from the methods"
+        return sizes, more
 
-    Raises:
-        ValueError: a package is missing, or there are no calibration images.
-    """
-    executorch_programs.require_executorch()
-    sizes = ImageSizes.of(size, least, fixed=fixed)  # memory is planned for the greatest
-    if calibration is None and not sizes.dynamic:  # XNNPACK reshapes along one dynamic dimension at most
-        module = copy.deepcopy(module)
-        concatenate_to_enlarge(module)
-    methods = program_methods(module, size, sizes)
-    if calibration is None:
-        graphs = {name: capture(*source) for name, source in methods.items()}
-    else:
-        graphs = quantized_methods(module, methods, [sizes.fitted(image, size) for image in calibration])
-    write_atomically(path, lower_programs(graphs))
-    described: dict[str, Any] = {
-        "dynamic": sizes.dynamic,
-        "image_sizes": sizes.to_json(),
-        "int8": calibration is not None,
-        "methods": {"forward": {"input": "image", "outputs": list(outputs)}},
-    }
-    if calibration is not None:
-        described["float_layers"] = float_layers(module)
-    if isinstance(module, DetectorInference):
-        described["methods"] = _DETECTOR_METHODS
-        described["detector"] = HostSettings.of(module).to_json()
-        described["host"] = f"{host_header().name} of the package computes the outputs from the methods"
-    return described
+    def read(
+        self, path: str | os.PathLike[str], described: Mapping[str, Any], threshold: float | None
+    ) -> Run:
+        """As `Format.read`; a detector's ``described`` is needed, it leaves out the rows that are not there, and takes
+        what `HostedDetector` does."""
+        methods = LoadedProgram(path).methods
+        needed = ("proposals", "boxes") if "detector" in described else ("forward",)
+        for name in needed:
+            if name not in methods:
+                raise InputError(f"{path} has the methods {', '.join(methods)}, but no {name}")
+        if "detector" not in described:
+            return methods["forward"]
+        settings = HostSettings.from_json(described["detector"])
+        if threshold is not None:
+            settings = replace(settings, score_threshold=threshold)
+        return HostedDetector(settings, methods["proposals"], methods["boxes"])
+
+    def compiled(self, module: nn.Module, image: Tensor) -> Callable[[], Any]:
+        forward = LoadedProgram(lower({"forward": (module, (image,), None)})).methods["forward"]
+        return lambda: forward(image)
+
+    def use_threads(self, count: int) -> None:
+        set_num_threads(count)
 
 
 _DETECTOR_METHODS = {
@@ -100,33 +117,6 @@ _DETECTOR_METHODS = {
         "R": "1 to detector.proposals_after_nms",
     },
 }
-
-
-def load(
-    path: str | os.PathLike[str], described: Mapping[str, Any], threshold: float | None = None
-) -> Callable[..., tuple[Tensor, ...]]:
-    """A function of a 1 x 3 x H x W image, which returns what the inference module does; a detector's leaves out the
-    rows that are not there, and takes what `HostedDetector` does.
-
-    Args:
-        described: what `export` returned, or model.json. Images of sizes that it does not name are refused.
-        threshold: least score of a detection, in place of the file's own.
-
-    Raises:
-        FileNotFoundError, InputError: as `executorch.load`; or ``described`` is wrong, or of another file.
-    """
-    program = executorch_programs.load(path)
-    needed = ("proposals", "boxes") if "detector" in described else ("forward",)
-    for name in needed:
-        if name not in program.methods:
-            raise InputError(f"{path} has the methods {', '.join(program.methods)}, but no {name}")
-    if "detector" not in described:
-        return guarded(lambda image: tuple(program.methods["forward"](image)), described)
-    settings = HostSettings.from_json(described["detector"])
-    if threshold is not None:
-        settings = replace(settings, score_threshold=threshold)
-    host = HostedDetector(settings, program.methods["proposals"], program.methods["boxes"])
-    return guarded(host, described)
 
 
 def program_methods(module: nn.Module, size: tuple[int, int], sizes: ImageSizes) -> dict[str, MethodSource]:

@@ -101,10 +101,8 @@ class LoadedProgram:
         program = self._program
         method = program.load_method(name)
 
-        def run(*inputs: Tensor) -> list[Tensor]:
-            assert (
-                program is not None
-            )  # a method reads its program's memory, which must live as long as it does
+        # A method reads its program's memory, which must live as long as it does.
+        def run(*inputs: Tensor, program: Any = program) -> list[Tensor]:
             try:
                 return list(method.execute([x.contiguous() for x in inputs]))
             except RuntimeError as error:
@@ -114,11 +112,6 @@ class LoadedProgram:
                 ) from error
 
         return run
-
-
-def load(source: str | os.PathLike[str] | bytes) -> LoadedProgram:
-    """`LoadedProgram` of a .pte file, or of its content."""
-    return LoadedProgram(source)
 
 
 def num_threads() -> int:

@@ -5,113 +5,115 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2go_fbnetv5.export.image_sizes import STEP, ImageSizes, guarded
+from d2go_fbnetv5.export.formats.base import ExportSpec, Format, OpenedFile, Run, register_format
+from d2go_fbnetv5.export.image_sizes import STEP, ImageSizes
 from d2go_fbnetv5.export.network.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.network.pad_channels import pad_channels
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import write_atomically
 
-SUFFIX = ".onnx"
 OPSET = 18
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-FIXED_SIZE = True
 _MOST = 2048  # pixels of a side
 
 
-def export(
-    module: nn.Module,
-    path: str | os.PathLike[str],
-    size: tuple[int, int],
-    least: int,
-    outputs: tuple[str, ...],
-    calibration: Iterable[Tensor] | None = None,
-    fixed: bool = False,
-) -> dict[str, Any]:
-    """Writes an inference module as one file.
+@register_format("onnx")
+class Onnx(Format):
+    """One graph for ONNX Runtime, and whatever else reads ONNX."""
 
-    Args:
-        module: 1 x 3 x H x W image -> its outputs.
-        path: of the file, which is replaced.
-        size: (height, width) of the images. Multiples of 32 leave them dynamic, unless they are to be ``fixed``.
-        least: pixels of the smallest side.
-        outputs: their names.
-        calibration: must be None, there is no int8 here.
-        fixed: whether the file takes images of ``size`` alone.
+    suffix = ".onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    extra = "export"
+    runtime = "onnxruntime"
+    fixed_size = True
+    parts = True
+    foreign = True
 
-    Returns:
-        what model.json says of the file: ``dynamic``, whether images of other sizes may be given, and
-        ``image_sizes``, which; ``int8``, False; ``opset``.
+    def write(
+        self, module: nn.Module, path: str | os.PathLike[str], spec: ExportSpec
+    ) -> tuple[ImageSizes, dict[str, Any]]:
+        sizes = ImageSizes.of(spec.size, spec.least, _MOST, spec.fixed)
+        module = copy.deepcopy(module)
+        for part in list(module.modules()):
+            if isinstance(part, FlatBackbone):
+                pad_channels(part)
+        # An example whose sides differ, lest torch takes them for one.
+        image = torch.zeros(1, 3, spec.size[0], spec.size[1] + (STEP if sizes.dynamic else 0))
+        content = _converted(
+            module, image, sizes.dims(), input_names=["image"], output_names=list(spec.outputs)
+        )
+        if sizes.dynamic:
+            _refuse_other_sizes(content.graph, sizes)
+        write_atomically(path, content.SerializeToString())
+        return sizes, {"opset": OPSET}
 
-    Raises:
-        ValueError: a package is missing, or int8 is asked for.
-    """
-    for package in PACKAGES:
-        require_extra("the format onnx", package, "export")
-    if calibration is not None:
-        raise InputError("int8 is for the format executorch, found onnx")
-    sizes = ImageSizes.of(size, least, _MOST, fixed)
-    module = copy.deepcopy(module)
-    for part in list(module.modules()):
-        if isinstance(part, FlatBackbone):
-            pad_channels(part)
+    def read(
+        self, path: str | os.PathLike[str], described: Mapping[str, Any], threshold: float | None
+    ) -> Run:
+        session = _session(path if threshold is None else _with_threshold(path, threshold), path)
+
+        def run(image: Tensor) -> tuple[Tensor, ...]:
+            return tuple(map(torch.from_numpy, session.run(None, {"image": image.numpy()})))
+
+        return run
+
+    def compiled(self, module: nn.Module, image: Tensor) -> Callable[[], Any]:
+        session = _session(_converted(module, image).SerializeToString(), "the module")
+        inputs = {session.get_inputs()[0].name: image.numpy()}
+        return lambda: session.run(None, inputs)
+
+    def open(self, path: str, device: torch.device) -> OpenedFile:
+        session = _session(path, path, device)
+        (entry, *others), outputs = session.get_inputs(), session.get_outputs()
+        if others:
+            raise InputError(f"{path}: has {1 + len(others)} inputs, allowed is one, the image")
+
+        def run(image: Tensor) -> list[Tensor]:
+            try:
+                return [torch.from_numpy(value) for value in session.run(None, {entry.name: image.numpy()})]
+            except Exception as error:  # its errors have no common class
+                raise RuntimeError(f"ONNX Runtime: {error}") from error
+
+        size = tuple(entry.shape[-2:])
+        return OpenedFile(
+            run,
+            torch.device("cpu"),
+            tuple(output.name for output in outputs),
+            batched=len(entry.shape) == 4,
+            size=size if all(isinstance(side, int) for side in size) else None,
+        )
+
+
+def _converted(
+    module: nn.Module, image: Tensor, dims: dict[int, Any] | None = None, **names: list[str]
+) -> Any:
+    """A module as ONNX's protocol buffer, for images like an example, in whose dimensions ``dims`` they may differ."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # An example whose sides differ, lest torch takes them for one.
-        image = torch.zeros(1, 3, size[0], size[1] + (STEP if sizes.dynamic else 0))
-        program = torch.export.export(module, (image,), dynamic_shapes=(sizes.dims(),), strict=False)
-        written = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=list(outputs),
-            verbose=False,
-        )
-        content = written.model_proto
-    if sizes.dynamic:
-        _refuse_other_sizes(content.graph, sizes)
-    write_atomically(path, content.SerializeToString())
-    return {
-        "dynamic": sizes.dynamic,
-        "image_sizes": sizes.to_json(),
-        "int8": False,
-        "opset": OPSET,
-    }
+        program = torch.export.export(module, (image,), dynamic_shapes=(dims,), strict=False)
+        written = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
+        return written.model_proto
 
 
-def load(
-    path: str | os.PathLike[str],
-    described: Mapping[str, Any] | None = None,
-    threshold: float | None = None,
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A function of a 1 x 3 x H x W image, run by ONNX Runtime on as many threads as torch has.
-
-    Args:
-        described: model.json of the file; with it, images of other sizes are refused with what is allowed.
-        threshold: least score of a detection, in place of the file's own.
-
-    Raises:
-        InputError: onnxruntime is missing, or cannot load the file, or ``described`` is wrong.
-    """
-    require_extra("the format onnx", "onnxruntime", "export")
-    source = os.fspath(path) if threshold is None else _with_threshold(path, threshold)
+def _session(source: str | os.PathLike[str] | bytes, name: object, device: torch.device | None = None) -> Any:
+    """ONNX Runtime's session of a file or of its content, on as many threads as torch has; errors call it ``name``."""
+    runtime = require_extra("the format onnx", "onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    wanted = ["CUDAExecutionProvider"] if device is not None and device.type == "cuda" else []
+    providers = [p for p in (*wanted, "CPUExecutionProvider") if p in runtime.get_available_providers()]
     try:
-        session = open_session(source, torch.get_num_threads())
+        model = source if isinstance(source, bytes) else os.fspath(source)
+        return runtime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # of onnxruntime's own classes, which share no base but this
-        raise InputError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-
-    def run(image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(map(torch.from_numpy, session.run(None, {"image": image.numpy()})))
-
-    return run if described is None else guarded(run, described)
+        raise InputError(f"{name}: ONNX Runtime cannot load it: {error}") from error
 
 
 def _refuse_other_sizes(graph: Any, sizes: ImageSizes) -> None:
@@ -151,12 +153,3 @@ def _with_threshold(path: str | os.PathLike[str], threshold: float) -> bytes:
     value = numpy_helper.from_array(np.array(threshold, dtype=np.float32), "least_score")
     model.graph.initializer[place].CopyFrom(value)
     return model.SerializeToString()
-
-
-def open_session(model: str | bytes, threads: int) -> Any:
-    """ONNX Runtime's session of a file or of its content, on the processor."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -12,14 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from d2go_fbnetv5.export.api import INT8, exporter
+from d2go_fbnetv5.export.formats.base import FORMATS, INT8, ExportSpec, get_format, list_formats, split_int8
 from d2go_fbnetv5.export.measure.subjects import Subject, open_subject
 from d2go_fbnetv5.utils.errors import InputError, sentence
-from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.formatting import MISSING, format_count, format_metric
 
-EAGER = "eager"
-BENCHMARK_FORMATS = ("executorch", f"executorch{INT8}", "onnx", "torchscript", EAGER)
 _REASON = 160  # characters of an exporter's complaint
 
 # Of a trained model's file: its metrics. (model, format, path, description) -> {"top1": 0.9}
@@ -32,7 +29,7 @@ class Row:
 
     Attributes:
         flops: multiply-adds; None where they are not counted.
-        file: the exported file; None for eager PyTorch.
+        file: the exported file; None where there is none.
         file_bytes: its size.
         one_thread, all_threads: (median, range between the quartiles) in milliseconds.
         memory_bytes: what loading and running it adds to a process at most.
@@ -63,6 +60,11 @@ class Row:
         return {**content, "ms_per_mflop": self.ms_per_mflop}
 
 
+def benchmark_formats() -> list[str]:
+    """Return the names of all formats, those in 8 bits too, and of what runs without a file."""
+    return sorted([*FORMATS.names(), *(f"{name}{INT8}" for name in list_formats("int8"))])
+
+
 def run_benchmark(
     models: Sequence[str],
     formats: Sequence[str],
@@ -78,26 +80,23 @@ def run_benchmark(
 
     Args:
         models: names for `open_subject`.
-        formats: some of `BENCHMARK_FORMATS`.
+        formats: some of `benchmark_formats`.
         sizes: (height, width) of images; none for each model's usual one.
         folder: gets the files.
         rounds: of latency.
         threads: besides 1; all of the machine's by default.
         evaluate: a trained model's metrics; it may return {}.
         progress: is told what happens next.
-        fixed_size: files of ONNX and ExecuTorch take the size that they are measured at alone.
+        fixed_size: files of formats that can take the size that they are measured at alone.
 
     Raises:
         ValueError, FileNotFoundError: an unknown model or format, a size that a model of ours cannot take, or a
             format's package is missing.
     """
+    subjects = [open_subject(name) for name in models]  # a run's IMPORTS may bring formats
     for format in formats:
-        if format not in BENCHMARK_FORMATS:
-            raise InputError(f"unknown format {format!r}; allowed are {', '.join(BENCHMARK_FORMATS)}")
-        if format != EAGER:
-            for package in exporter(format).PACKAGES:
-                require_extra(f"the format {format}", package, "export")
-    subjects = [open_subject(name) for name in models]
+        name, int8 = split_int8(format)
+        get_format(name, int8=int8).require()
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for subject in subjects:
@@ -127,23 +126,18 @@ def run_benchmark(
 def _export(subject: Subject, row: Row, folder: Path, fixed_size: bool) -> None:
     """Writes the file; where the exporter cannot, the row says why."""
     module = subject.module(row.size)
-    if row.format == EAGER:
+    plain, int8 = split_int8(row.format)
+    kind = get_format(plain)
+    if not kind.suffix:
         return
-    kind = exporter(row.format)
-    calibration = subject.calibration(row.size) if row.format.endswith(INT8) else None
+    calibration = subject.calibration(row.size) if int8 else None
     name = f"{subject.name.strip('/').replace('/', '_')}-{row.format}-{row.size[0]}x{row.size[1]}"
-    path = folder / f"{name}{kind.SUFFIX}"
+    path = folder / f"{name}{kind.suffix}"
     logging.disable(logging.CRITICAL)  # torch prints the whole graph that it could not export
     try:
-        row.described = kind.export(
-            module,
-            path,
-            row.size,
-            subject.least,
-            subject.outputs,
-            calibration=calibration,
-            fixed=fixed_size and kind.FIXED_SIZE,
-        )
+        fixed = fixed_size and kind.fixed_size
+        spec = ExportSpec(row.size, subject.least, subject.outputs, calibration, fixed)
+        row.described = kind.export(module, path, spec)
     except Exception as error:  # exporters raise errors of any class for what they do not support
         text = sentence(error)
         row.reason = f"{type(error).__name__}: {text[:_REASON]}{'...' if len(text) > _REASON else ''}"
@@ -162,6 +156,9 @@ def _work(task: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     """
     if not rows:
         return {"latency": []}
+    # Where the formats are from: a user's are imported from where this process has them.
+    task["modules"] = sorted({type(get_format(split_int8(row.format)[0])).__module__ for row in rows})
+    task["path"] = sys.path
     task["candidates"] = [
         {
             "model": row.model,

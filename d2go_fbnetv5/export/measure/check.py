@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from d2go_fbnetv5.export.formats.base import Run
 from d2go_fbnetv5.models import LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import segment_scores, weighed_masks
 from d2go_fbnetv5.utils.errors import InputError
-
-Run = Callable[[Tensor], Sequence[Tensor]]
 
 # Allowed difference of a class' probability, or of a class' score in a pixel. Scores are sums over queries and may be
 # over 1, as an untrained segmenter's are; then it is this part of the greatest.

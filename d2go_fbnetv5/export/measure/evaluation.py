@@ -14,9 +14,8 @@ from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.evaluation import Batch, evaluate
 from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.engine.train import CONFIG_FILE
-from d2go_fbnetv5.export.api import exporter
+from d2go_fbnetv5.export.formats.base import Run, get_format, split_int8
 from d2go_fbnetv5.export.images import padded_image
-from d2go_fbnetv5.export.measure.check import Run
 from d2go_fbnetv5.export.metadata import task_of
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks
@@ -71,7 +70,7 @@ def evaluate_run(
         return {}
     cfg, model = load_cfg(Path(run, CONFIG_FILE)), from_run(run).model
     data = build_data(cfg, max(cfg.SEED, 0))
-    kind = exporter(format)
+    kind = get_format(split_int8(format)[0])
     size = None if described["dynamic"] else tuple(described["image_sizes"]["max"])
     exported = ExportedModel(model, kind.load(path, described), size)
     metrics = evaluate(exported, data.eval_batches(max_images), model.evaluator(data.info))

@@ -14,8 +14,8 @@ from d2go_fbnetv5.arch import Backbone, BlockCosts, Topology
 from d2go_fbnetv5.arch.cost import build_parts
 from d2go_fbnetv5.arch.families import Family
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0
+from d2go_fbnetv5.export.formats.base import get_format
 from d2go_fbnetv5.export.image_sizes import is_whole
-from d2go_fbnetv5.export.measure.runtimes import compiled, use_one_thread
 from d2go_fbnetv5.export.measure.timing import Latency, measure_in_turns
 from d2go_fbnetv5.export.network.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.network.fold import folded
@@ -50,7 +50,7 @@ class FamilyLatency:
 def measure_family(
     family: Family,
     size: tuple[int, int],
-    runtime: str,
+    format: str,
     rounds: int = 50,
     networks: int = 0,
     num_stages: int = 7,
@@ -60,15 +60,18 @@ def measure_family(
 
     Args:
         size: height and width of the image.
-        runtime: one of `RUNTIMES`.
+        format: that runs parts, such as "executorch".
         rounds: of measurements.
         networks: whole networks of random topologies to measure beside the parts, of ``num_stages`` stages.
         progress: is told what is made ready next.
 
     Raises:
-        ValueError: an unknown runtime, or one that is not installed.
+        ValueError: an unknown format, one that does not run parts, or one that is not installed.
     """
-    use_one_thread(runtime)
+    kind = get_format(format, parts=True)
+    kind.require()
+    torch.set_num_threads(1)
+    kind.use_threads(1)
     stage0, blocks = build_parts(family, size)
     modules: dict[str, tuple[nn.Module, Tensor]] = {}
     for names, parts, length in ((STAGE0, stage0, 1), (BLOCKS, blocks, CHAIN)):
@@ -82,7 +85,7 @@ def measure_family(
     calls = {}
     for name, (module, x) in modules.items():
         progress(name)
-        calls[name] = compiled(module, x, runtime)
+        calls[name] = kind.compiled(module, x)
     progress("measuring")
     measured = measure_in_turns(calls, rounds)
     measured |= {

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch.cost import count_flops
 from d2go_fbnetv5.engine.predictor import from_run
-from d2go_fbnetv5.export.api import check_size, smallest_side, usual_size
-from d2go_fbnetv5.export.image_sizes import STEP, is_whole
+from d2go_fbnetv5.export.image_sizes import STEP, check_size, is_whole, smallest_side, usual_size
 from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, run_images
 from d2go_fbnetv5.export.metadata import output_names
 from d2go_fbnetv5.export.network.inference import inference_module

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
+import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from d2go_fbnetv5.utils.errors import InputError
@@ -64,3 +67,16 @@ def _calls_per_sample(call: Callable[[], Any], clock: Callable[[], float]) -> in
         call()
         seconds = clock() - start
     return max(1, math.ceil(_LEAST_SECONDS / max(seconds, 1e-7)))
+
+
+def versions(packages: Iterable[str]) -> str:
+    """Such as "executorch 1.5.1, torch 2.14.1"."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+
+
+def machine() -> str:
+    """This machine's processor, such as "x86_64, AMD EPYC"."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return ", ".join([platform.machine(), *models[:1]])

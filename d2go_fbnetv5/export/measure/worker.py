@@ -2,9 +2,11 @@
 
     python -m d2go_fbnetv5.export.measure.worker < task.json
 
-The task: {"threads": 1, "rounds": 30, "candidates": [{"model", "format", "size", "path", "described"}, ...]}, ``path``
-null for eager PyTorch. It prints a line of JSON: {"latency": [[median, spread], ...]} in milliseconds, or, for a single
-candidate without ``rounds``, {"memory": bytes}: how much its loading and running adds to the process at most.
+The task: {"threads": 1, "rounds": 30, "candidates": [{"model", "format", "size", "path", "described"}, ...],
+"modules": [...], "path": [...]}. A candidate's ``path`` is null where there is no file; ``modules`` register the
+formats, and lie along ``path``. It prints a line of JSON: {"latency": [[median, spread], ...]} in milliseconds, or,
+for a single candidate without ``rounds``, {"memory": bytes}: how much its loading and running adds to the process at
+most.
 """
 
 from __future__ import annotations
@@ -17,15 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from d2go_fbnetv5.export.api import INT8, exporter
-from d2go_fbnetv5.export.formats import executorch_programs
+from d2go_fbnetv5.export.formats.base import Format, get_format, split_int8
 from d2go_fbnetv5.export.measure.subjects import open_subject
 from d2go_fbnetv5.export.measure.timing import measure_in_turns
 
 _MEMORY_RUNS = 3
-_RUNTIMES = {"executorch": "executorch.runtime", "onnx": "onnxruntime"}
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -33,9 +32,12 @@ def main() -> None:
     """Answer one question and end."""
     task = json.load(sys.stdin)
     torch.manual_seed(0)
+    sys.path.extend(folder for folder in task["path"] if folder not in sys.path)
+    for module in task["modules"]:
+        importlib.import_module(module)
     torch.set_num_threads(task["threads"])
-    if any(candidate["format"].startswith("executorch") for candidate in task["candidates"]):
-        executorch_programs.set_num_threads(task["threads"])
+    for kind in dict.fromkeys(map(_format, task["candidates"])):
+        kind.use_threads(task["threads"])
     if "rounds" in task:
         answer = {"latency": _latency(task["candidates"], task["rounds"], task["threads"] == 1)}
     else:
@@ -53,9 +55,7 @@ def _memory(candidate: Mapping[str, Any]) -> int | None:
     """None where the system does not tell (it is not Linux)."""
     if not _CLEAR.exists():
         return None
-    runtime = _RUNTIMES.get(candidate["format"].removesuffix(INT8))
-    if runtime is not None:  # what the package itself takes is not the model's
-        importlib.import_module(runtime)
+    importlib.import_module(_format(candidate).runtime)  # what the package itself takes is not the model's
     _CLEAR.write_text("5")  # the peak begins anew
     before = _kilobytes("VmRSS")
     call = _call(candidate)
@@ -70,16 +70,16 @@ def _kilobytes(key: str) -> int:
 
 
 def _call(candidate: Mapping[str, Any]) -> Callable[[], Any]:
-    image = 255 * torch.rand(1, 3, *candidate["size"])
-    run: Callable[[Tensor], Any]
+    kind, image = _format(candidate), 255 * torch.rand(1, 3, *candidate["size"])
     if candidate["path"] is None:
         module = open_subject(candidate["model"]).module(tuple(candidate["size"]))
-        run = module.to(memory_format=torch.channels_last)
-        image = image.contiguous(memory_format=torch.channels_last)
-    else:
-        kind = exporter(candidate["format"])
-        run = kind.load(candidate["path"], candidate["described"])
+        return kind.compiled(module, image)
+    run = kind.load(candidate["path"], candidate["described"])
     return torch.inference_mode()(lambda: run(image))
+
+
+def _format(candidate: Mapping[str, Any]) -> Format:
+    return get_format(split_int8(candidate["format"])[0])
 
 
 if __name__ == "__main__":

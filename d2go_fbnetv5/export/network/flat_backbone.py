@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import PATHS, Backbone
 from d2go_fbnetv5.arch.families import Family
-from d2go_fbnetv5.arch.fusion import average_channels, repeat_channels
+from d2go_fbnetv5.arch.fusion import Fusion
 
 
 class FlatBackbone(nn.Module):
@@ -35,17 +33,11 @@ class FlatBackbone(nn.Module):
         self.padded = False
         self.stage0 = nn.ModuleList(backbone.stage0.values())
         self.stages = nn.ModuleList()
-        family, topology = backbone.family, backbone.topology
-        whole = not any_size and divides(family)
+        fusion, topology = backbone.fusion, backbone.topology
+        whole = not any_size and divides(backbone.family)
         for stage, blocks in enumerate(backbone.stages.values(), start=1):
             steps = [
-                _FusedBlock(
-                    family,
-                    path,
-                    [s for s in range(len(self.stage0)) if s != path and topology.keeps(stage - 1, s)],
-                    whole,
-                    blocks[PATHS[path]],
-                )
+                _FusedBlock(fusion, path, topology.fused(stage, path), whole, blocks[PATHS[path]])
                 for path in range(len(self.stage0))
                 if topology.keeps(stage, path)
             ]
@@ -85,14 +77,14 @@ class _Stage(nn.Module):
 class _FusedBlock(nn.Module):
     """Sums the path's own feature and what other paths bring, and runs the block."""
 
-    def __init__(self, family: Family, path: int, sources: list[int], whole: bool, block: nn.Module) -> None:
+    def __init__(self, fusion: Fusion, path: int, sources: list[int], whole: bool, block: nn.Module) -> None:
         super().__init__()
         self.path = path
         above, below = [s for s in sources if s < path], [s for s in sources if s > path]
-        self.edges = nn.ModuleList(_Down(family, source, path, whole) for source in above)
-        self.climb = _Climb(family, below, path) if whole and below else None
+        self.edges = nn.ModuleList(_Down(fusion, source, path, whole) for source in above)
+        self.climb = _Climb(fusion, below, path) if whole and below else None
         if not whole:
-            self.edges.extend(_Up(family, source, path) for source in below)
+            self.edges.extend(_Up(fusion, source, path) for source in below)
         self.block = block
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -108,13 +100,12 @@ class _FusedBlock(nn.Module):
 class _Down(nn.Module):
     """To a path of lower resolution: features on the target's own pixels, channels repeated."""
 
-    def __init__(self, family: Family, source: int, target: int, whole: bool) -> None:
+    def __init__(self, fusion: Fusion, source: int, target: int, whole: bool) -> None:
         super().__init__()
         self.source = source
         self.whole = whole
-        self.step = family.strides[target] // family.strides[source]
-        self.start = (family.offsets[target] - family.offsets[source]) // family.strides[source]
-        self.register_buffer("weight", _weight(repeat_channels, family, source, target))
+        self.start, self.step = fusion.grid(source, target)
+        self.register_buffer("weight", fusion.channel_weight(source, target))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         if self.start > 0:
@@ -126,10 +117,10 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     """To a path of higher resolution: channels averaged, features repeated as by nearest interpolation."""
 
-    def __init__(self, family: Family, source: int, target: int) -> None:
+    def __init__(self, fusion: Fusion, source: int, target: int) -> None:
         super().__init__()
         self.source = source
-        self.register_buffer("weight", _weight(average_channels, family, source, target))
+        self.register_buffer("weight", fusion.channel_weight(source, target))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         x = F.conv2d(x, self.weight)
@@ -144,12 +135,12 @@ class _Climb(nn.Module):
     added there, and so on: the large sums and copies at the target's resolution are made once.
     """
 
-    def __init__(self, family: Family, sources: list[int], target: int) -> None:
+    def __init__(self, fusion: Fusion, sources: list[int], target: int) -> None:
         super().__init__()
         sources = sorted(sources, reverse=True)
-        strides = [family.strides[path] for path in [*sources, target]]
+        strides = [fusion.strides[path] for path in [*sources, target]]
         self.first, *rest = (
-            _Rung(family, source, target, strides[i] // strides[i + 1]) for i, source in enumerate(sources)
+            _Rung(fusion, source, target, strides[i] // strides[i + 1]) for i, source in enumerate(sources)
         )
         self.rest = nn.ModuleList(rest)
 
@@ -168,12 +159,12 @@ class _Rung(nn.Module):
         concatenates: repeat features by concatenation, for XNNPACK (`concatenate_to_enlarge`).
     """
 
-    def __init__(self, family: Family, source: int, target: int, factor: int) -> None:
+    def __init__(self, fusion: Fusion, source: int, target: int, factor: int) -> None:
         super().__init__()
         self.source = source
         self.factor = factor
         self.concatenates = False
-        self.register_buffer("weight", _weight(average_channels, family, source, target))
+        self.register_buffer("weight", fusion.channel_weight(source, target))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight)
@@ -209,12 +200,6 @@ def _repeated(x: Tensor, factor: int) -> Tensor:
         x = torch.cat([x, x.clamp(min=-3.0e38)], dim=2)
         factor = factor // 2
     return x
-
-
-def _weight(match: Callable[[Tensor, int], Tensor], family: Family, source: int, target: int) -> Tensor:
-    """The C_target x C_source x 1 x 1 weights of a convolution that does what ``match`` does."""
-    unit = torch.eye(family.channels[source])[None, :, :, None]  # column i has channel i alone
-    return match(unit, family.channels[target])[0, :, :, :, None]
 
 
 def _nearest(source: int, target: int, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Teachers "torchscript" and "onnx": any model that is one file.
+"""Teachers "torchscript", "onnx", and of every other format that opens files of any origin: a model that is one file.
 
 Input: one image, 1 x 3 x H x W (or 3 x H x W), float32, RGB (or BGR), less ``mean`` and divided by ``std``, which are
 of pixel values in 0..255. Output, by name, with or without a first dimension of 1:
@@ -17,7 +17,6 @@ A TorchScript file is a program: take it from those whom you would take a progra
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +26,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.export.formats.base import OpenedFile, get_format, list_formats
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list
 from d2go_fbnetv5.tasks.images import image_size
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.options import bind_options
 
 _RANKS = {"boxes": 2, "scores": 1, "labels": 1, "probabilities": 3, "class_scores": 1}
@@ -48,8 +47,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _LONGEST = 2**14  # pixels; of a side, as more fills the memory
 _PROBED = 256  # pixels; the side of the grey image that a file is tried with
-
-Network = Callable[[Tensor], Any]
 
 
 @dataclass
@@ -128,62 +125,23 @@ class FileOptions:
             raise InputError(f"std is {self.std!r}, it must be positive")
 
 
-@register_teacher("torchscript")
-def torchscript_teacher(device: torch.device, path: str, **options: Any) -> Teacher:
-    """Label by a TorchScript file; options as `FileOptions` has them.
+def _file_teacher(format: str) -> Callable[..., Teacher]:
+    def build(device: torch.device, path: str, **options: Any) -> Teacher:
+        """Label by a file of a format; options as `FileOptions` has them.
 
-    Raises:
-        FileNotFoundError, ValueError: no such file, not TorchScript, or not with the outputs that the names need.
-    """
-    what = f"TorchScript {path}"
-    described = _described(what, path, options)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch advises to export otherwise, which is not for us to do
-            module = torch.jit.load(path, map_location=device).eval()
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{what}: torch cannot load it: {error}") from error
-    return _ExportedModel(what, module, described, device)
+        Raises:
+            FileNotFoundError, ValueError: no such file, not of the format, a package is missing, or it is not with the
+                outputs that the names need.
+        """
+        what = f"{format} {path}"
+        described = _described(what, path, options)
+        return _ExportedModel(what, get_format(format).open(path, device), described)
+
+    return build
 
 
-@register_teacher("onnx")
-def onnx_teacher(device: torch.device, path: str, **options: Any) -> Teacher:
-    """Label by an ONNX file, run by ONNX Runtime; options as `FileOptions` has them.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, not ONNX, onnxruntime is missing, or it is not with the outputs
-            that the names need.
-    """
-    what = f"ONNX {path}"
-    runtime = require_extra(what, "onnxruntime", "onnx")
-    described = _described(what, path, options)
-    settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
-    providers = [
-        name for name in (*wanted, "CPUExecutionProvider") if name in runtime.get_available_providers()
-    ]
-    try:
-        session = runtime.InferenceSession(path, settings, providers=providers)
-    except Exception as error:  # its errors have no common class
-        raise InputError(f"{what}: ONNX Runtime cannot load it: {error}") from error
-    (entry, *others), outputs = session.get_inputs(), session.get_outputs()
-    if others:
-        raise InputError(f"{what}: has {1 + len(others)} inputs, allowed is one, the image")
-    described.batched = len(entry.shape) == 4
-    fixed = tuple(entry.shape[-2:])
-    if described.size is None and described.short_side is None and all(isinstance(n, int) for n in fixed):
-        described.size = fixed
-    names = [output.name for output in outputs]
-
-    def run(image: Tensor) -> Any:
-        try:
-            values = [torch.from_numpy(value) for value in session.run(None, {entry.name: image.numpy()})]
-        except Exception as error:  # as above
-            raise RuntimeError(f"ONNX Runtime: {error}") from error
-        return values if described.outputs else dict(zip(names, values, strict=True))
-
-    return _ExportedModel(what, run, described, torch.device("cpu"))
+for _format in list_formats("foreign"):
+    register_teacher(_format)(_file_teacher(_format))
 
 
 def _described(what: str, path: str, options: Mapping[str, Any]) -> FileOptions:
@@ -195,8 +153,10 @@ def _described(what: str, path: str, options: Mapping[str, Any]) -> FileOptions:
 
 
 class _ExportedModel(Teacher):
-    def __init__(self, what: str, network: Network, options: FileOptions, device: torch.device) -> None:
-        self.network, self.options, self.device = network, options, device
+    def __init__(self, what: str, file: OpenedFile, options: FileOptions) -> None:
+        self.file, self.options, self.device = file, options, file.device
+        self.batched = options.batched if file.batched is None else file.batched
+        self.size = options.size or (file.size if options.short_side is None else None)
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (options.mean, options.std))
         self.resize = EvalTransform(options.short_side, max_size=options.max_size)
         entries = {option: getattr(options, option) for option in _NEEDED}
@@ -216,7 +176,7 @@ class _ExportedModel(Teacher):
     def _label(self, image: Tensor) -> dict[str, Tensor]:
         size = image_size(image)
         prepared = self._prepare(image)
-        output = self._named(self.network(prepared))
+        output = self._named(self.file.run(prepared))
         found: dict[str, Tensor] = {}
         if self.box_names:
             found |= self._boxes(output, size, image_size(prepared))
@@ -229,19 +189,19 @@ class _ExportedModel(Teacher):
     def _prepare(self, image: Tensor) -> Tensor:
         options = self.options
         image = self.resize({"image": image})["image"]
-        height, width = options.size or image.shape[-2:]
+        height, width = self.size or image.shape[-2:]
         divisor = options.multiple_of
         target = [max(1, round(side / divisor)) * divisor for side in (height, width)]
         if target != list(image.shape[-2:]):
             image = v2.functional.resize(image, target)
         image = ((image.flip(0) if options.bgr else image).float() - self.mean) / self.std
-        return (image[None] if options.batched else image).contiguous().to(self.device)
+        return (image[None] if self.batched else image).contiguous().to(self.device)
 
     def _named(self, output: Any) -> dict[str, Tensor]:
         """The outputs that are needed by their names, without a first dimension of 1."""
         if not isinstance(output, Mapping):
             values = list(output) if isinstance(output, list | tuple) else [output]
-            names = list(self.options.outputs)
+            names = list(self.options.outputs or self.file.names)
             if len(names) != len(values):
                 raise InputError(
                     f"gives {len(values)} outputs without names, and the option outputs names {len(names)}"

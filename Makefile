@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-plugins lint wheel clean
+.PHONY: demo docs test test-slow test-plugins lint wheel clean
 
 # One installation serves every target; it is made anew when the requirements change.
 $(READY): setup.py pyproject.toml
@@ -32,6 +32,9 @@ test-slow: $(READY)
 # In an interpreter of one's own that has Detectron2 or D2Go: make test-plugins PYTHON=/path/to/python
 test-plugins:
 	PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest tests/plugins
+
+docs: $(READY)
+	$(BIN)/python tools/configuration.py > docs/configuration.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

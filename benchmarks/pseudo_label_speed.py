@@ -15,13 +15,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.pseudo_labels.job import label_chunks, prepare
-from d2go_fbnetv5.pseudo_labels.settings import default_settings, open_images
+from d2go_fbnetv5.pseudo_labels.settings import SETTINGS, open_images
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
+from d2go_fbnetv5.utils.rules import add_keys
 
 _CLASSES = 10
 
@@ -61,7 +63,7 @@ def image_folder_rate(folder: Path, batch_size: int, workers: int) -> float:
 
 
 def pseudo_label_rate(folder: Path, output: Path, batch_size: int, workers: int) -> float:
-    settings = default_settings()
+    settings = add_keys(CfgNode(), SETTINGS.values())
     settings.IMAGES.folders = str(folder)
     settings.CLS.SOURCE = "dataset"
     settings.DET.SOURCE, settings.DET.TEACHER = "teacher", "nothing"

@@ -9,6 +9,10 @@ from d2go_fbnetv5.utils.options import shown
 
 logger = logging.getLogger(__name__)
 
+_MOST_NAMES = (
+    100_000  # a classifier's last layer of as many has 200 million weights; what exceeds it is a slip
+)
+
 
 def checked_names(where: str, names: Iterable[Any]) -> tuple[str, ...]:
     """Return the names of classes, which are texts and, if they can be confused, have been warned of.
@@ -17,11 +21,14 @@ def checked_names(where: str, names: Iterable[Any]) -> tuple[str, ...]:
         where: they come from, for messages, such as "index.json: 'class_names'".
 
     Raises:
-        InputError: ``names`` is a single text, or one of them is none, is empty, or cannot be written as UTF-8.
+        InputError: ``names`` is a single text or has more than 100000, or one of them is none, is empty, or cannot be
+            written as UTF-8.
     """
     if isinstance(names, str):
         raise InputError(f"{where} must be a list of strings, it is {shown(names)}")
     names = tuple(names)
+    if len(names) > _MOST_NAMES:
+        raise InputError(f"{where} has {len(names)} names, allowed are at most {_MOST_NAMES}")
     first: dict[str, str] = {}
     alike = []
     for name in names:

@@ -20,6 +20,7 @@ _LARGEST_MARGIN = 1.4
 # At least this share of an object's pixels stays visible: what is labelled can be seen.
 _MIN_VISIBLE = 0.75
 _PLACING_TRIES = 12
+_MOST_IMAGES, _MOST_OBJECTS = 10**7, 100  # what exceeds these is a slip
 
 
 @dataclass
@@ -66,9 +67,9 @@ class Scenes(torch.utils.data.Dataset):
     Args:
         split: "train" or "val".
         size: height and width in pixels, or one number for both; at least 32. Objects scale with the short side.
-        num_images: length of the set.
+        num_images: length of the set, at most ten million.
         seed: any non-negative integer.
-        max_objects: most objects in a scene.
+        max_objects: most objects in a scene, 1 to 100.
 
     Attributes:
         names: of the classes.
@@ -89,14 +90,15 @@ class Scenes(torch.utils.data.Dataset):
         if split not in SPLITS:
             raise InputError(f"{what}: split is {split!r}, allowed are {', '.join(SPLITS)}")
         height, width = (size, size) if isinstance(size, int) else (int(side) for side in size)
-        for name, value, least in (
-            ("size", min(height, width), 32),
-            ("num_images", num_images, 1),
-            ("seed", seed, 0),
-            (self.option, max_objects, 1),
+        if seed < 0:
+            raise InputError(f"{what}: seed is {seed}, it must be at least 0")
+        for name, value, least, most in (
+            ("size", min(height, width), 32, MOST_AREA),
+            ("num_images", num_images, 1, _MOST_IMAGES),
+            (self.option, max_objects, 1, _MOST_OBJECTS),
         ):
-            if value < least:
-                raise InputError(f"{what}: {name} is {value}, it must be at least {least}")
+            if not least <= value <= most:
+                raise InputError(f"{what}: {name} is {value}, it must be {least} to {most}")
         if height * width > MOST_AREA:
             raise InputError(f"{what}: size is {height}x{width}, allowed are {MOST_AREA} pixels")
         self.split, self.size, self.num_images = split, (height, width), num_images

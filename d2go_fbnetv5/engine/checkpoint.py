@@ -11,6 +11,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from d2go_fbnetv5.engine.keys import MOST_ITERATIONS
 from d2go_fbnetv5.engine.nonfinite import first_nonfinite
 from d2go_fbnetv5.utils.checkpoints import read_tensors, save_tensors
 from d2go_fbnetv5.utils.errors import InputError, NonFiniteError, sentence
@@ -130,6 +131,10 @@ class RunCheckpointer(Checkpointer):
         state = read_tensors(path)
         if not isinstance(state, Mapping) or type(state.get("iteration")) is not int:
             raise InputError(f"{path} is no checkpoint of a run")
+        if not 0 <= state["iteration"] < MOST_ITERATIONS:
+            raise InputError(
+                f"{path}: its iteration is {state['iteration']}, allowed: 0 to {MOST_ITERATIONS - 1}"
+            )
         for key in ("model", *self.checkpointables):
             if not isinstance(state.get(key, {}), Mapping):
                 raise InputError(f"{path}: {key!r} is {type(state[key]).__name__}, not a mapping")

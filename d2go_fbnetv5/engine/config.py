@@ -1,14 +1,14 @@
 """Reading a configuration: defaults, a YAML file with `_BASE_`, `KEY VALUE` pairs, and clear errors."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from d2go_fbnetv5.engine.defaults import PATHS, TEXTS, add_fbnetv5_config, detectron2_config
 from d2go_fbnetv5.engine.imports import import_modules
+from d2go_fbnetv5.engine.keys import KEYS
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.options import (
     MisfitError,
@@ -20,63 +20,57 @@ from d2go_fbnetv5.utils.options import (
     to_integer,
     to_switch,
 )
+from d2go_fbnetv5.utils.rules import Rule, Table, add_keys, get
 from d2go_fbnetv5.utils.shipped import find_shipped, shipped_recipes
 from d2go_fbnetv5.utils.text_files import Scalar, expand_user, read_yaml
 
 
 def get_cfg() -> CfgNode:
     """The default configuration of this host."""
-    cfg = detectron2_config()
-    add_fbnetv5_config(cfg)
-    return cfg
+    return add_keys(CfgNode(), KEYS.values())
 
 
-def load_cfg(
-    path: str | Path | None = None, opts: Sequence[str] = (), defaults: Callable[[], CfgNode] = get_cfg
-) -> CfgNode:
+def load_cfg(path: str | Path | None = None, opts: Sequence[str] = (), keys: Table = KEYS) -> CfgNode:
     """The defaults, overridden by a YAML file and then by `KEY VALUE` pairs.
 
     Args:
         path: a file, or the name of a recipe that ships with the package ("search_digits.yaml").
         opts: KEY, VALUE, KEY, VALUE, ...
-        defaults: gives the keys that there are.
+        keys: those that there are.
 
     Raises:
         FileNotFoundError: there is no such file, and no such recipe.
         ValueError: it is not YAML, has a key that does not exist, or a value of another type.
     """
-    cfg = defaults()
+    cfg = add_keys(CfgNode(), keys.values())
     if path is not None:
         file = find_config(path)
         for each, values in _with_bases(file):
             try:
-                merge(cfg, values)
+                _merge(cfg, values, cfg, keys)
             except InputError as error:
                 raise InputError(f"{each}: {error}") from error
         if cfg.IMPORTS:
             cfg.IMPORT_FOLDERS = [*cfg.IMPORT_FOLDERS, str(file.absolute().parent)]
-    merge(cfg, _nested(opts))
-    expand_paths(cfg)
+    _merge(cfg, _nested(opts), cfg, keys)
+    _expand_paths(cfg, keys)
     import_modules(cfg)
     return cfg
 
 
-def expand_paths(cfg: CfgNode) -> None:
+def _expand_paths(cfg: CfgNode, keys: Table) -> None:
     """Replace `~` and `~user` in the keys that are paths, in place; options are expanded where they are used.
 
     Raises:
         ValueError: names the key and the user that there is not.
     """
-    for key in PATHS:
-        *groups, last = key.split(".")
-        node = cfg
-        for group in groups:
-            node = node.get(group, CfgNode())
-        if last in node:
-            try:
-                node[last] = expand_user(node[last])
-            except InputError as error:
-                raise InputError(f"{key} is {error}") from error
+    for key in (name for name, row in keys.items() if row.rule.path):
+        group, _, last = key.rpartition(".")
+        node = get(cfg, group) if group else cfg
+        try:
+            node[last] = expand_user(node[last])
+        except InputError as error:
+            raise InputError(f"{key} is {error}") from error
 
 
 def find_config(path: str | Path) -> Path:
@@ -154,19 +148,17 @@ def _nested(opts: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def merge(cfg: CfgNode, values: Mapping[str, Any]) -> None:
-    """Override values of `cfg` in place.
+def _merge(node: CfgNode, values: Mapping[str, Any], root: CfgNode, keys: Table, prefix: str = "") -> None:
+    """Override values of a group in place.
 
     Args:
         values: of `read_yaml`, or plain ones.
+        root: the whole configuration.
+        prefix: the group's name with a dot.
 
     Raises:
         ValueError: names the key, what was found, and what is allowed.
     """
-    _merge(cfg, values, cfg, "")
-
-
-def _merge(node: CfgNode, values: Mapping[str, Any], root: CfgNode, prefix: str) -> None:
     for key, value in values.items():
         name = f"{prefix}{key}"
         if node.is_new_allowed():
@@ -182,10 +174,10 @@ def _merge(node: CfgNode, values: Mapping[str, Any], root: CfgNode, prefix: str)
             value = scalars(value.text) if isinstance(value, Scalar) else value
             if not isinstance(value, Mapping):
                 raise InputError(f"{name} is a group of keys, found the value {shown(plain_value(value))}")
-            _merge(node[key], value, root, f"{name}.")
+            _merge(node[key], value, root, keys, f"{name}.")
         else:
             try:
-                node[key] = _of_type(value, node[key], name)
+                node[key] = _of_type(value, node[key], keys[name].rule)
             except MisfitError as error:
                 raise InputError(
                     f"{name} is {shown(_written(value))}, allowed: {error}, such as {node[key]!r}"
@@ -201,17 +193,17 @@ def _set_free(node: CfgNode, key: str, value: Any, root: CfgNode, name: str) -> 
         return
     if not isinstance(node.get(key), CfgNode):
         node[key] = type(node)(new_allowed=True)
-    _merge(node[key], value, root, f"{name}.")
+    _merge(node[key], value, root, {}, f"{name}.")
 
 
 _KINDS = {str: "a text", bool: "True or False", int: "a whole number", float: "a finite number"}
 _CONVERT = {bool: to_switch, int: to_integer, float: to_float}
 
 
-def _of_type(value: Any, default: Any, name: str) -> Any:
+def _of_type(value: Any, default: Any, rule: Rule) -> Any:
     """`value` as the type of `default`; a whole number may stand for a float, and for a list of one."""
     if isinstance(default, (list, tuple)):
-        return type(default)(_items(value, default, name))
+        return type(default)(_items(value, default, rule))
     if isinstance(value, (list, tuple, Mapping)):
         raise MisfitError(_KINDS[type(default)])
     return _text(value) if isinstance(default, str) else _CONVERT[type(default)](_written(value))
@@ -228,13 +220,13 @@ def _text(value: Any) -> str:
     return value
 
 
-def _items(value: Any, default: Sequence[Any], name: str) -> list[Any]:
+def _items(value: Any, default: Sequence[Any], rule: Rule) -> list[Any]:
     value = scalars(value.text) if isinstance(value, Scalar) else value
     if isinstance(value, (str, int)) and default and type(default[0]) is int:
         value = [to_integer(value)]
     if not isinstance(value, (list, tuple)):
         raise MisfitError("a list")
-    if name in TEXTS or (default and isinstance(default[0], str)):
+    if rule.texts:
         return [_text(item) for item in value]
     return plain_value(value)
 

@@ -41,7 +41,7 @@ from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.engine.log import log_to_file
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop, sampled_topologies
 from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, get_recipe
-from d2go_fbnetv5.engine.validate import scale_to_world_size, validate
+from d2go_fbnetv5.engine.validate import check_read, scale_to_world_size, validate
 from d2go_fbnetv5.engine.writers import (
     ConsoleWriter,
     HistoryWriter,
@@ -74,6 +74,8 @@ def prepare(cfg: CfgNode, world_size: int, *, resume: bool = False, eval_only: b
     """
     cfg = cfg.clone()
     recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
+    goes_on = (resume or eval_only) and is_of_a_run(cfg.OUTPUT_DIR)
+    check_read(cfg, recipe.readers, stored_config(cfg.OUTPUT_DIR) if goes_on else None)
     scale_to_world_size(cfg, world_size)
     validate(cfg, world_size)
     recipe.validate(cfg, world_size)

@@ -1,71 +1,56 @@
-"""Ranges and choices of a configuration, checked before anything is built or written."""
+"""What is checked of a configuration before anything is built or written: each key's rule, and those between keys."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 
-from d2go_fbnetv5.arch.cost import MOST_PIXELS
-from d2go_fbnetv5.engine.defaults import add_fbnetv5_config, detectron2_config
-from d2go_fbnetv5.engine.precision import DTYPES
-from d2go_fbnetv5.engine.schedule import SCHEDULES
+from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.keys import CROP_SIZE, DEVICE, KEYS
 from d2go_fbnetv5.utils.errors import InputError
-
-OPTIMIZERS = ("sgd", "adamw")
-
-
-def check_choice(cfg: CfgNode, key: str, allowed: Sequence[Any]) -> None:
-    """Raise a ValueError unless the key's value is one of those allowed."""
-    value = get(cfg, key)
-    if value not in allowed:
-        raise InputError(f"{key} is {value!r}, allowed: {', '.join(map(str, allowed))}")
+from d2go_fbnetv5.utils.options import shown
+from d2go_fbnetv5.utils.rules import between, check, get, one_of
 
 
-def check_range(
-    cfg: CfgNode, key: str, low: float, high: float = float("inf"), *, open_low: bool = False
+def check_read(
+    cfg: CfgNode, readers: Collection[str] | None, stored: Mapping[str, Any] | None = None
 ) -> None:
-    """Raise a ValueError unless low <= value <= high (low < value with `open_low`)."""
-    value = get(cfg, key)
-    if not low <= value <= high or (open_low and value == low):
-        least = f"more than {low:g}" if open_low else f"{low:g} or more"
-        most = "" if high == float("inf") else f" and at most {high:g}"
-        raise InputError(f"{key} is {value!r}, allowed: {least}{most}")
+    """Refuse what is set and not read.
 
+    Args:
+        readers: what the run at hand is of the rows' `readers`; None for all.
+        stored: the configuration of the run that goes on, which may have more set than is read.
 
-def check_unread(cfg: CfgNode, keys: Sequence[str]) -> None:
-    """Raise a ValueError if a key or group that the kind of model at hand does not read was set."""
-    defaults = detectron2_config()
-    add_fbnetv5_config(defaults)
-    for key in keys:
-        changed = _changed(get(cfg, key), get(defaults, key), key)
-        if changed:
+    Raises:
+        ValueError: names the key.
+    """
+    for key, row in KEYS.items():
+        if readers is None or not row.readers or set(row.readers) & set(readers):
+            continue
+        value = _plain(get(cfg, key))
+        if value not in (_plain(row.default), _stored(stored or {}, key)):
             raise InputError(
-                f"{changed} is {get(cfg, changed)!r}, which MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does "
-                "not read; leave it out"
+                f"{key} is set, to {shown(value)}, but nothing of MODEL.META_ARCHITECTURE "
+                f"{cfg.MODEL.META_ARCHITECTURE} reads it; leave it out"
             )
 
 
-def _changed(value: Any, default: Any, key: str) -> str:
-    """The first key at or below ``key`` whose value is not the default, "" if there is none."""
-    if not isinstance(default, CfgNode):
-        return key if value != default else ""
-    if default.is_new_allowed():
-        return key if value else ""
-    below = (_changed(value[name], default[name], f"{key}.{name}") for name in default)
-    return next(filter(None, below), "")
+def _plain(value: Any) -> Any:
+    if isinstance(value, CfgNode):
+        return as_dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
-def get(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = cfg
+def _stored(stored: Mapping[str, Any], key: str) -> Any:
+    value: Any = stored
     for part in key.split("."):
-        value = value[part]
+        value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
 def validate(cfg: CfgNode, world_size: int = 1) -> None:
-    """Check everything that holds for all models.
+    """Check everything that holds for all kinds of runs.
 
     Args:
         cfg: scaled to `world_size` already.
@@ -74,140 +59,55 @@ def validate(cfg: CfgNode, world_size: int = 1) -> None:
     Raises:
         ValueError: names the key, the value found, and what is allowed.
     """
-    for check in (_solver, _input, _runtime):
-        check(cfg)
+    for key, row in KEYS.items():
+        check(cfg, key, row.rule)
+    _solver(cfg, world_size)
+    _input(cfg)
     check_device("MODEL.DEVICE", cfg.MODEL.DEVICE, world_size)
-    _batches(cfg, world_size)
 
 
-def _solver(cfg: CfgNode) -> None:
-    check_choice(cfg, "SOLVER.LR_SCHEDULER_NAME", SCHEDULES)
-    check_choice(cfg, "SOLVER.WARMUP_METHOD", ("linear", "constant"))
-    check_choice(cfg, "SOLVER.OPTIMIZER", OPTIMIZERS)
-    check_choice(cfg, "SOLVER.AMP.PRECISION", tuple(DTYPES))
-    check_choice(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm", "full_model"))
-    check_range(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0, open_low=True)
-    for key in ("MAX_ITER", "CHECKPOINT_PERIOD", "CHECKPOINT_KEEP", "NUM_DECAYS"):
-        check_range(cfg, f"SOLVER.{key}", 1)
-    check_range(cfg, "SOLVER.IMS_PER_BATCH", 1, 2**17)
-    check_range(cfg, "SOLVER.BASE_LR", 0, open_low=True)
-    check_range(cfg, "SOLVER.BASE_LR_END", 0, cfg.SOLVER.BASE_LR)
-    check_range(cfg, "SOLVER.MOMENTUM", 0, 1)
-    if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
+def _solver(cfg: CfgNode, world_size: int) -> None:
+    solver = cfg.SOLVER
+    check(cfg, "SOLVER.BASE_LR_END", between(0, solver.BASE_LR))
+    if solver.NESTEROV and not solver.MOMENTUM:
         raise InputError("SOLVER.NESTEROV is True, allowed with SOLVER.MOMENTUM 0: False")
-    betas = cfg.SOLVER.BETAS
-    if len(betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
-        raise InputError(f"SOLVER.BETAS is {betas}, allowed: two numbers of 0 or more and below 1")
-    check_range(cfg, "SOLVER.EPS", 0, open_low=True)
-    check_range(cfg, "SOLVER.CLIP_GRADIENTS.NORM_TYPE", 0, open_low=True)
-    check_range(cfg, "SOLVER.GAMMA", 0, open_low=True)
-    for key in ("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_EMBED"):
-        check_range(cfg, f"SOLVER.{key}", 0)
-    for key in ("WARMUP_FACTOR", "WARMUP_ITERS", "REFERENCE_WORLD_SIZE"):
-        check_range(cfg, f"SOLVER.{key}", 0)
-    check_range(cfg, "SOLVER.POLY_LR_POWER", 0, open_low=True)
-    check_range(cfg, "SOLVER.POLY_LR_CONSTANT_ENDING", 0, 1)
-    for entry in cfg.SOLVER.LR_MULTIPLIER_OVERWRITE:
-        if not isinstance(entry, Mapping) or not all(_is_number(f) and f > 0 for f in entry.values()):
-            raise InputError(
-                f"SOLVER.LR_MULTIPLIER_OVERWRITE has {entry!r}, allowed: a mapping of a part of weights' names to a "
-                "factor above 0"
-            )
-    steps = cfg.SOLVER.STEPS
-    if not all(type(step) is int and step > 0 for step in steps) or list(steps) != sorted(set(steps)):
-        raise InputError(f"SOLVER.STEPS is {steps}, allowed: rising iteration numbers from 1")
-    check_range(cfg, "MODEL_EMA.DECAY", 0, 1 - 1e-12)
+    if solver.IMS_PER_BATCH % world_size:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, allowed: multiples of the {world_size} processes it is "
+            "split over"
+        )
 
 
 def _input(cfg: CfgNode) -> None:
-    check_choice(cfg, "INPUT.FORMAT", ("RGB",))
-    check_choice(cfg, "INPUT.RANDOM_FLIP", ("horizontal", "none"))
-    sides = cfg.INPUT.MIN_SIZE_TRAIN
-    if not sides or not all(map(_is_side, sides)):
-        raise InputError(
-            f"INPUT.MIN_SIZE_TRAIN is {sides}, allowed: one or more sides of 1 to {MOST_PIXELS} pixels"
-        )
-    check_range(cfg, "INPUT.MIN_SIZE_TEST", 0, MOST_PIXELS)
+    sides, options = cfg.INPUT.MIN_SIZE_TRAIN, cfg.FBNETV5_DATA
     if max(sides) >= cfg.INPUT.MAX_SIZE_TRAIN:
         raise InputError(
             f"INPUT.MAX_SIZE_TRAIN is {cfg.INPUT.MAX_SIZE_TRAIN}, allowed: more than INPUT.MIN_SIZE_TRAIN {sides}"
         )
-    if cfg.INPUT.MIN_SIZE_TEST and not cfg.FBNETV5_DATA.CROP_SIZE_TEST:
-        check_range(cfg, "INPUT.MAX_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, open_low=True)
+    if cfg.INPUT.MIN_SIZE_TEST and options.CROP_SIZE_TEST:
+        check(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", between(0, cfg.INPUT.MIN_SIZE_TEST))
+    elif cfg.INPUT.MIN_SIZE_TEST:
+        check(cfg, "INPUT.MAX_SIZE_TEST", between(over=cfg.INPUT.MIN_SIZE_TEST))
     if cfg.INPUT.CROP.ENABLED:
-        check_choice(cfg, "INPUT.CROP.TYPE", ("absolute",))
-        size = cfg.INPUT.CROP.SIZE
-        if len(size) != 2 or not all(map(_is_side, size)):
-            raise InputError(
-                f"INPUT.CROP.SIZE is {size}, allowed: [height, width] in whole pixels, 1 to {MOST_PIXELS}"
-            )
-    check_range(cfg, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0, 1, open_low=True)
-    check_range(cfg, "FBNETV5_DATA.COLOR_JITTER", 0, 1)
-    check_range(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", 0)
-    if cfg.INPUT.MIN_SIZE_TEST:
-        check_range(cfg, "FBNETV5_DATA.CROP_SIZE_TEST", 0, cfg.INPUT.MIN_SIZE_TEST)
-    _classify_input(cfg)
-    if not cfg.DATASETS.TRAIN:
-        raise InputError("DATASETS.TRAIN is empty, allowed: one or more names of data sets")
-    if len(cfg.DATASETS.TEST) != 1:
-        raise InputError(f"DATASETS.TEST is {cfg.DATASETS.TEST}, allowed: the name of one data set")
-    for key in ("PIXEL_MEAN", "PIXEL_STD"):
-        values = cfg.MODEL[key]
-        if len(values) != 3 or not all(_is_number(v) and v >= 0 for v in values):
-            raise InputError(f"MODEL.{key} is {values}, allowed: three numbers, for R, G, B in 0..255")
-    if min(cfg.MODEL.PIXEL_STD) <= 0:
-        raise InputError(f"MODEL.PIXEL_STD is {cfg.MODEL.PIXEL_STD}, allowed: more than 0")
-
-
-def _classify_input(cfg: CfgNode) -> None:
-    """The keys of the crop that only classifiers can be trained with."""
-    area = cfg.FBNETV5_DATA.CROP_AREA
-    check_range(cfg, "FBNETV5_DATA.RAND_AUGMENT", 0, 30)
-    check_range(cfg, "FBNETV5_DATA.RANDOM_ERASE", 0, 1)
-    if not area:
-        for key in ("RAND_AUGMENT", "RANDOM_ERASE"):
-            if cfg.FBNETV5_DATA[key]:
-                raise InputError(
-                    f"FBNETV5_DATA.{key} is {cfg.FBNETV5_DATA[key]}, allowed without FBNETV5_DATA.CROP_AREA: 0"
-                )
-        return
-    if len(area) != 2 or not all(map(_is_number, area)) or not 0 < area[0] <= area[1] <= 1:
-        raise InputError(
-            f"FBNETV5_DATA.CROP_AREA is {area}, allowed: [], or two rising shares of more than 0 up to 1"
-        )
-    if not cfg.INPUT.CROP.ENABLED:
+        check(cfg, "INPUT.CROP.TYPE", one_of("absolute"))
+        check(cfg, "INPUT.CROP.SIZE", CROP_SIZE)
+    elif options.CROP_AREA:
         raise InputError(
             "INPUT.CROP.ENABLED is False, allowed with FBNETV5_DATA.CROP_AREA: True, as INPUT.CROP.SIZE is the "
             "size of what is cropped"
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_side(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MOST_PIXELS
-
-
-def _runtime(cfg: CfgNode) -> None:
-    check_range(cfg, "DATALOADER.NUM_WORKERS", 0, 1024)
-    check_range(cfg, "TEST.EVAL_PERIOD", 0)
-    check_range(cfg, "TEST.PRECISE_BN.NUM_ITER", 1, 10_000)
-    check_range(cfg, "WRITER_PERIOD", 1)
-    check_range(cfg, "DISTRIBUTED.TIMEOUT_MINUTES", 0, 10080, open_low=True)
-    if not cfg.OUTPUT_DIR:
-        raise InputError("OUTPUT_DIR is empty, allowed: a folder")
+    for key in ("RAND_AUGMENT", "RANDOM_ERASE"):
+        if options[key] and not options.CROP_AREA:
+            raise InputError(
+                f"FBNETV5_DATA.{key} is {options[key]}, allowed without FBNETV5_DATA.CROP_AREA: 0"
+            )
 
 
 def check_device(key: str, name: str, num_processes: int = 1) -> None:
     """ValueError unless a device's name, found under `key`, is one that torch finds here and all processes can use."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"{key} is {name!r}, allowed: cpu, cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"{key} is {name!r}, allowed: cpu, cuda")
+    if not DEVICE.holds(name):
+        raise InputError(f"{key} is {name!r}, allowed: {DEVICE}")
+    device = torch.device(name)
     if device.type == "cpu":
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -219,14 +119,6 @@ def check_device(key: str, name: str, num_processes: int = 1) -> None:
         )
     if device.index is not None and device.index >= count:
         raise InputError(f"{key} is {name!r}, allowed: cuda, cuda:0 to cuda:{count - 1}, the GPUs here")
-
-
-def _batches(cfg: CfgNode, world_size: int) -> None:
-    total = cfg.SOLVER.IMS_PER_BATCH
-    if total % world_size:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH is {total}, allowed: multiples of the {world_size} processes it is split over"
-        )
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> None:

@@ -1,21 +1,4 @@
-"""The configuration of a labelling: which images, who labels them for each task, and how.
-
-::
-
-    IMPORTS: []                     # modules of one's own, which register readers and teachers
-    IMAGES:                         # any reader of files, with its options, as in FBNETV5_DATA.DATASETS
-      READER: image_folders
-      folders: [photos]
-    CLS:                            # and DET, SEG: where a task's labels come from
-      SOURCE: teacher               # "teacher", "dataset" (the reader's own labels are kept) or "none"
-      TEACHER: torchvision          # a registered teacher, or module:function
-      OPTIONS: {...}                # the teacher's
-      THRESHOLD: 0.5                # what scores less is no label
-      REMAP: {sofa: couch, bed: ""} # the source's class: the set's, "" drops it; several may become one
-      NAMES: []                     # the set's classes in order, others are dropped; empty: all of the source's
-    LIMIT: 0                        # label only so many images, evenly spread over all; 0: all
-    SKIP_MISSING: False             # whether to go on where many images are not there or cannot be opened
-"""
+"""The configuration of a labelling: which images, who labels them for each task, and how."""
 
 from __future__ import annotations
 
@@ -27,39 +10,53 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.data import build_dataset
 from d2go_fbnetv5.engine.config import as_dict, load_cfg
-from d2go_fbnetv5.engine.defaults import add_imports
-from d2go_fbnetv5.engine.validate import check_choice, check_device, check_range
+from d2go_fbnetv5.engine.keys import DEVICE, IMPORT_KEYS
+from d2go_fbnetv5.engine.validate import check_device
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.rules import (
+    FOLDER,
+    OPEN,
+    SWITCH,
+    TEXT,
+    TEXTS,
+    Key,
+    between,
+    check,
+    one_of,
+    table,
+)
 from d2go_fbnetv5.utils.text_files import check_local
 
 # The name of the classes of each task in DatasetInfo.
 FIELDS = {"CLS": "class_names", "DET": "box_names", "SEG": "sem_seg_names"}
-SOURCES = ("none", "dataset", "teacher")
 # What the labels depend on; the other keys may change between a run and its continuation.
 LABEL_KEYS = ("IMAGES", *FIELDS, "LIMIT", "CHUNK_SIZE")
 
 
-_MOST_WORKERS = 256  # each is a process
-
-
-def default_settings() -> CfgNode:
-    """Return all keys of a labelling with their defaults."""
-    settings = CfgNode()
-    add_imports(settings)
-    settings.IMAGES = CfgNode({"READER": "image_folders"}, new_allowed=True)
-    for task in FIELDS:
-        settings[task] = CfgNode({"SOURCE": "none", "TEACHER": "", "THRESHOLD": 0.5, "NAMES": []})
-        for group in ("OPTIONS", "REMAP"):
-            settings[task][group] = CfgNode(new_allowed=True)
-    settings.LIMIT = 0
-    settings.SKIP_MISSING = False
-    # Images that are labelled and kept together: what a killed run has to do again, at most, in each process.
-    settings.CHUNK_SIZE = 1024
-    settings.BATCH_SIZE = 8
-    settings.NUM_WORKERS = 4
-    settings.DEVICE = "cuda"
-    settings.OUTPUT_DIR = "./output"
-    return settings
+# fmt: off
+SETTINGS = IMPORT_KEYS | table((
+    Key("IMAGES", {"READER": "image_folders"}, OPEN, "The images to label, as a data set of FBNETV5_DATA.DATASETS."),
+    *(row for task in FIELDS for row in (
+        Key(f"{task}.SOURCE", "none", one_of("none", "dataset", "teacher"),
+            f"Where the labels for {task} come from; dataset keeps those of the reader."),
+        Key(f"{task}.TEACHER", "", TEXT, "A registered teacher, or module:function."),
+        Key(f"{task}.OPTIONS", {}, OPEN, "The teacher's options."),
+        Key(f"{task}.THRESHOLD", 0.5, between(0, 1), "What scores less is no label."),
+        Key(f"{task}.REMAP", {}, OPEN,
+            "The set's classes by the source's, {sofa: couch, bed: ''}; '' drops one, and several may become one."),
+        Key(f"{task}.NAMES", [], TEXTS,
+            "The set's classes in order, others are dropped; empty: all of the source's."),
+    )),
+    Key("LIMIT", 0, between(0, 2**40), "Label only so many images, evenly spread over all, 0 for all."),
+    Key("SKIP_MISSING", False, SWITCH, "Whether to go on where many images are not there or cannot be opened."),
+    Key("CHUNK_SIZE", 1024, between(1, 2**24),
+        "Images that are labelled and kept together: what a killed run has to do again, at most, in each process."),
+    Key("BATCH_SIZE", 8, between(1, 2**17), "Images that a teacher sees at once."),
+    Key("NUM_WORKERS", 4, between(0, 256), "Processes that read images, for each process of the run."),
+    Key("DEVICE", "cuda", DEVICE, "What teachers run on."),
+    Key("OUTPUT_DIR", "./output", FOLDER, "The folder of the labelled set."),
+))
+# fmt: on
 
 
 def load_settings(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
@@ -68,17 +65,13 @@ def load_settings(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         FileNotFoundError, ValueError: names the key, what was found, and what is allowed.
     """
-    settings = load_cfg(path, opts, default_settings)
+    settings = load_cfg(path, opts, SETTINGS)
+    for key, row in SETTINGS.items():
+        check(settings, key, row.rule)
     for task in FIELDS:
-        check_choice(settings, f"{task}.SOURCE", SOURCES)
         _check_task(task, settings[task])
     if all(settings[task].SOURCE == "none" for task in FIELDS):
         raise InputError(f"{', '.join(f'{task}.SOURCE' for task in FIELDS)} are all none: nothing to label")
-    for key, least, most in (("LIMIT", 0, 2**40), ("CHUNK_SIZE", 1, 2**24), ("BATCH_SIZE", 1, 2**17)):
-        check_range(settings, key, least, most)
-    check_range(settings, "NUM_WORKERS", 0, _MOST_WORKERS)
-    if not settings.OUTPUT_DIR or "\0" in settings.OUTPUT_DIR:
-        raise InputError(f"OUTPUT_DIR is {settings.OUTPUT_DIR!r}, allowed: a folder")
     check_local("OUTPUT_DIR", settings.OUTPUT_DIR)
     check_device("DEVICE", settings.DEVICE)
     return settings
@@ -90,8 +83,6 @@ def _check_task(task: str, group: CfgNode) -> None:
             f"{task}.SOURCE is {group.SOURCE!r} and {task}.TEACHER {group.TEACHER!r}, allowed: both or neither name "
             "a teacher"
         )
-    if not 0 <= group.THRESHOLD <= 1:
-        raise InputError(f"{task}.THRESHOLD is {group.THRESHOLD}, allowed: 0 to 1")
     for name in group.NAMES:
         _check_name(f"{task}.NAMES has", name)
     for name, new in group.REMAP.items():

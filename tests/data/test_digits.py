@@ -132,11 +132,13 @@ def test_info_names_every_class():
     ("options", "message"),
     [
         ({"split": "test"}, "split is 'test', allowed are train, val"),
-        ({"size": 16}, "size is 16, it must be at least 32"),
+        ({"size": 16}, "size is 16, it must be 32 to"),
         ({"size": 100_000}, "size is 100000x100000, allowed are 16777216 pixels"),
         ({"num_images": 0}, "num_images is 0"),
+        ({"num_images": 10**9}, "num_images is 1000000000, it must be 1 to 10000000"),
         ({"seed": -1}, "seed is -1"),
         ({"max_digits": 0}, "max_digits is 0"),
+        ({"max_digits": 10**6}, "max_digits is 1000000, it must be 1 to 100"),
     ],
 )
 def test_bad_options(options, message):

@@ -117,6 +117,15 @@ def test_a_checkpoint_with_something_else_in_a_parts_place_falls_back(tmp_path, 
     assert weight_after_resume(tmp_path) == (1, 1.0)
 
 
+@pytest.mark.parametrize("iteration", [-1, 10**8, 10**9])
+def test_a_checkpoint_of_an_iteration_that_no_run_has_falls_back(tmp_path, caplog, iteration):
+    save(tmp_path, 1, 3)
+    state = torch.load(tmp_path / "model_0000003.pth", weights_only=True)
+    torch.save(state | {"iteration": iteration}, tmp_path / "model_0000003.pth")
+    assert weight_after_resume(tmp_path) == (1, 1.0)
+    assert f"its iteration is {iteration}, allowed: 0 to 99999999" in caplog.text
+
+
 def test_equal_states_give_equal_bytes_wherever_they_are_written(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

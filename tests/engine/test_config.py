@@ -9,13 +9,15 @@ from d2go_fbnetv5.arch import BlockCosts, build_family
 from d2go_fbnetv5.arch.latency_table import write_latency_table
 from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict, find_config, get_cfg, load_cfg
-from d2go_fbnetv5.engine.defaults import PATHS, add_fbnetv5_config, detectron2_config
+from d2go_fbnetv5.engine.keys import CLASSIFIER, KEYS, MODEL, SEARCH
+from d2go_fbnetv5.engine.recipes.base import get_recipe
 from d2go_fbnetv5.engine.recipes.search import search_arguments
 from d2go_fbnetv5.engine.train import prepare
-from d2go_fbnetv5.engine.validate import check_device, get, scale_to_world_size
+from d2go_fbnetv5.engine.validate import check_device, check_read, scale_to_world_size
 from d2go_fbnetv5.search import search_class
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.rules import add_keys, get
 
 
 def test_base_file_then_file_then_options(tmp_path):
@@ -306,9 +308,9 @@ def test_a_wrong_base_is_one_sentence(tmp_path, base, message):
 
 def test_home_is_expanded_in_every_key_that_is_a_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    opts = [part for key in PATHS for part in (key, "~/x")]
-    cfg = load_cfg(None, opts)
-    assert {get(cfg, key) for key in PATHS} == {f"{tmp_path}/x"}
+    paths = [key for key, row in KEYS.items() if row.rule.path]
+    cfg = load_cfg(None, [part for key in paths for part in (key, "~/x")])
+    assert len(paths) == 5 and {get(cfg, key) for key in paths} == {f"{tmp_path}/x"}
     assert str(tmp_path) == load_cfg(None, ["OUTPUT_DIR", "~"]).OUTPUT_DIR
     assert load_cfg(None, ["OUTPUT_DIR", "~root"]).OUTPUT_DIR == "/root"
     with pytest.raises(InputError, match="OUTPUT_DIR is ~nobody.*: there is no user 'nobody-at-all'"):
@@ -351,12 +353,10 @@ def test_our_keys_extend_another_hosts_config_and_leave_its_own():
     class OtherNode(CfgNode):
         pass
 
-    cfg = OtherNode(detectron2_config())
-    cfg.MODEL_EMA = OtherNode({"ENABLED": False, "DECAY": 0.5})
-    cfg.SOLVER.OPTIMIZER = "adamw"
-    add_fbnetv5_config(cfg)
+    cfg = OtherNode({"MODEL_EMA": {"ENABLED": False, "DECAY": 0.5}, "SOLVER": {"OPTIMIZER": "adamw"}})
+    add_keys(cfg, KEYS.values())
     assert type(cfg.SEARCH.COST) is OtherNode
-    assert (cfg.MODEL_EMA.DECAY, cfg.SOLVER.OPTIMIZER) == (0.5, "adamw")
+    assert (cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.INCLUDE_BUFFER, cfg.SOLVER.OPTIMIZER) == (0.5, True, "adamw")
 
 
 def test_a_dumped_config_loads_again(tmp_path):
@@ -371,6 +371,11 @@ def test_a_dumped_config_loads_again(tmp_path):
     "key, value, allowed",
     [
         ("SOLVER.MAX_ITER", "0", "1 or more"),
+        ("SOLVER.MAX_ITER", "1000000000", "at most 100000000"),
+        ("SOLVER.NUM_DECAYS", "1000000000", "at most 1000000"),
+        ("MODEL.PIXEL_MEAN", "[0, 0, 256]", "three numbers of 0 to 255"),
+        ("MODEL.PIXEL_STD", "[1, 0, 1]", "three numbers above 0"),
+        ("SEARCH.PROB_MIN", "0.5", "below 0.5"),
         ("SOLVER.BASE_LR", "-1.0", "more than 0"),
         ("SOLVER.STEPS", "(5, 3)", "rising"),
         ("SOLVER.LR_SCHEDULER_NAME", "Cosine", "WarmupCosineLR"),
@@ -397,7 +402,7 @@ def test_a_dumped_config_loads_again(tmp_path):
         ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MultitaskSearch"),
         ("MODEL.FBNETV5.FAMILY", "Z", "A_C"),
         ("MODEL.DDP_FIND_UNUSED_PARAMETERS", "False", "True"),
-        ("MODEL_EMA.DECAY", "1.5", "at most 1"),
+        ("MODEL_EMA.DECAY", "1.5", "below 1"),
         ("DATASETS.TRAIN", "()", "one or more"),
         ("DATASETS.TEST", "('a', 'b')", "one data set"),
         ("SEARCH.TASKS", "['cls', 'pose']", "cls"),
@@ -434,8 +439,63 @@ def test_nesterov_needs_momentum(tmp_path):
 def test_a_model_does_not_read_what_is_set_for_a_search(tmp_path):
     opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.FBNETV5.TOPOLOGY", "", "MODEL.WEIGHTS", ""]
     prepare(load_cfg("cls/cls_digits.yaml", opts), world_size=1)
-    with pytest.raises(InputError, match="SEARCH.COST.WEIGHT is 2.0, which .* ImageClassifier does not read"):
+    message = (
+        "SEARCH.COST.WEIGHT is set, to 2.0, but nothing of MODEL.META_ARCHITECTURE ImageClassifier reads it"
+    )
+    with pytest.raises(InputError, match=message):
         prepare(load_cfg("cls/cls_digits.yaml", [*opts, "SEARCH.COST.WEIGHT", "2"]), world_size=1)
+
+
+def test_what_a_run_had_set_and_never_read_may_stay_where_it_goes_on(tmp_path):
+    opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.FBNETV5.TOPOLOGY", "", "MODEL.WEIGHTS", ""]
+    opts += ["MODEL.FBNETV5.NUM_STAGES", "4"]
+    cfg = load_cfg("cls/cls_digits.yaml", opts)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    (tmp_path / "model_0000001.pth").touch()
+    prepare(cfg, 1, resume=True)
+    cfg.MODEL.FBNETV5.NUM_STAGES = 5
+    with pytest.raises(
+        InputError, match="NUM_STAGES is set, to 5, but nothing of .* ImageClassifier reads it"
+    ):
+        prepare(cfg, 1, resume=True)
+
+
+@pytest.mark.parametrize(
+    "recipe", [f"{t}/{t}_digits.yaml" for t in ("cls", "det", "seg")] + ["search_digits.yaml"]
+)
+def test_each_kind_of_run_refuses_what_only_others_read(tmp_path, recipe):
+    kinds = {
+        "MultitaskSearch": SEARCH,
+        "ImageClassifier": MODEL + CLASSIFIER,
+        "LiteRCNN": MODEL,
+        "LiteMaskFormer": MODEL,
+    }
+    cfg = load_cfg(recipe)
+    readers = get_recipe(cfg.MODEL.META_ARCHITECTURE).readers
+    assert readers == kinds[cfg.MODEL.META_ARCHITECTURE]
+    check_read(cfg, readers)
+    changes = {bool: lambda old: not old, str: lambda old: f"{old}x", dict: lambda old: CfgNode({"x": 1})}
+    changes |= {int: lambda old: old + 1, float: lambda old: old + 0.1, list: lambda old: [*old, 1]}
+    for key, row in KEYS.items():
+        if row.readers:
+            changed = cfg.clone()
+            group, _, last = key.rpartition(".")
+            get(changed, group)[last] = changes[type(row.default)](row.default)
+            check_read(changed, None)
+            if set(row.readers) & set(readers):
+                check_read(changed, readers)
+            else:
+                with pytest.raises(InputError, match=f"^{key} is set, to .*leave it out$"):
+                    check_read(changed, readers)
+
+
+def test_a_crop_that_loses_labels_is_refused_where_a_search_has_tasks_that_need_them(tmp_path):
+    opts = ["OUTPUT_DIR", str(tmp_path), "FBNETV5_DATA.CROP_AREA", "[0.1, 1.0]"]
+    with pytest.raises(
+        InputError, match=r"CROP_AREA is \[0.1, 1.0\], allowed with det in SEARCH.TASKS: \[\]"
+    ):
+        prepare(load_cfg("search_digits.yaml", opts), world_size=1)
+    prepare(load_cfg("search_digits.yaml", [*opts, "SEARCH.TASKS", "[cls]"]), world_size=1)
 
 
 def test_a_searchs_weights_have_the_rates_and_decays_of_the_configuration():

@@ -358,7 +358,7 @@ TEACHER = {"SOURCE": "teacher", "TEACHER": "planted_teachers:Bright"}
     [
         ({"DET": {"SOURCE": "techer"}}, "DET.SOURCE is 'techer', allowed: none, dataset, teacher"),
         ({"DET": {"SOURCE": "teacher"}}, "DET.SOURCE is 'teacher' and DET.TEACHER '', allowed"),
-        ({"DET": {**TEACHER, "THRESHOLD": 1.5}}, "DET.THRESHOLD is 1.5, allowed: 0 to 1"),
+        ({"DET": {**TEACHER, "THRESHOLD": 1.5}}, "DET.THRESHOLD is 1.5, allowed: 0 or more and at most 1"),
         ({"DET": {**TEACHER, "TRESHOLD": 0.5}}, "unknown key DET.TRESHOLD; did you mean DET.THRESHOLD?"),
         (
             {"DET": {**TEACHER, "TEACHER": "nobody"}},

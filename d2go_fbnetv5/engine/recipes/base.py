@@ -5,7 +5,7 @@ A new MODEL.META_ARCHITECTURE is one subclass of `Recipe` and one registration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,9 +58,11 @@ class Recipe:
 
     Attributes:
         model: on the CPU until the trainer moves it.
+        readers: what this kind is of `engine.keys`' kinds of runs, not all of which read every key; None for all.
     """
 
     model: nn.Module
+    readers: Collection[str] | None = None
 
     def __init__(self, cfg: CfgNode, data: Data, seed: int, model: nn.Module | None = None) -> None:
         self.cfg, self.data, self.seed = cfg, data, seed

@@ -8,14 +8,14 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from d2go_fbnetv5.arch import Topology, build_family, list_families
+from d2go_fbnetv5.arch import Topology, build_family
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.build import build_transforms
 from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.keys import CLASSIFIER, MODEL
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, checked_head
 from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, get_recipe, register_recipe
-from d2go_fbnetv5.engine.validate import check_choice, check_range, check_unread
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.distillation import timm_teacher
 from d2go_fbnetv5.models.reconstructions import builtin_topology
@@ -41,11 +41,10 @@ class ModelRecipe(Recipe):
     kind: type[SearchedModel]
     model: SearchedModel
     input_divisor = 32
+    readers = MODEL
 
     @classmethod
     def validate(cls, cfg: CfgNode, world_size: int) -> None:
-        check_choice(cfg, "MODEL.FBNETV5.FAMILY", list_families())
-        check_unread(cfg, ("SEARCH",))
         if cfg.MODEL.FBNETV5.TOPOLOGY_TASK and not cfg.MODEL.FBNETV5.TOPOLOGY:
             raise InputError(
                 f"MODEL.FBNETV5.TOPOLOGY_TASK is {cfg.MODEL.FBNETV5.TOPOLOGY_TASK!r}, allowed without "
@@ -55,12 +54,6 @@ class ModelRecipe(Recipe):
         checked_head(cls.kind, as_dict(cfg.MODEL.FBNETV5.HEAD), "MODEL.FBNETV5.HEAD")
         cls._validate_input(cfg)
         distillation = cfg.MODEL.FBNETV5.DISTILLATION
-        check_range(cfg, "MODEL.FBNETV5.DISTILLATION.WEIGHT", 0, 1)
-        if distillation.TEACHER and cls.kind is not ImageClassifier:
-            raise InputError(
-                f"MODEL.FBNETV5.DISTILLATION.TEACHER is {distillation.TEACHER!r}, allowed for "
-                f"{cfg.MODEL.META_ARCHITECTURE}: nothing, as only classifiers have teachers"
-            )
         if distillation.TEACHER_WEIGHTS and not Path(distillation.TEACHER_WEIGHTS).is_file():
             raise FileNotFoundError(
                 f"MODEL.FBNETV5.DISTILLATION.TEACHER_WEIGHTS names {distillation.TEACHER_WEIGHTS}, which does not exist"
@@ -68,11 +61,6 @@ class ModelRecipe(Recipe):
 
     @classmethod
     def _validate_input(cls, cfg: CfgNode) -> None:
-        if cfg.FBNETV5_DATA.CROP_AREA and cls.kind is not ImageClassifier:
-            raise InputError(
-                f"FBNETV5_DATA.CROP_AREA is {cfg.FBNETV5_DATA.CROP_AREA}, allowed for "
-                f"{cfg.MODEL.META_ARCHITECTURE}: [], as it is for classifiers"
-            )
         family = build_family(cfg.MODEL.FBNETV5.FAMILY)
         divisor = cls.input_divisor
         if (
@@ -117,6 +105,7 @@ class ImageClassifierRecipe(ModelRecipe):
     """Trains an `ImageClassifier`."""
 
     task, names_of, kind, input_divisor = "cls", "class_names", ImageClassifier, 1
+    readers = MODEL + CLASSIFIER
 
 
 @register_recipe("LiteRCNN")

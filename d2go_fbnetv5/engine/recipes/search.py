@@ -11,23 +11,23 @@ from fvcore.common.config import CfgNode
 from rich.progress import Progress
 from torch import Tensor
 
-from d2go_fbnetv5.arch import BlockCosts, Supernet, block_costs, build_family, list_families
-from d2go_fbnetv5.arch.cost import METRICS, check_size
+from d2go_fbnetv5.arch import BlockCosts, Supernet, block_costs, build_family
+from d2go_fbnetv5.arch.cost import check_size
 from d2go_fbnetv5.arch.latency_table import read_latency_table
-from d2go_fbnetv5.arch.topology import MOST_STAGES
 from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.keys import SEARCH
 from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, register_recipe
 from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge
-from d2go_fbnetv5.engine.validate import check_choice, check_range, check_unread
 from d2go_fbnetv5.models.weights import load_search_weights
 from d2go_fbnetv5.reports.history import read_history
 from d2go_fbnetv5.reports.results import SearchResults
 from d2go_fbnetv5.reports.search import search_table, write_search_report
-from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, decide, search_class
+from d2go_fbnetv5.search import CostRegularizer, Search, decide, search_class
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main, world_size
+from d2go_fbnetv5.utils.rules import between, check
 
 
 @register_recipe("MultitaskSearch")
@@ -35,19 +35,10 @@ class SearchRecipe(Recipe):
     """A search over the topologies of MODEL.FBNETV5.FAMILY for SEARCH.TASKS, by SEARCH.ALGORITHM."""
 
     model: Search
+    readers = SEARCH
 
     @classmethod
     def validate(cls, cfg: CfgNode, world_size: int) -> None:
-        check_choice(cfg, "MODEL.FBNETV5.FAMILY", list_families())
-        check_unread(cfg, ("MODEL.FBNETV5.TOPOLOGY", "MODEL.FBNETV5.TOPOLOGY_TASK", "MODEL.FBNETV5.HEAD"))
-        check_unread(cfg, ("MODEL.FBNETV5.DISTILLATION", "TEST.PRECISE_BN"))
-        check_range(cfg, "MODEL.FBNETV5.NUM_STAGES", 1, MOST_STAGES)
-        tasks = cfg.SEARCH.TASKS
-        unknown = [name for name in tasks if name not in list_tasks()]
-        if not tasks or unknown or len(set(tasks)) != len(tasks):
-            raise InputError(
-                f"SEARCH.TASKS is {tasks}, allowed: one or more of {', '.join(list_tasks())}, each once"
-            )
         cls._validate_algorithm(cfg)
         # Options of a task that is left out may stay: a run leaves tasks out by SEARCH.TASKS alone.
         strangers = [name for name in cfg.SEARCH.HEADS if name not in list_tasks()]
@@ -58,20 +49,10 @@ class SearchRecipe(Recipe):
         for name, options in cfg.SEARCH.HEADS.items():
             if not isinstance(options, CfgNode):
                 raise InputError(f"SEARCH.HEADS.{name} is {options!r}, allowed: a group of options")
-        check_range(cfg, "SEARCH.PROB_MIN", 0, 0.49, open_low=True)
-        check_range(cfg, "SEARCH.INIT_PROB", cfg.SEARCH.PROB_MIN, 1 - cfg.SEARCH.PROB_MIN)
-        for key in ("ARCH_WARMUP_ITERS", "ARCH_LR_FACTOR", "COST.WEIGHT"):
-            check_range(cfg, f"SEARCH.{key}", 0)
-        check_range(cfg, "SEARCH.LOSS_WINDOW", 0, 100_000)
-        check_choice(cfg, "SEARCH.COST.METRIC", (*METRICS, "latency"))
-        check_range(cfg, "SEARCH.COST.TARGET", 0, 1)
-        check_range(cfg, "SEARCH.EVAL.MAX_IMAGES", 0)
-        check_range(cfg, "SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, 10_000)
-        check_range(cfg, "SEARCH.EVAL.BN_ITERS", 1, 10_000)
-        check_range(cfg, "SEARCH.EVAL.CANDIDATES", 1, 1_000)
+        least = cfg.SEARCH.PROB_MIN
+        check(cfg, "SEARCH.INIT_PROB", between(least, 1 - least))
         cls._validate_sizes(cfg)
-        per_rank = cfg.SOLVER.IMS_PER_BATCH // world_size
-        check_range(cfg, "SEARCH.SAMPLES_PER_RANK", 1, per_rank)
+        check(cfg, "SEARCH.SAMPLES_PER_RANK", between(1, cfg.SOLVER.IMS_PER_BATCH // world_size))
         if cfg.SEARCH.SHARED_IMAGES and cfg.SEARCH.SAMPLES_PER_RANK < 2:
             raise InputError(
                 f"SEARCH.SAMPLES_PER_RANK is {cfg.SEARCH.SAMPLES_PER_RANK}, allowed with SEARCH.SHARED_IMAGES: 2 or "
@@ -90,7 +71,6 @@ class SearchRecipe(Recipe):
 
     @staticmethod
     def _validate_algorithm(cfg: CfgNode) -> None:
-        check_choice(cfg, "SEARCH.ALGORITHM", list(ALGORITHMS))
         algorithm, estimator = cfg.SEARCH.ALGORITHM, cfg.SEARCH.ESTIMATOR
         allowed = search_class(algorithm).estimators
         if estimator and estimator not in allowed:
@@ -118,6 +98,12 @@ class SearchRecipe(Recipe):
                 raise InputError(f"SEARCH.COST.SIZE: {error}") from error
         if cfg.SEARCH.COST.METRIC == "latency" or cfg.SEARCH.COST.TABLE:
             cost_per_block(cfg)
+        placed = [name for name in cfg.SEARCH.TASKS if name in ("det", "seg")]
+        if placed and cfg.FBNETV5_DATA.CROP_AREA:
+            raise InputError(
+                f"FBNETV5_DATA.CROP_AREA is {cfg.FBNETV5_DATA.CROP_AREA}, allowed with {placed[0]} in SEARCH.TASKS: "
+                "[], as its labels would not fit what is cropped"
+            )
         # Images are padded to whole strides of Path 3 before they reach the supernet.
         if cfg.INPUT.CROP.ENABLED and -(-min(cfg.INPUT.CROP.SIZE) // 32) * 32 < family.min_input_size:
             raise InputError(

@@ -7,10 +7,11 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.engine.recipes.base import get_recipe
 from d2go_fbnetv5.engine.recipes.models import class_names
-from d2go_fbnetv5.engine.validate import get, validate
+from d2go_fbnetv5.engine.validate import check_read, validate
 from d2go_fbnetv5.plugins.detectron2.datasets import all_ours, is_ours
 from d2go_fbnetv5.plugins.detectron2.meta_arch import dataset_info
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.rules import get
 
 OUR_META_ARCHITECTURES = ("ImageClassifier", "LiteMaskFormer", "LiteRCNN", "MultitaskSearch")
 
@@ -34,6 +35,8 @@ def check_run(cfg: CfgNode) -> None:
         raise InputError(
             f"SEED is {cfg.SEED}, allowed under Detectron2 and D2Go: 0 or more, so that a run can be resumed"
         )
+    if kind in OUR_META_ARCHITECTURES:
+        check_read(cfg, get_recipe(kind).readers)
     validate(cfg, comm.get_world_size())
     if kind in OUR_META_ARCHITECTURES:
         get_recipe(kind).validate(cfg, comm.get_world_size())

@@ -3,17 +3,22 @@
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.arch import PATHS, Topology
-from d2go_fbnetv5.engine import defaults
+from d2go_fbnetv5.engine.keys import KEYS
 from d2go_fbnetv5.engine.recipes.models import searched_topology
+from d2go_fbnetv5.utils.rules import Key, Rule, add_keys
 
 _TASKS = {"ImageClassifier": "cls", "LiteMaskFormer": "seg", "SemanticSegmentor": "seg"}
+OUT_FEATURES = Key(
+    "MODEL.FBNETV5.OUT_FEATURES",
+    list(PATHS),
+    Rule(f"some of {', '.join(PATHS)}", texts=True),
+    "Features of the searched backbone; blocks that none of them needs are left out.",
+)
 
 
 def add_fbnetv5_config(cfg: CfgNode) -> None:
     """Add FBNetV5's keys to a configuration of Detectron2 or D2Go, in place."""
-    defaults.add_fbnetv5_config(cfg)
-    # Features of the searched backbone; blocks that none of them needs are left out.
-    cfg.MODEL.FBNETV5.OUT_FEATURES = list(PATHS)
+    add_keys(cfg, (*KEYS.values(), OUT_FEATURES))
 
 
 def use_lite_rcnn(cfg: CfgNode) -> None:

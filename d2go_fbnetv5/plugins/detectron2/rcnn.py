@@ -11,6 +11,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from torch import Tensor
 
 from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.network import checked_head
+from d2go_fbnetv5.engine.recipes.base import get_recipe
 from d2go_fbnetv5.models.base import zero_loss
 from d2go_fbnetv5.plugins.detectron2.config import use_lite_rcnn
 from d2go_fbnetv5.utils.errors import InputError
@@ -21,12 +23,14 @@ def lite_rcnn_config(cfg: CfgNode) -> CfgNode:
     MODEL.FBNETV5.HEAD says in our own trainer.
 
     Raises:
-        ValueError: an option that Detectron2's modules cannot follow.
+        ValueError: an option that the model does not have or of another type, or one that Detectron2's modules cannot
+            follow.
     """
     cfg = cfg.clone()
     cfg.defrost()
     use_lite_rcnn(cfg)
-    for name, value in as_dict(cfg.MODEL.FBNETV5.HEAD).items():
+    options = checked_head(get_recipe("LiteRCNN").kind, as_dict(cfg.MODEL.FBNETV5.HEAD), "MODEL.FBNETV5.HEAD")
+    for name, value in options.items():
         if name not in _OPTIONS:
             raise InputError(
                 f"MODEL.FBNETV5.HEAD has {name!r}, allowed under Detectron2: {', '.join(_OPTIONS)}"

@@ -1,4 +1,4 @@
-"""Reading a configuration: defaults, a YAML file with `_BASE_`, `KEY VALUE` pairs, and clear errors."""
+"""Reads a configuration: defaults, a YAML file with `_BASE_`, `KEY VALUE` pairs, and clear errors."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ from d2go_fbnetv5.utils.text_files import Scalar, expand_user, read_yaml
 
 
 def get_cfg() -> CfgNode:
-    """The default configuration of this host."""
+    """Return the default configuration of our own trainer."""
     return add_keys(CfgNode(), KEYS.values())
 
 
 def load_cfg(path: str | Path | None = None, opts: Sequence[str] = (), keys: Table = KEYS) -> CfgNode:
-    """The defaults, overridden by a YAML file and then by `KEY VALUE` pairs.
+    """Return the defaults, overridden by a YAML file and then by `KEY VALUE` pairs.
 
     Args:
         path: a file, or the name of a recipe that ships with the package ("search_digits.yaml").
@@ -74,7 +74,7 @@ def _expand_paths(cfg: CfgNode, keys: Table) -> None:
 
 
 def find_config(path: str | Path) -> Path:
-    """A file by its path, or a shipped recipe by its name.
+    """Find a file by its path, or a shipped recipe by its name.
 
     Raises:
         FileNotFoundError: it names the recipes that exist.
@@ -91,7 +91,7 @@ def find_config(path: str | Path) -> Path:
 
 
 def _with_bases(file: Path) -> list[tuple[Path, Mapping[str, Any]]]:
-    """A YAML file and those that it builds on, each with its values; the one that all others override comes first."""
+    """Read a YAML file and those that it builds on, each with its values; the one that all others override is first."""
     chain: list[tuple[Path, Mapping[str, Any]]] = []
     while True:
         values = read_yaml(file)
@@ -185,7 +185,7 @@ def _merge(node: CfgNode, values: Mapping[str, Any], root: CfgNode, keys: Table,
 
 
 def _set_free(node: CfgNode, key: str, value: Any, root: CfgNode, name: str) -> None:
-    """A key of an open group, whose type is known where it is used."""
+    """Set a key of an open group, whose type is known where it is used."""
     if isinstance(value, Scalar) and not value.quoted and value.text[:1] in ("[", "{"):
         value = scalars(value.text)  # of a command line
     if not isinstance(value, Mapping):
@@ -210,7 +210,7 @@ def _of_type(value: Any, default: Any, rule: Rule) -> Any:
 
 
 def _text(value: Any) -> str:
-    """The very characters; an empty value is none, and null is left to quotes to be a name."""
+    """Return the very characters; an empty value is none, and null is left to quotes to be a name."""
     if isinstance(value, Scalar):
         if not value.quoted and value.text.lower() == "null":
             raise MisfitError("a text ('' for none, 'null' in quotes)")
@@ -232,7 +232,7 @@ def _items(value: Any, default: Sequence[Any], rule: Rule) -> list[Any]:
 
 
 def _written(value: Any) -> Any:
-    """A scalar's text; whatever else it is as it is."""
+    """Return a scalar's text; whatever else it is as it is."""
     return value.text if isinstance(value, Scalar) else plain_value(value)
 
 
@@ -253,5 +253,5 @@ def _suggestion(name: str, root: CfgNode) -> str:
 
 
 def as_dict(node: CfgNode) -> dict[str, Any]:
-    """A group of keys as plain dicts, such as the options of a head."""
+    """Return a group of keys as plain dicts, such as the options of a head."""
     return {key: as_dict(value) if isinstance(value, CfgNode) else value for key, value in node.items()}

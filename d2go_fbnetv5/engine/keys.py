@@ -1,7 +1,7 @@
 """The table of configuration keys: a new key is a row here and its reader.
 
 Names, types and defaults of keys that Detectron2, D2Go or one of their projects has are theirs, so that one YAML file
-means the same in every host; only keys that this host reads are listed. What the rows say of single keys,
+means the same under every trainer; only keys that our own reads are listed. What the rows say of single keys,
 `engine.validate` says of several. docs/configuration.md is written from them.
 """
 
@@ -145,7 +145,7 @@ KEYS = IMPORT_KEYS | table((
         "Whether SSD's random brightness, contrast, saturation and hue are used."),
     Key("INPUT.CROP.ENABLED", False, SWITCH, "Whether training images are cropped."),
     Key("INPUT.CROP.TYPE", "relative_range", one_of("absolute", "absolute_range", "relative", "relative_range"),
-        "What SIZE is; absolute, in pixels, is all that this host crops."),
+        "What SIZE is; absolute, in pixels, is all that our own trainer crops."),
     Key("INPUT.CROP.SIZE", [0.9, 0.9], POSITIVE, "Height and width of a crop."),
     Key("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 1.0, between(over=0, most=1),
         "A crop is drawn again, ten times at most, while one class has more than this share of its labelled pixels."),

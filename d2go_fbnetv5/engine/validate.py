@@ -1,4 +1,4 @@
-"""What is checked of a configuration before anything is built or written: each key's rule, and those between keys."""
+"""Checks a configuration before anything is built or written: each key's rule, and those between keys."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -104,7 +104,7 @@ def _input(cfg: CfgNode) -> None:
 
 
 def check_device(key: str, name: str, num_processes: int = 1) -> None:
-    """ValueError unless a device's name, found under `key`, is one that torch finds here and all processes can use."""
+    """Raise a ValueError unless torch finds a device of this name, found under `key`, and all processes can use it."""
     if not DEVICE.holds(name):
         raise InputError(f"{key} is {name!r}, allowed: {DEVICE}")
     device = torch.device(name)
@@ -146,7 +146,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> None:
 
 
 def scale_search_to_world_size(cfg: CfgNode, scale: float) -> None:
-    """The part of it that concerns our own keys, for hosts that scale the others themselves.
+    """Scale our own keys alone, for trainers that scale the others themselves.
 
     Args:
         scale: processes now / processes that the recipe was written for.

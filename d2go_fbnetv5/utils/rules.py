@@ -15,7 +15,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key may be.
+    """A rule says what a key may be.
 
     Attributes:
         says: what is allowed, as messages have it; a function where names may yet be registered.
@@ -35,7 +35,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Key:
-    """One row.
+    """A key is one row of a table.
 
     Attributes:
         name: with its groups, such as "SOLVER.MAX_ITER".
@@ -125,7 +125,7 @@ def check(cfg: CfgNode, key: str, rule: Rule) -> None:
 
 
 def add_keys(cfg: CfgNode, rows: Iterable[Key]) -> CfgNode:
-    """Add the keys that a configuration, of whatever host, does not have yet, with their defaults, in place."""
+    """Add the keys that a configuration, of whatever trainer, does not have yet, with their defaults, in place."""
     node_type = type(cfg)
     for row in rows:
         *groups, last = row.name.split(".")

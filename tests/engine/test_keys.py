@@ -13,7 +13,7 @@ from d2go_fbnetv5.utils.rules import SWITCH, Key, add_keys, between, check
 
 ROOT = Path(__file__).parents[2]
 MUST_BE_SET = {"INPUT.FORMAT", "DATASETS.TRAIN", "DATASETS.TEST"}
-FOR_OTHER_HOSTS = {"VERSION", "INPUT.CROP.TYPE"}  # this one takes a single value of each
+FOR_OTHER_TRAINERS = {"VERSION", "INPUT.CROP.TYPE"}  # ours takes a single value of each
 
 
 def names_read(tree):
@@ -64,7 +64,7 @@ def test_every_row_is_read_somewhere():
     files = [path for folder in ("d2go_fbnetv5", "tools") for path in (ROOT / folder).rglob("*.py")]
     read = set().union(*(names_read(ast.parse(path.read_text(encoding="utf-8"))) for path in files))
     of_tasks = {f"{task}.{name}" for task in FIELDS for name in read}  # for each by settings[task]
-    assert len(KEYS) > 100 and KEYS.keys() - read == FOR_OTHER_HOSTS
+    assert len(KEYS) > 100 and KEYS.keys() - read == FOR_OTHER_TRAINERS
     assert SETTINGS.keys() - read - of_tasks == set()
 
 

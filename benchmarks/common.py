@@ -95,20 +95,6 @@ def take_turns(steps: Mapping[Any, Callable[[], None]], rounds: int) -> dict[Any
     return found
 
 
-def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Spearman's, equal values sharing their mean rank; NaN where one of the two does not vary."""
-    if len(set(xs)) < 2 or len(set(ys)) < 2:
-        return float("nan")
-    return statistics.correlation(_ranks(xs), _ranks(ys))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    return [
-        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2
-        for value in values
-    ]
-
-
 def mean_and_spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation over seeds."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0

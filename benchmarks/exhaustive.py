@@ -1,59 +1,46 @@
-"""What a search found against all 2^8 topologies of two stages, on digit scenes with family N.
+"""What searches have found, among the networks that they could have found.
 
-    OMP_NUM_THREADS=1 python benchmarks/exhaustive.py
+    OMP_NUM_THREADS=1 python benchmarks/exhaustive.py output/demo
 
-One supernet is searched by Algorithm 4 with search_digits_scratch.yaml, its stages set to two. With its weights and
-batch-norm statistics re-estimated for each network, every topology is judged for every task: by the loss on validation
-images plus the price of Appendix E, which is what the search minimises, and by the task's metric. Topologies from which
-the head reaches the same blocks are the same network and have the same loss, at different prices. A sample of the
-topologies is trained shortly as the task's ordinary model, for the rank correlation between the metric with the
-supernet's weights and after training. What is finished lies in --folder and is not done again.
+The searches are runs of configs/search_digits.yaml, whose weights rest: those of the shipped supernet. With these and
+batch-norm statistics re-estimated for each network, what was found and --networks others are judged for each task: by
+the loss on validation images plus the price of Appendix E, which is what a search minimises, and by the task's metric.
+Topologies from which the head reaches the same blocks are one network: of the 65536 of four stages there are 3984 for a
+head on one path. The others are drawn from these; --networks 0 judges all. What is judged is kept in --folder.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import (
-    SEARCH_CONFIG,
-    build_run,
-    finish,
-    finished,
-    parser,
-    rank_correlation,
-    run_folder,
-    search_options,
-    train_network,
-)
+from common import build_run, finish, parser, run_folder
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
+from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
 from d2go_fbnetv5.engine.recipes.search_judge import TaskNetwork
 from d2go_fbnetv5.engine.train import Run
 from d2go_fbnetv5.utils.files import write_atomically
-from d2go_fbnetv5.utils.seeding import seed_all
+from d2go_fbnetv5.utils.seeding import derive_generator, seed_all
 
-STAGES = 2
-
-
-def all_topologies() -> list[Topology]:
-    count = STAGES * 4
-    return [
-        Topology([[bits >> (4 * s + p) & 1 for p in range(4)] for s in range(STAGES)])
-        for bits in range(2**count)
-    ]
+CONFIG = "search_digits.yaml"
 
 
-def distinct_networks(in_features: Sequence[str]) -> list[Topology]:
+def all_topologies(stages: int) -> list[Topology]:
+    rows = list(itertools.product((0, 1), repeat=4))
+    return [Topology(mask) for mask in itertools.product(rows, repeat=stages)]
+
+
+def distinct_networks(in_features: Sequence[str], stages: int) -> list[Topology]:
     """The topologies that differ in what a head that reads ``in_features`` uses, pruned for it."""
-    return list({t.prune(in_features): None for t in all_topologies()})
+    return list({topology.prune(in_features): None for topology in all_topologies(stages)})
 
 
 def price(cfg: CfgNode, costs: BlockCosts, topology: Topology) -> float:
@@ -85,114 +72,86 @@ def judge(
     return {"loss": losses / count, "metric": metric}
 
 
-def judge_all(run: Run, folder: Path, images: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Loss and metric of every distinct network of every task, by task and the network's mask; kept in a file."""
+def judge_all(run: Run, networks: dict[str, list[Topology]], folder: Path, images: int) -> dict[str, Any]:
+    """Loss and metric of networks, by task and the network's mask; kept in a file."""
     file = folder / "networks.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
     statistics, batches = run.data.statistics_batches(8), list(run.data.eval_batches(images))
-    for name, task in run.model.tasks.items():
-        networks = found.setdefault(name, {})
-        for topology in distinct_networks(task.in_features):
-            if repr(topology) not in networks:
-                networks[repr(topology)] = judge(run, name, topology, statistics, batches)
+    for name, topologies in networks.items():
+        judged = found.setdefault(name, {})
+        for i, topology in enumerate(topologies):
+            if repr(topology) not in judged:
+                judged[repr(topology)] = judge(run, name, topology, statistics, batches)
                 write_atomically(file, json.dumps(found))
-        print(f"{name}: {len(networks)} networks judged", flush=True)
+                print(f"\r{name}: network {i + 1} of {len(topologies)}", end="", flush=True)
+        print()
     return found
-
-
-def place(run: Run, name: str, networks: dict[str, dict[str, float]], costs: BlockCosts) -> dict[str, Any]:
-    """Where the searched topology stands among all, by the objective and by the metric."""
-    task, cfg = run.model.tasks[name], run.cfg.SEARCH.COST
-    everything, found = all_topologies(), run.model.most_likely()[name]
-
-    def objective(topology: Topology) -> float:
-        return networks[repr(topology.prune(task.in_features))]["loss"] + price(cfg, costs, topology)
-
-    def metric(topology: Topology) -> float:
-        value = networks[repr(topology.prune(task.in_features))]["metric"]
-        return value if task.higher_is_better else -value
-
-    objectives = [objective(t) for t in everything]
-    better = sum(value < objective(found) for value in objectives)
-    better_by_metric = sum(metric(t) > metric(found) for t in everything)
-    distinct = {
-        repr(t.prune(task.in_features)): objective(t) for t in sorted(everything, key=objective, reverse=True)
-    }
-    return {
-        "task": name,
-        "found": repr(found)[9:-1],
-        "used by the head": repr(found.prune(task.in_features))[9:-1],
-        "objective": objective(found),
-        "best": min(objectives),
-        "median": sorted(objectives)[len(objectives) // 2],
-        "strictly better": f"{better} of {len(everything)}",
-        "best %": 100 * (better + 1) / len(everything),
-        "better networks": f"{sum(v < objective(found) for v in distinct.values())} of {len(distinct)}",
-        "metric": networks[repr(found.prune(task.in_features))]["metric"],
-        "best % by metric": 100 * (better_by_metric + 1) / len(everything),
-    }
 
 
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/exhaustive.json")
+    parse.add_argument("searches", type=Path, nargs="+", help="their folders")
     parse.add_argument("--folder", type=Path, help="of finished runs (default output/benchmarks/exhaustive)")
-    parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--iterations", type=int, default=1600, help="of the search")
-    parse.add_argument("--batch", type=int, default=32, help="images of a search's step")
-    parse.add_argument("--images", type=int, default=1024, help="of the validation set")
-    parse.add_argument("--sample", type=int, default=6, help="topologies that are trained for each task")
-    parse.add_argument("--steps", type=int, default=150, help="of their training")
-    parse.add_argument("--tasks", nargs="+", default=["cls", "det", "seg"])
-    parse.add_argument("--scratch", action="store_true", help="train from random weights, not the supernet's")
-    parse.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of the search to override")
+    parse.add_argument("--networks", type=int, default=400, help="that are judged for each task, 0 for all")
+    parse.add_argument("--images", type=int, default=512, help="of the validation set")
+    parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     if args.quick:
-        args.iterations, args.batch, args.tasks = 20, 8, ["cls"]
-        args.images, args.sample, args.steps = 16, 2, 2
-    args.folder = run_folder(
-        args, "exhaustive", ["seed", "tasks", "iterations", "batch", "images", "steps", "opts"]
+        args.networks, args.images, args.tasks = 2, 16, ["seg"]
+    args.folder = run_folder(args, "exhaustive", ["networks", "images"])
+
+    files = [load_topologies(folder / "topologies.json") for folder in args.searches]
+    run = build_run(CONFIG, args.folder / "judge", [])
+    drawn = {}
+    for name in args.tasks:
+        in_features = run.model.in_features[name]
+        everything = distinct_networks(in_features, run.cfg.MODEL.FBNETV5.NUM_STAGES)
+        order = torch.randperm(len(everything), generator=derive_generator("networks", name)).tolist()
+        drawn[name] = [everything[i] for i in order[: args.networks or None]]
+    theirs = {
+        name: [file.tasks[name].topology.prune(run.model.in_features[name]) for file in files]
+        for name in args.tasks
+    }
+    judged = judge_all(
+        run, {name: theirs[name] + drawn[name] for name in args.tasks}, args.folder, args.images
     )
 
-    opts = search_options(args.seed, args.iterations, args.batch, args.images)
-    opts += ["MODEL.FBNETV5.NUM_STAGES", STAGES, "SEARCH.TASKS", args.tasks, *args.opts]
-    search_folder = args.folder / "search"
-    cpu = finished(SEARCH_CONFIG, search_folder, opts)["cpu"]
-    run = build_run(SEARCH_CONFIG, search_folder, opts)
-    networks = judge_all(run, args.folder, args.images)
-    costs = block_costs("N", run.recipe.size)
-    rows = []
+    costs, rows = block_costs("N", run.recipe.size), []
     for name in args.tasks:
-        row = place(run, name, networks[name], costs)
-        sample = random.Random(args.seed).sample(all_topologies(), args.sample)
-        weights = None if args.scratch else search_folder / "model_final.pth"
-        kind = "scratch" if args.scratch else "supernet"
-        trained = [
-            train_network(
-                name,
-                topology,
-                args.folder / f"{name}_{kind}_{i}",
-                args.steps,
-                args.images,
-                weights,
-                args.seed,
+        task, cost = run.model.tasks[name], run.cfg.SEARCH.COST
+        sign = 1 if task.higher_is_better else -1
+        others = [
+            (judged[name][repr(t)], price(cost, costs, t), costs.network(t, task.in_features))
+            for t in drawn[name]
+        ]
+        for folder, topology in zip(args.searches, theirs[name], strict=True):
+            own, flops = judged[name][repr(topology)], costs.network(topology, task.in_features)
+            objective = own["loss"] + price(cost, costs, topology)
+            better = sum(each["loss"] + p < objective for each, p, _ in others)
+            dearer = [each["metric"] for each, _, f in others if f >= flops]
+            rows.append(
+                {
+                    "task": name,
+                    "search": folder.name,
+                    "found": repr(topology)[9:-1],
+                    "MFLOPs": flops / 1e6,
+                    "objective": objective,
+                    "best": min(each["loss"] + p for each, p, _ in others),
+                    "better, % of networks": 100 * better / len(others),
+                    "metric": own["metric"],
+                    "cost as much and are better, %": 100
+                    * sum(sign * m > sign * own["metric"] for m in dearer)
+                    / max(1, len(dearer)),
+                    "cost no more and are better, %": 100
+                    * sum(
+                        f <= flops and sign * each["metric"] > sign * own["metric"] for each, _, f in others
+                    )
+                    / len(others),
+                }
             )
-            for i, topology in enumerate(sample)
-        ]
-        head = run.model.tasks[name]
-        judged = [networks[name][repr(t.prune(head.in_features))]["metric"] for t in sample]
-        row["rank correlation"] = rank_correlation(judged, trained)
-        row["sample"] = [
-            {"topology": repr(n), "supernet": j, "trained": t}
-            for n, j, t in zip(sample, judged, trained, strict=True)
-        ]
-        rows.append(row)
-        print(f"{name}: {row}", flush=True)
-    columns = [key for key in rows[0] if key not in ("sample",)]
     options = {key: str(value) for key, value in vars(args).items()}
-    finish(
-        args.output, {"The searched topology among all 256": (rows, columns)}, options=options, search_cpu=cpu
-    )
+    finish(args.output, {"What was found among others": (rows, list(rows[0]))}, options=options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from common import SEARCH_CONFIG, build_run, finish, finished, parser, run_folder, search_options
-from exhaustive import STAGES, all_topologies, distinct_networks, price
+from exhaustive import all_topologies, distinct_networks, price
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
@@ -30,6 +30,8 @@ from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.engine.train import Run
 from d2go_fbnetv5.search import CostRegularizer, MultitaskSearch, derive_generator
 from d2go_fbnetv5.utils.files import write_atomically
+
+STAGES = 2
 
 # What is changed of the recipe: options of the search, and the rate of the probabilities.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -66,7 +68,7 @@ class TableTask(nn.Module):
 
     def __init__(self, name: str, losses: Mapping[Topology, Tensor], in_features: Sequence[str]) -> None:
         super().__init__()
-        self.name, self.losses = name, {t: losses[t.prune(in_features)] for t in all_topologies()}
+        self.name, self.losses = name, {t: losses[t.prune(in_features)] for t in all_topologies(STAGES)}
 
     def forward(
         self, features: Mapping[str, Topology], batch: Sequence[Mapping[str, int]]
@@ -78,7 +80,7 @@ class TableTask(nn.Module):
 def measure(run: Run, rows: int, file: Path) -> dict[str, dict[Topology, Tensor]]:
     """Each network's loss on each of ``rows`` training batches, by task and network; kept in ``file``."""
     tasks = run.model.tasks
-    networks = {name: distinct_networks(task.in_features) for name, task in tasks.items()}
+    networks = {name: distinct_networks(task.in_features, STAGES) for name, task in tasks.items()}
     if not file.is_file():
         run.model.train()
         alike: dict[tuple[str, ...], list[str]] = {}  # tasks whose heads read the same have the same networks
@@ -170,7 +172,7 @@ def main() -> None:
         task.name: {t: float(losses.mean()) + price(cfg, costs, t) for t, losses in task.losses.items()}
         for task in tasks
     }
-    everything = len(all_topologies())
+    everything = len(all_topologies(STAGES))
     rows = []
     for variant, changed in VARIANTS.items():
         places: dict[str, list[float]] = {task.name: [] for task in tasks}

@@ -97,3 +97,15 @@ class SearchResults:
         None  # of the cost regulariser, relative as in Appendix E; None: there was none
     )
     cost_metric: str = "flops"  # what the regulariser counted
+
+    @property
+    def undecided(self) -> str:
+        """A sentence on what the probabilities left open and how it was decided; "" where the mode was taken."""
+        if not any(task.candidates > 1 for task in self.tasks):
+            return ""
+        blocks = ", ".join(f"{task.task} {task.undecided}" for task in self.tasks)
+        most = max(task.candidates for task in self.tasks)
+        return (
+            f"Blocks that the probabilities left undecided: {blocks}; the best of the {most} likeliest networks, by "
+            "loss and price on training images, was taken."
+        )

@@ -59,7 +59,7 @@ def search_table(results: SearchResults) -> Table:
         title=Text(f"Searched topologies of family {results.family} at {results.size[0]}x{results.size[1]}"),
         box=SIMPLE_HEAD,
         caption=f"In brackets: pruned for the task's head. Random: {rivals} that cost as much or more, "
-        "pruned; all on validation data with the same supernet weights.",
+        "pruned; all on validation data with the same supernet weights. " + results.undecided,
         caption_justify="left",
     )
     table.add_column("task", style="bold")

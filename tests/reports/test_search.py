@@ -223,3 +223,16 @@ def test_table_takes_names_literally():
 def test_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match="missing"):
         write_search_report(tmp_path / "missing", make_results(), [])
+
+
+def test_what_was_left_undecided_is_said_where_others_than_the_mode_were_tried(tmp_path):
+    assert make_results().undecided == ""
+    decided = make_results(make_task("cls", candidates=1), make_task("det", candidates=32, undecided=3))
+    assert decided.undecided.startswith(
+        "Blocks that the probabilities left undecided: cls 0, det 3; the best of the 32 "
+    )
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(search_table(decided))
+    assert "undecided: cls 0, det 3" in console.export_text()
+    write_search_report(tmp_path, decided, [])
+    assert "undecided: cls 0, det 3" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -268,6 +268,8 @@ class Search(nn.Module):
         relaxed.register_hook(lambda gradient: gradient * factors[..., None, None])
         if self.cost is None:
             return self.zero().expand(len(self.tasks))
+        if self.cost.expected:
+            return factors[:, 0] * self.cost.expectation(self.distribution.probs)
         prices = self.cost(relax(drawn.masks, self.distribution.probs[:, None]))
         return (weights * factors * prices).sum(dim=1)
 

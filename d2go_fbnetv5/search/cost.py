@@ -15,11 +15,16 @@ class CostRegularizer(nn.Module):
         costs: S x P, c_b of each searchable block in any unit (``BlockCosts.matrix``).
         target: the relative cost that is free, in [0, 1]; 0.5 in the paper.
         weight: lambda_c, in units of the loss.
+        expected: price the expected cost of a distribution, max(0, E[cost] - target), and not the cost of each sample,
+            E[max(0, cost - target)]. Half of the samples cost more than the target where their mean does not, so that
+            every block has a price from the first step on, which where losses differ little decides against all.
     """
 
     costs: Tensor
 
-    def __init__(self, costs: Tensor, target: float = 0.5, weight: float = 1.0) -> None:
+    def __init__(
+        self, costs: Tensor, target: float = 0.5, weight: float = 1.0, expected: bool = False
+    ) -> None:
         super().__init__()
         if costs.dim() != 2 or bool((costs < 0).any()) or float(costs.sum()) <= 0:
             raise InputError(f"costs are S x P, not negative and not all zero, found {costs.tolist()}")
@@ -29,6 +34,7 @@ class CostRegularizer(nn.Module):
             raise InputError(f"the cost weight is {weight}, allowed is 0 or more")
         self.target = target
         self.weight = weight
+        self.expected = expected
         self.register_buffer("costs", costs.float(), persistent=False)
 
     def relative(self, masks: Tensor) -> Tensor:
@@ -44,6 +50,8 @@ class CostRegularizer(nn.Module):
     ) -> Tensor:
         """Return a surrogate of E_{a ~ p}[penalty(a)]: its gradient, not its value, is an unbiased estimate.
 
+        If ``expected``, the penalty of the expected cost itself.
+
         A penalty needs no network, so that far more masks than those of a step can be tried, and each with either
         state of each block: dE / dpi_b = E[penalty(a | a_b = 1) - penalty(a | a_b = 0)].
 
@@ -54,6 +62,8 @@ class CostRegularizer(nn.Module):
         Returns:
             T values.
         """
+        if self.expected:
+            return self(probs)
         with torch.no_grad():
             masks = torch.rand((samples, *probs.shape), generator=generator).to(probs) < probs
             shares = self.costs / self.costs.sum()

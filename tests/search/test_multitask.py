@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from d2go_fbnetv5 import MultitaskSearch, Supernet, Topology
-from d2go_fbnetv5.search import CostRegularizer
+from d2go_fbnetv5.search import CostRegularizer, search_class
 from d2go_fbnetv5.tasks import DatasetInfo, build_task
 
 _spec = importlib.util.spec_from_file_location("objectives", Path(__file__).with_name("objectives.py"))
@@ -161,6 +161,35 @@ def test_shared_images_take_their_difficulty_out():
 
     assert found(shared=True) > 0.95
     assert found(shared=False) < 0.7
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "straight_through"])
+def test_the_price_of_the_expected_cost_binds_above_the_target_alone(estimator):
+    """By hand: costs 1 and 3 of 4 at 0.5 and 0.75 come to 2.75 / 4; above the target each block is priced by its share."""
+    costs = torch.tensor([[1.0, 3.0]])
+    for target, slopes in ((0.5, [0.5, 1.5]), (0.7, [0.0, 0.0])):
+        cost = CostRegularizer(costs, target, 2.0, expected=True)
+        probs = torch.tensor([[[0.5, 0.75]]], requires_grad=True)
+        price = cost.expectation(probs)
+        assert price.item() == pytest.approx(max(0, 2 * (2.75 / 4 - target)))
+        assert torch.autograd.grad(price.sum(), probs)[0].flatten().tolist() == slopes
+
+        search = search_class("per_task_forward")(
+            objectives.MaskSupernet(1, 2),
+            objectives.random_tasks(1, 2, seed=0, noise=0.0),
+            samples_per_rank=2,
+            cost=cost,
+            loss_window=0,
+            estimator=estimator,
+            preprocess=lambda samples: None,
+        )
+        search.distribution.probs.data.copy_(probs.detach())
+        gradients = []
+        for search.cost in (cost, None):
+            search.iteration = 0
+            losses = search([{}, {}])
+            gradients.append(torch.autograd.grad(sum(losses.values()), search.distribution.probs)[0])
+        torch.testing.assert_close((gradients[0] - gradients[1]).flatten(), torch.tensor(slopes))
 
 
 def test_expected_price_is_that_of_all_masks():

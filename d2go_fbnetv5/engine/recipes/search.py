@@ -235,7 +235,7 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
     cost = None
     if search.COST.WEIGHT > 0:
         costs = cost_per_block(cfg).matrix(supernet.num_stages)
-        cost = CostRegularizer(costs, search.COST.TARGET, search.COST.WEIGHT)
+        cost = CostRegularizer(costs, search.COST.TARGET, search.COST.WEIGHT, search.COST.EXPECTED)
     learning = max(0, cfg.SOLVER.MAX_ITER - search.ARCH_WARMUP_ITERS)
     algorithm = search_class(search.ALGORITHM)
     options = {

@@ -165,7 +165,7 @@ def test_shared_images_take_their_difficulty_out():
 
 @pytest.mark.parametrize("estimator", ["reinforce", "straight_through"])
 def test_the_price_of_the_expected_cost_binds_above_the_target_alone(estimator):
-    """By hand: costs 1 and 3 of 4 at 0.5 and 0.75 come to 2.75 / 4; above the target each block is priced by its share."""
+    """By hand: costs 1, 3 of 4 at 0.5 and 0.75 come to 2.75 / 4; above the target each block is priced by its share."""
     costs = torch.tensor([[1.0, 3.0]])
     for target, slopes in ((0.5, [0.5, 1.5]), (0.7, [0.0, 0.0])):
         cost = CostRegularizer(costs, target, 2.0, expected=True)

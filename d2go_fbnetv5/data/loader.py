@@ -187,7 +187,7 @@ class _Loader:
 
     def _blame_a_dead_worker(self, error: Exception) -> None:
         if self._workers:
-            wait([worker.sentinel for worker in self._workers], timeout=1)
+            wait([worker.sentinel for worker in self._workers], timeout=10)  # a busy machine takes its time
         for worker in self._workers:
             if worker.exitcode is not None and worker.exitcode < 0:
                 how = describe_signal(-worker.exitcode)

@@ -243,7 +243,7 @@ KEYS = IMPORT_KEYS | table((
     Key("SEARCH.COST.TARGET", 0.5, between(0, 1), "The share of the full supernet's cost that is free.", SEARCH),
     Key("SEARCH.COST.WEIGHT", 1.0, between(0), "The price of costs above TARGET (Appendix E), 0 for none.", SEARCH),
     Key("SEARCH.COST.EXPECTED", False, SWITCH,
-        "Price the expected cost, which is free below TARGET, and not that of each sample, as the paper has it.", SEARCH),
+        "Price the expected cost, which is free below TARGET, and not that of each sample, as the paper does.", SEARCH),
     Key("SEARCH.COST.SIZE", [], COST_SIZE, "The size of image that costs are counted for.", SEARCH),
     Key("SEARCH.EVAL.RANDOM_TOPOLOGIES", 8, between(0, 10_000), "Rivals of a found topology in the report.", SEARCH),
     Key("SEARCH.EVAL.BN_ITERS", 20, between(1, 10_000), "Training batches to estimate statistics on.", SEARCH),

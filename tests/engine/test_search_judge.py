@@ -4,7 +4,7 @@ import torch
 from d2go_fbnetv5.arch import Supernet, Topology, block_costs
 from d2go_fbnetv5.data import DigitScenes
 from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge, TaskNetwork, random_topology
-from d2go_fbnetv5.search import MultitaskSearch
+from d2go_fbnetv5.search import Decision, MultitaskSearch
 from d2go_fbnetv5.tasks import build_task
 
 STAGES = 3
@@ -67,7 +67,8 @@ def test_a_result_leaves_weights_and_statistics_as_they_were(search, costs):
     before = {name: value.clone() for name, value in search.state_dict().items()}
     evaluations = []
     judge = SearchJudge(search, costs, data.info, batches, batches)
-    result = judge.result("cls", num_random=2, seed=0, progress=lambda: evaluations.append(1))
+    found = Decision(search.most_likely()["cls"], candidates=1, undecided=0)
+    result = judge.result("cls", found, num_random=2, seed=0, progress=lambda: evaluations.append(1))
     assert all(torch.equal(before[name], value) for name, value in search.state_dict().items())
     assert len(evaluations) == 3
     assert result.topology == search.most_likely()["cls"]
@@ -76,4 +77,4 @@ def test_a_result_leaves_weights_and_statistics_as_they_were(search, costs):
     assert (
         result.flops_pruned == costs.network(result.topology, ("path3",)) <= result.flops <= result.full_flops
     )
-    assert judge.result("cls", num_random=2, seed=0).random_topologies == result.random_topologies
+    assert judge.result("cls", found, num_random=2, seed=0).random_topologies == result.random_topologies

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class ModelRecipe(Recipe):
     kind: type[SearchedModel]
     model: SearchedModel
     input_divisor = 32
-    readers = MODEL
+    readers: Collection[str] | None = MODEL
 
     @classmethod
     def validate(cls, cfg: CfgNode, world_size: int) -> None:

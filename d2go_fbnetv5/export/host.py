@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from torchvision.ops import roi_align
 from d2go_fbnetv5.export.network.boxes import detect, propose
 from d2go_fbnetv5.models.base import MOST
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import is_number
 
 Method = Callable[..., Sequence[Tensor]]
 
@@ -56,10 +56,10 @@ class HostSettings:
                 raise InputError(f"{name} is {value!r}, allowed is a whole number from 1 to {MOST}")
         for name in ("proposals_iou", "score_threshold", "iou"):
             value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value <= 1):
+            if not (is_number(value) and 0 <= value <= 1):
                 raise InputError(f"{name} is {value!r}, allowed is a number from 0 to 1")
         anchors = self.cell_anchors
-        if not (anchors and all(len(box) == 4 and all(map(_is_number, box)) for box in anchors)):
+        if not (anchors and all(len(box) == 4 and all(map(is_number, box)) for box in anchors)):
             raise InputError("cell_anchors has a box that is not four finite numbers, or no box")
         if not all(x0 < x1 and y0 < y1 for x0, y0, x1, y1 in anchors):
             raise InputError("cell_anchors has a box without area; allowed is x0 < x1 and y0 < y1")
@@ -101,10 +101,6 @@ _COUNTS = (
     "proposals_after_nms",
     "max_detections",
 )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class HostedDetector:

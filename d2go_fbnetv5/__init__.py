@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from d2go_fbnetv5.arch.topology_file import load_topologies, save_topologies
     from d2go_fbnetv5.data import build_dataset, register_dataset
-    from d2go_fbnetv5.export import export_model
+    from d2go_fbnetv5.export import export_model, register_format
     from d2go_fbnetv5.pseudo_labels import Teacher, register_teacher
     from d2go_fbnetv5.search import MultitaskSearch
     from d2go_fbnetv5.tasks import DatasetInfo, Task, build_task, register_label, register_task
@@ -43,6 +43,7 @@ __all__ = [
     "load_topologies",
     "register_dataset",
     "register_family",
+    "register_format",
     "register_label",
     "register_task",
     "register_teacher",
@@ -62,7 +63,7 @@ _HOMES = {
     ),
     "arch.topology_file": ("load_topologies", "save_topologies"),
     "data": ("build_dataset", "register_dataset"),
-    "export": ("export_model",),
+    "export": ("export_model", "register_format"),
     "pseudo_labels": ("Teacher", "register_teacher"),
     "search": ("MultitaskSearch",),
     "tasks": ("DatasetInfo", "Task", "build_task", "register_label", "register_task"),

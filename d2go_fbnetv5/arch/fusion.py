@@ -122,7 +122,7 @@ class Fusion(nn.Module):
         return F.interpolate(x, size=size, mode="nearest")
 
     def grid(self, source: int, target: int) -> tuple[int, int]:
-        """Of a path's features, the first one that a path of lower resolution takes, and the step to the next."""
+        """Return which of a path's features a path of lower resolution takes first, and the step to the next."""
         start = (self.offsets[target] - self.offsets[source]) // self.strides[source]
         return start, self.strides[target] // self.strides[source]
 

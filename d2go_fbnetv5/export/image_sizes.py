@@ -97,7 +97,8 @@ class ImageSizes:
         """Read what `to_json` wrote, perhaps edited since. Raises an InputError that names the key."""
         if not isinstance(content, Mapping):
             raise InputError(f"image_sizes is {content!r}, allowed is an object with min and max")
-        least, most, step = content.get("min"), content.get("max"), content.get("multiple_of", STEP)
+        least: Any = content.get("min")
+        most, step = content.get("max"), content.get("multiple_of", STEP)
         for key, value in (("min", least), ("max", most)):
             if not (_is_size(value) or (key == "max" and value is None)):
                 raise InputError(f"image_sizes.{key} is {value!r}, allowed is [height, width] in pixels")
@@ -161,7 +162,8 @@ def usual_size(model: SearchedModel, transform: EvalTransform | None) -> tuple[i
         return model.padded_size((side, side))
     if transform.crop is not None:
         crop = transform.crop
-        return model.padded_size((crop, crop) if isinstance(crop, int) else tuple(crop))
+        height, width = (crop, crop) if isinstance(crop, int) else crop
+        return model.padded_size((height, width))
     short, long = transform.short_side, transform.max_size
     return model.padded_size((short, long if long is not None and long <= 2 * short else short))
 

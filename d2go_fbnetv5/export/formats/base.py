@@ -23,7 +23,7 @@ Run = Callable[..., Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """What a file is to be.
+    """The wishes for a file.
 
     Attributes:
         size: (height, width) of the images that it is mainly for.

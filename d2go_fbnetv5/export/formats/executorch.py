@@ -145,7 +145,7 @@ def quantized_methods(
         ValueError: no calibration images, or none in which a detector proposes a box.
     """
     images = list(calibration)
-    inputs = {name: [(image,) for image in images] for name in methods}
+    inputs: dict[str, list[tuple[Tensor, ...]]] = {name: [(image,) for image in images] for name in methods}
     if isinstance(module, DetectorInference):
         inputs["boxes"] = _regions(module, images)
     return {

@@ -91,14 +91,12 @@ class Onnx(Format):
         )
 
 
-def _converted(
-    module: nn.Module, image: Tensor, dims: dict[int, Any] | None = None, **names: list[str]
-) -> Any:
+def _converted(module: nn.Module, image: Tensor, dims: dict[int, Any] | None = None, **names: Any) -> Any:
     """A module as ONNX's protocol buffer, for images like an example, in whose dimensions ``dims`` they may differ."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(module, (image,), dynamic_shapes=(dims,), strict=False)
-        written = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
+        written: Any = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
         return written.model_proto
 
 

@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 from d2go_fbnetv5.export.formats.base import Run
 from d2go_fbnetv5.models import LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import segment_scores, weighed_masks
+from d2go_fbnetv5.tasks.images import image_size
 from d2go_fbnetv5.utils.errors import InputError
 
 # Allowed difference of a class' probability, or of a class' score in a pixel. Scores are sums over queries and may be
@@ -98,10 +99,10 @@ def check(
     report, compare, shares = Report(), _COMPARE.get(type(model), _compare_classes), []
     for where, image, found in _outputs(run, images):
         report.images += 1
-        report.sizes.add(tuple(image.shape[-2:]))
+        report.sizes.add(image_size(image))
         shares.append(compare(model, image, found, report, where))
     report.agreement = sum(shares) / len(shares)
-    if report.detections == (0, 0):
+    if isinstance(model, LiteRCNN) and report.detections == (0, 0):
         report.agreement = _probed_agreement(model, probe, images)
         if not report.agreement >= PROBED:
             raise CheckFailedError(

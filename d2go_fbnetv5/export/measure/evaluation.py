@@ -20,7 +20,7 @@ from d2go_fbnetv5.export.metadata import task_of
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks
 from d2go_fbnetv5.tasks.base import Sample
-from d2go_fbnetv5.tasks.images import label_map, label_size
+from d2go_fbnetv5.tasks.images import image_size, label_map, label_size
 from d2go_fbnetv5.utils.errors import InputError
 
 Sizes = tuple[int, int]
@@ -46,12 +46,12 @@ class ExportedModel(nn.Module):
         outputs = []
         for sample in batch:
             image = padded_image(self._model[0], sample["image"])
-            if self._size is not None and tuple(image.shape[-2:]) != self._size:
+            if self._size is not None and image_size(image) != self._size:
                 raise InputError(
                     f"the file takes images of {self._size[0]}x{self._size[1]} alone, found one of "
                     f"{image.shape[-2]}x{image.shape[-1]}"
                 )
-            outputs.append(self._outputs(self._run(image), image.shape[-2:], sample))
+            outputs.append(self._outputs(tuple(self._run(image)), image_size(image), sample))
         return outputs
 
 

@@ -39,7 +39,9 @@ def main() -> None:
     for kind in dict.fromkeys(map(_format, task["candidates"])):
         kind.use_threads(task["threads"])
     if "rounds" in task:
-        answer = {"latency": _latency(task["candidates"], task["rounds"], task["threads"] == 1)}
+        answer: dict[str, Any] = {
+            "latency": _latency(task["candidates"], task["rounds"], task["threads"] == 1)
+        }
     else:
         answer = {"memory": _memory(task["candidates"][0])}
     print(json.dumps(answer))

@@ -116,7 +116,7 @@ for name in {core!r}:
         capture_output=True,
         text=True,
         cwd=ROOT.parent,
-        timeout=120,
+        timeout=300,  # a busy machine takes minutes to import torch
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -223,7 +223,7 @@ KEYS = IMPORT_KEYS | table((
     Key("SEARCH.SAMPLES_PER_RANK", 4, between(1), "Topologies that a process draws in an iteration.", SEARCH),
     Key("SEARCH.SHARED_IMAGES", False, SWITCH,
         "Whether each topology sees the process' whole batch and not its part once the probabilities learn; such a step"
-        " takes SAMPLES_PER_RANK times as long.", SEARCH),
+        " takes up to SAMPLES_PER_RANK times as long.", SEARCH),
     Key("SEARCH.ARCH_WARMUP_ITERS", 0, between(0), "Iterations before the probabilities learn.", SEARCH),
     Key("SEARCH.ARCH_LR_FACTOR", 0.01, between(0), "The probabilities' rate as a factor of SOLVER.BASE_LR.", SEARCH),
     Key("SEARCH.ARCH_LR_DECAY", False, SWITCH,

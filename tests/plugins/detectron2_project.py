@@ -15,8 +15,8 @@ class Blocked:
 
 
 SEARCH = {
-    "MODEL.FBNETV5.NUM_STAGES": 2,
     "SEARCH.ARCH_WARMUP_ITERS": 1,
+    "SEARCH.SAMPLES_PER_RANK": 2,
     "SEARCH.EVAL.MAX_IMAGES": 4,
     "SEARCH.EVAL.BN_ITERS": 1,
     "SEARCH.EVAL.RANDOM_TOPOLOGIES": 1,
@@ -98,7 +98,7 @@ def check_search(namespace: dict, output: Path) -> None:
     assert list(load_topologies(output / "search" / "topologies.json").tasks) == ["cls", "det", "seg"]
     (arch,) = [group for group in trainer.optimizer.param_groups if group["name"] == "arch"]
     assert arch["params"][0] is trainer.model.distribution.probs
-    assert (arch["initial_lr"], arch["weight_decay"], arch["momentum"]) == (0.1 * 0.8, 0, 0)
+    assert (arch["initial_lr"], arch["weight_decay"], arch["momentum"]) == (0.04, 0, 0)
     refused(
         "DefaultTrainer", "probabilities weight decay 2e-05", lambda: plain_search(namespace["cfg"], False)
     )

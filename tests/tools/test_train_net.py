@@ -162,7 +162,6 @@ def test_a_loss_that_is_not_a_number_leaves_the_last_good_checkpoint(args, tmp_p
     assert main(args("--resume")) == 0
 
 
-@register_task("count_digits_for_test")
 class CountDigits(Task):
     """How many digits an image shows."""
 
@@ -199,6 +198,7 @@ class MeanError:
 
 
 def test_a_fourth_task_joins_by_registration_alone(args, tmp_path):
+    register_task("count_digits_for_test")(CountDigits)
     opts = [
         "SEARCH.TASKS",
         "['cls', 'count_digits_for_test']",

@@ -126,7 +126,11 @@ def test_a_forgotten_projection_is_noticed_at_the_next_step(search, search_cfg):
             "random",
             "SEARCH.ALGORITHM is 'random', allowed in Detectron2 and D2Go: multitask",
         ),
-        ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.ENABLED is set, to True, but nothing of MODEL.META"),
+        (
+            "TEST.PRECISE_BN.ENABLED",
+            True,
+            "TEST.PRECISE_BN.ENABLED is set, to True, but nothing of MODEL.META",
+        ),
         ("SOLVER.OPTIMIZER", "adamw", "SOLVER.OPTIMIZER is 'adamw', allowed"),
         ("SEED", -1, "SEED is -1, allowed under Detectron2 and D2Go: 0 or more"),
         ("SEARCH.INIT_PROB", 2.0, "SEARCH.INIT_PROB is 2.0, allowed"),

@@ -40,6 +40,7 @@ def run(network, topology):
     return features, gradients
 
 
+@pytest.mark.slow
 def test_another_topology_compiles_nothing_anew():
     backend = Counting()
     torch.manual_seed(0)

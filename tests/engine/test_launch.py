@@ -74,6 +74,7 @@ def test_two_processes_stop_at_a_bad_loss_with_one_sentence(stub_args, tmp_path)
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_0000002.pth"
 
 
+@pytest.mark.slow
 def test_processes_agree_on_statistics_and_see_each_image_once():
     script = SCRIPT.with_name("ranks_run.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

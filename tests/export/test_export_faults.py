@@ -24,6 +24,7 @@ def probing(model, change=lambda *found: found):
     return lambda image: change(*module(image))
 
 
+@pytest.mark.slow
 def test_a_detector_that_finds_nothing_is_compared_by_detections_of_any_score():
     model = tiny(LiteRCNN, score_threshold=0.9999)
     shown = images((96, 64), (64, 128))
@@ -45,6 +46,7 @@ def test_a_detector_that_finds_nothing_is_compared_by_detections_of_any_score():
         check(model, run, shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ImageClassifier, LiteRCNN, LiteMaskFormer])
 @pytest.mark.parametrize("int8", [False, True])
 def test_what_is_not_finite_fails_in_the_model_and_in_the_file(kind, int8):

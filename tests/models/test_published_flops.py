@@ -127,6 +127,7 @@ def test_built_in_topologies_keep_what_the_tables_say(task):
         assert candidates[0].kept == kept and worst[kept] < 0.004
 
 
+@pytest.mark.slow
 def test_solver_recovers_known_counts(tmp_path, capsys):
     topology = Topology([[1, 0, 1, 1], [0, 1, 1, 1]])
     published = {}

@@ -300,6 +300,7 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", range(len(DISTRIBUTED)), ids=[name for name, _ in DISTRIBUTED])
 def test_ranks_under_ddp_keep_equal_weights_and_learn(i, two_ranks):
     name, options = DISTRIBUTED[i]

@@ -51,6 +51,7 @@ def test_gradients_of_losses_and_prices_fall_linearly_to_zero(name, options):
         torch.testing.assert_close(found, expected * factor)
 
 
+@pytest.mark.slow
 def test_the_last_steps_do_not_decide_where_the_rate_falls():
     """With noise of twice the spread of what is searched, at a rate at which probabilities wander from end to end."""
 

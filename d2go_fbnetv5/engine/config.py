@@ -21,7 +21,7 @@ from d2go_fbnetv5.utils.options import (
     to_switch,
 )
 from d2go_fbnetv5.utils.rules import Rule, Table, add_keys, get
-from d2go_fbnetv5.utils.shipped import find_shipped, shipped_recipes
+from d2go_fbnetv5.utils.shipped import find_shipped, or_shipped, shipped_recipes
 from d2go_fbnetv5.utils.text_files import Scalar, expand_user, read_yaml
 
 
@@ -79,15 +79,12 @@ def find_config(path: str | Path) -> Path:
     Raises:
         FileNotFoundError: it names the recipes that exist.
     """
-    path = Path(expand_user(path))
-    if path.is_file():
-        return path
-    shipped = find_shipped(path)
-    if shipped is None:
+    path = Path(or_shipped(expand_user(path)))
+    if not path.is_file():
         raise FileNotFoundError(
             f"--config-file {path} is neither a file nor a shipped recipe ({', '.join(shipped_recipes())})"
         )
-    return shipped
+    return path
 
 
 def _with_bases(file: Path) -> list[tuple[Path, Mapping[str, Any]]]:

@@ -35,7 +35,7 @@ from d2go_fbnetv5.utils.rules import (
 
 MOST_ITERATIONS = (
     10**8
-)  # the paper's longest training on a single GPU takes 22 million; what exceeds it is a slip
+)  # the paper's longest training takes 22 million on a single GPU; what exceeds it is a slip
 _SIDES = f"1 to {MOST_PIXELS}"
 
 # Kinds of runs that do not read every key; a recipe says which of them it is.

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 _SUPERNET = "supernet."  # how a search names its supernet's weights
 _STAGE0 = f"{_SUPERNET}stage0."
 _HEADS = "tasks."
+# Of another search, such as the pretraining, neither its probabilities nor how far it came.
+SEARCH_WEIGHTS = (_SUPERNET, _HEADS)
 _COUNT = "num_batches_tracked"  # of batch norms; nothing depends on it, and other projects' weights lack it
 
 
@@ -93,7 +95,7 @@ def load_search_weights(search: Any, path: str | os.PathLike[str]) -> None:
             f"{os.fspath(path)!r} is no supernet of family {family} with {stages} stages: {error}"
         ) from error
     search.load_state_dict(theirs | heads, strict=False)
-    untrained = [name for name in ours if name.startswith((_SUPERNET, _HEADS)) and not name.endswith(_COUNT)]
+    untrained = [name for name in ours if name.startswith(SEARCH_WEIGHTS) and not name.endswith(_COUNT)]
     untrained = sorted({_part(name) for name in untrained if name not in theirs and name not in heads})
     logger.info(
         "%s: took over %d weights of the supernet and %d of heads; %s",
@@ -114,7 +116,7 @@ def read_search_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     state = _with_supernet(read_weights(path))
     if not any(name.startswith(_SUPERNET) for name in state):
         raise InputError(f"{os.fspath(path)!r} holds no supernet")
-    return {name: value for name, value in state.items() if name.startswith((_SUPERNET, _HEADS))}
+    return {name: value for name, value in state.items() if name.startswith(SEARCH_WEIGHTS)}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ class TaskResult:
 
     task: str
     topology: (
-        Topology  # what was found: the most likely one, unpruned, or of several candidates the best, pruned
+        Topology  # that was found: the most likely one, unpruned; of several candidates the best, pruned
     )
     probabilities: list[list[float]]  # S x P, each in (0, 1)
     outputs: tuple[str, ...]  # the paths the head reads, such as ("path3",)

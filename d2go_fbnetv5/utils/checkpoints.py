@@ -19,7 +19,7 @@ from torch import Tensor
 
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import naming, replacing, write_atomically
-from d2go_fbnetv5.utils.shipped import find_shipped
+from d2go_fbnetv5.utils.shipped import or_shipped
 
 SAFETENSORS = ".safetensors"
 _ARCHIVE = b"PK\x03\x04"  # torch writes archives since 1.6; before that, pickles with the tensors behind them
@@ -69,15 +69,13 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
     An archive's checksums are compared, which torch does not. Files from before torch 1.6 and safetensors have none.
 
     Args:
-        path: of a file, or the name of one that ships with the package, as `find_shipped` takes it.
+        path: of a file, or the name of one that ships with the package, as `or_shipped` takes it.
 
     Raises:
         FileNotFoundError: there is no such file.
         InputError: it is damaged, is no such file, or holds more than dense tensors and plain values.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        path = find_shipped(path) or path
+    path = Path(or_shipped(Path(path).expanduser()))
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is a folder, not a file" if path.is_dir() else f"{path} does not exist"

@@ -26,18 +26,16 @@ def opencv() -> ModuleType:
         InputError: it cannot be imported, or is older than `OLDEST` and would read images wrongly; says which command
             puts another one there.
     """
+    oldest = ".".join(map(str, OLDEST))
     try:
         cv2 = importlib.import_module("cv2")
-    except (
-        ImportError
-    ) as error:  # as where opencv-python finds no libGL, or numpy is another than it was built for
+    except ImportError as error:  # opencv-python finds no libGL, or numpy is another than it was built for
         raise InputError(
-            f"OpenCV cannot be imported ({error}); pip install --force-reinstall 'opencv-python-headless>="
-            f"{'.'.join(map(str, OLDEST))}' puts one there that needs no display"
+            f"OpenCV cannot be imported ({error}); pip install --force-reinstall 'opencv-python-headless>={oldest}' "
+            "puts one there that needs no display"
         ) from error
     if tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= OLDEST:
         return cv2
-    oldest = ".".join(map(str, OLDEST))
     packages = [name for name in _PACKAGES if _is_installed(name)] or _PACKAGES[:1]
     wanted = " ".join(f"'{name}>={oldest}'" for name in packages)
     raise InputError(

@@ -24,6 +24,11 @@ def find_shipped(path: str | os.PathLike[str]) -> Path | None:
     return file if not path.is_absolute() and file.is_file() else None
 
 
+def or_shipped(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return a path as it is; where there is no such file, the shipped one of that name if there is one."""
+    return path if os.path.isfile(path) else find_shipped(path) or path
+
+
 def shipped_recipes() -> list[str]:
     """Return the names of the recipes, without those that others build on."""
     folder = shipped_folder()

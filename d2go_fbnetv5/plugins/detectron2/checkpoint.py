@@ -6,13 +6,11 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from d2go_fbnetv5.models.weights import SEARCH_WEIGHTS
 from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_fit
 from d2go_fbnetv5.search import MultitaskSearch
 from d2go_fbnetv5.utils.checkpoints import read_tensors
-from d2go_fbnetv5.utils.shipped import find_shipped
-
-# Of another search, such as the pretraining, neither its probabilities nor how far it came.
-_SEARCH_WEIGHTS = ("supernet.", "tasks.")
+from d2go_fbnetv5.utils.shipped import or_shipped
 
 
 class StartsFromSearches:
@@ -30,7 +28,7 @@ class StartsFromSearches:
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         self._start = not (resume and self.has_checkpoint())
         try:
-            return super().resume_or_load(str(find_shipped(path) or path) if path else path, resume=resume)
+            return super().resume_or_load(str(or_shipped(path)), resume=resume)
         finally:
             self._start = False
 
@@ -41,7 +39,7 @@ class StartsFromSearches:
         ours = self.model.state_dict()
         state = adapt_weights(checkpoint["model"], ours)
         if self._start and isinstance(self.model, MultitaskSearch):
-            state = {name: value for name, value in state.items() if name.startswith(_SEARCH_WEIGHTS)}
+            state = {name: value for name, value in state.items() if name.startswith(SEARCH_WEIGHTS)}
         require_fit(state, ours)
         checkpoint["model"] = state
         return super()._load_model(checkpoint)

@@ -14,7 +14,7 @@ from fake_accelerator import enable, races
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.train import Run, prepare
 
-SEARCH = ["SEARCH.EVAL.BN_ITERS", "1", "SEARCH.EVAL.RANDOM_TOPOLOGIES", "0"]
+SEARCH = ["SEARCH.EVAL.BN_ITERS", "1", "SEARCH.EVAL.RANDOM_TOPOLOGIES", "0", "SEARCH.ARCH_WARMUP_ITERS", "1"]
 HALF = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16"]
 RUNS = {
     "search": ("search_digits_scratch.yaml", SEARCH),
@@ -30,7 +30,6 @@ def train_and_evaluate(config, options, device, folder):
         "SOLVER.MAX_ITER": 2,
         "SOLVER.STEPS": [1],
         "SOLVER.WARMUP_ITERS": 1,
-        "SEARCH.ARCH_WARMUP_ITERS": 1,
         "MODEL.WEIGHTS": "",
         "MODEL.FBNETV5.TOPOLOGY": "",
         "MODEL.DEVICE": device,

@@ -70,7 +70,8 @@ def test_runs_on_a_gpu_end_with_the_numbers_of_the_cpu(tmp_path):
         gpu = found["cuda"][name]
         # Attention takes another kernel there.
         assert gpu["weights"] == pytest.approx(cpu["weights"], rel=1e-9)
-        assert gpu["metrics"] == pytest.approx(cpu["metrics"], abs=1e-6)
+        # There are no large objects to be found, and so no APl.
+        assert gpu["metrics"] == pytest.approx(cpu["metrics"], abs=1e-6, nan_ok=True)
         assert any(value > 0 for value in cpu["metrics"].values())
     # Autocast was on, and the weights stayed numbers.
     assert 0 < found["half"] < float("inf")

@@ -1,0 +1,172 @@
+"""Networks of family N on scenes: pretrained supernets, and networks trained by their tasks' ordinary recipes.
+
+What has been trained is kept as figures in benchmarks/results, by all that it depends on, and not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import finished
+
+from d2go_fbnetv5.arch import Topology
+from d2go_fbnetv5.arch.topology_file import save_topologies
+from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
+from d2go_fbnetv5.utils.files import write_atomically
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SCRATCH = "scratch"
+IN_FEATURES = {
+    "cls": ImageClassifier.in_features,
+    "det": LiteRCNN.in_features,
+    "seg": LiteMaskFormer.in_features,
+}
+METRICS = {"cls": "top1", "det": "AP", "seg": "mIoU"}
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Where the recipes of one kind of scenes are, under configs/.
+
+    Args:
+        name: of the scenes in the recipes' names.
+        validation_set: of them.
+        num_stages: of their supernet.
+    """
+
+    name: str
+    validation_set: str
+    num_stages: int
+
+    @property
+    def pretraining(self) -> str:
+        """The recipe that trains the supernet."""
+        return f"pretrain/supernet_n_{self.name}.yaml"
+
+    @property
+    def search(self) -> str:
+        """The recipe of a search on it."""
+        return f"search_{self.name}.yaml"
+
+    def model(self, task: str) -> str:
+        """The recipe of a task's ordinary model."""
+        return f"{task}/{task}_{self.name}.yaml"
+
+    def validation(self, images: int) -> list[Any]:
+        """Options that make the validation set that long."""
+        return [f"FBNETV5_DATA.DATASETS.{self.validation_set}.num_images", images]
+
+
+SCENES = {
+    "digits": Scenes("digits", "digit_scenes_val", 4),
+    "fashion": Scenes("fashion", "fashion_scenes_val", 7),
+}
+
+
+def mask_text(topology: Topology) -> str:
+    """The mask as text, stage by stage: ``1000-0100``."""
+    return "-".join("".join(str(int(kept)) for kept in row) for row in topology.mask)
+
+
+def pretrained(scenes: Scenes, steps: int, folder: Path, seed: int = 0) -> Path:
+    """The checkpoint of a supernet that was trained for so many steps; trained in ``folder`` if it is not there.
+
+    The whole recipe is scaled: its rate falls to zero whatever the steps.
+    """
+    own = folder / f"supernet_{scenes.name}_{steps}_{seed}"
+    opts = ["SEED", seed, "SOLVER.MAX_ITER", steps, "SEARCH.ARCH_WARMUP_ITERS", steps]
+    opts += ["SOLVER.WARMUP_ITERS", min(100, steps // 4)]
+    opts += ["SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, "SEARCH.EVAL.MAX_IMAGES", 64]
+    finished(scenes.pretraining, own, opts)
+    return own / "model_final.pth"
+
+
+class Trainer:
+    """Trains networks by a task's ordinary recipe, each once.
+
+    Args:
+        folder: of trainings that are under way.
+        start: what the weights begin with: a supernet's checkpoint by its name in the results, "scratch" for random
+            ones.
+        steps: of a training, by task.
+        images: of the validation set.
+        results: where the figures are kept, one file a task.
+    """
+
+    def __init__(
+        self,
+        scenes: Scenes,
+        folder: Path,
+        start: Mapping[str, Path],
+        steps: Mapping[str, int],
+        images: int,
+        results: Path = RESULTS,
+    ) -> None:
+        self.scenes, self.folder, self.start = scenes, folder, start
+        self.steps, self.images, self.results = steps, images, results
+
+    def __call__(self, task: str, topology: Topology, start: str, seed: int, doublings: int = 0) -> float:
+        """The metric of a network after its training.
+
+        Args:
+            topology: as it was found. Pruned for the search's head it would lack blocks that the model needs, whose
+                paths are others.
+            start: name of the weights that it begins with.
+            doublings: how often the steps are doubled.
+        """
+        network, steps = topology.prune(IN_FEATURES[task]), self.steps[task] << doublings
+        key = f"{mask_text(network)} {start} {steps} steps {self.images} images seed {seed}"
+        file = self.results / f"trained_{self.scenes.name}_{task}.json"
+        if key not in _read(file):
+            metric = self._train(task, network, start, steps, seed)
+            # Another process may have added its own meanwhile.
+            content = _read(file) | {key: metric}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(dict(sorted(content.items())), indent=0) + "\n")
+            print(f"{task} {key}: {metric:.4f}", flush=True)
+        return _read(file)[key]
+
+    def _train(self, task: str, network: Topology, start: str, steps: int, seed: int) -> float:
+        folder = self.folder / f"{self.scenes.name}_{task}_{mask_text(network)}_{start}_{steps}_{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "topology.json"
+        paths = IN_FEATURES[task]
+        save_topologies(
+            file, "N", self.scenes.num_stages, (96, 96), {task: {"topology": network, "outputs": paths}}
+        )
+        opts = ["MODEL.FBNETV5.TOPOLOGY", file, "SEED", seed, "SOLVER.MAX_ITER", steps]
+        opts += ["MODEL.WEIGHTS", "" if start == SCRATCH else self.start[start]]
+        opts += [
+            "SOLVER.WARMUP_ITERS",
+            min(100, steps // 5),
+            "SOLVER.CHECKPOINT_PERIOD",
+            max(200, steps // 4),
+        ]
+        # The rate ends at zero, where averaged weights are the last ones.
+        opts += ["MODEL_EMA.ENABLED", False, "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 8]
+        opts += self.scenes.validation(self.images)
+        metric = finished(self.scenes.model(task), folder, opts)["metrics"][METRICS[task]]
+        for checkpoint in folder.glob("model_*.pth"):
+            checkpoint.unlink()
+        return metric
+
+
+def _read(file: Path) -> dict[str, float]:
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def steps_by_task(tasks: Sequence[str], steps: Sequence[int]) -> dict[str, int]:
+    """--steps as they are given, one for each task or one for all.
+
+    Raises:
+        ValueError: their number is another.
+    """
+    if len(steps) not in (1, len(tasks)):
+        raise ValueError(
+            f"--steps has {len(steps)} numbers, allowed are 1 or one for each of {', '.join(tasks)}"
+        )
+    return dict(zip(tasks, list(steps) * (len(tasks) if len(steps) == 1 else 1), strict=True))

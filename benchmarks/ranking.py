@@ -1,0 +1,236 @@
+"""Does a supernet rank networks as they rank when each is trained on its own, and what does its pretraining buy?
+
+    OMP_NUM_THREADS=1 python benchmarks/ranking.py
+
+Supernets of family N are trained on scenes of clothes (Debian's package dataset-fashion-mnist has the images) for
+--supernets steps. For each task --networks different ones are drawn, one from each of as many equal parts of the range
+of costs, and judged with each supernet's weights, batch norm re-estimated; then each is trained by its task's ordinary
+recipe, beginning with the weights of the last of the supernets. Kendall's tau between the two metrics says how alike
+the orders are: over all networks and, since cost alone orders networks too, over the pairs within a third of the range
+of cost. Standard errors are the jackknife's, over networks.
+
+--repeats networks of each task are trained with a second seed, which says how far a trained order repeats itself;
+with twice the steps, whether training was long enough; and from random weights with twice the steps, whether
+the common start decides the order.
+
+Figures are kept in benchmarks/results as they come, what is under way in --folder: stopped, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import build_run, finish, parser
+from exhaustive import judge_all
+from networks import (
+    IN_FEATURES,
+    METRICS,
+    RESULTS,
+    SCENES,
+    SCRATCH,
+    Scenes,
+    Trainer,
+    mask_text,
+    pretrained,
+    steps_by_task,
+)
+
+from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
+from d2go_fbnetv5.utils.seeding import derive_generator
+
+THIRDS = 3
+
+
+def draw_networks(
+    costs: BlockCosts, task: str, paths: Sequence[str], stages: int, count: int
+) -> list[Topology]:
+    """Different networks from the cheapest to the dearest, one of each of ``count`` equal parts of the costs.
+
+    Args:
+        paths: that the search's head reads: what it cannot tell apart is one network.
+    """
+    generator = derive_generator("ranking", task)
+    least = costs.network(Topology([[0] * 4] * stages), paths)
+    width = (costs.network(Topology.full(stages), paths) - least) / count
+    found: dict[int, Topology] = {}
+    for _ in range(200_000):
+        if len(found) == count:
+            break
+        # Blocks that are kept with one probability for all would all cost about the same.
+        prob = float(torch.rand((), generator=generator))
+        topology = Topology.random(stages, prob=prob, generator=generator).prune(paths)
+        part = min(int((costs.network(topology, paths) - least) / width), count - 1)
+        found.setdefault(part, topology)
+    return [found[part] for part in sorted(found)]
+
+
+def kendall(a: Sequence[float], b: Sequence[float], pairs: Sequence[tuple[int, int]]) -> float:
+    """Kendall's tau over some of the pairs: concordant less discordant ones, by the geometric mean of those that are
+    not tied in a and in b (tau-b)."""
+    signs = [(_sign(a[i] - a[j]), _sign(b[i] - b[j])) for i, j in pairs]
+    untied = math.sqrt(sum(abs(x) for x, _ in signs) * sum(abs(y) for _, y in signs))
+    return sum(x * y for x, y in signs) / untied if untied else math.nan
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+def jackknife(statistic: Callable[[Sequence[int]], float], count: int) -> tuple[float, float]:
+    """A statistic of networks by their numbers, and its standard error: from what it is without each of them."""
+    everything = range(count)
+    without = [statistic([i for i in everything if i != left_out]) for left_out in everything]
+    mean = statistics.fmean(without)
+    variance = (count - 1) / count * sum((value - mean) ** 2 for value in without)
+    return statistic(everything), math.sqrt(variance)
+
+
+def agreement(
+    judged: Sequence[float], trained: Sequence[float], costs: Sequence[float], rival: Sequence[float]
+) -> dict[str, Any]:
+    """Tau of what is judged and what is trained, over all and within thirds of cost, and its lead over a rival's."""
+    least, most = min(costs), max(costs)
+    part = [min(int(THIRDS * (c - least) / (most - least)), THIRDS - 1) for c in costs]
+
+    def tau(values: Sequence[float], within: bool) -> Callable[[Sequence[int]], float]:
+        def of(numbers: Sequence[int]) -> float:
+            pairs = [
+                (i, j) for i, j in itertools.combinations(numbers, 2) if not within or part[i] == part[j]
+            ]
+            return kendall(values, trained, pairs)
+
+        return of
+
+    row: dict[str, Any] = {}
+    for within, name in ((False, "tau"), (True, "tau within thirds")):
+        value, error = jackknife(tau(judged, within), len(costs))
+        row[name] = f"{value:.2f} ± {error:.2f}"
+    own, other = tau(judged, True), tau(rival, True)
+    lead, error = jackknife(lambda numbers: own(numbers) - other(numbers), len(costs))
+    return row | {"lead over cost within thirds": f"{lead:.2f} ± {error:.2f}"}
+
+
+def repeated(
+    trainer: Trainer, task: str, networks: Sequence[Topology], start: str, count: int
+) -> list[dict[str, Any]]:
+    """What ``count`` networks, evenly over the costs, come to under other conditions than the ranking's."""
+    few = [networks[round(i * (len(networks) - 1) / max(count - 1, 1))] for i in range(count)]
+    conditions = {
+        "a second seed": lambda t: trainer(task, t, start, 1),
+        "twice the steps": lambda t: trainer(task, t, start, 0, doublings=1),
+        "from random weights, twice the steps": lambda t: trainer(task, t, SCRATCH, 0, doublings=1),
+    }
+    first = [trainer(task, t, start, 0) for t in few]
+    pairs, rows = list(itertools.combinations(range(count), 2)), []
+    for name, train in conditions.items():
+        other = [train(t) for t in few]
+        changes = [b - a for a, b in zip(first, other, strict=True)]
+        rows.append(
+            {
+                "task": task,
+                "trained with": name,
+                "tau with the ranking's": kendall(first, other, pairs),
+                "mean change": statistics.fmean(changes),
+                "deviation of a change": statistics.stdev(changes),
+                "deviation over the networks": statistics.stdev(first),
+                "metrics": other,
+            }
+        )
+    return rows
+
+
+def judge_with(
+    scenes: Scenes,
+    weights: Path,
+    networks: dict[str, list[Topology]],
+    images: int,
+    folder: Path,
+    results: Path,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Loss and metric of networks with a supernet's weights, by task and the topology's repr."""
+    results.mkdir(parents=True, exist_ok=True)
+    run = build_run(scenes.search, folder, ["MODEL.WEIGHTS", weights, *scenes.validation(images)])
+    return judge_all(run, networks, results, images)
+
+
+def main() -> None:
+    parse = parser(__doc__, "output/benchmarks/ranking.json")
+    parse.add_argument("--scenes", choices=list(SCENES), default="fashion")
+    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/ranking"), help="of runs")
+    parse.add_argument("--results", type=Path, default=RESULTS, help="where figures are kept")
+    parse.add_argument("--supernets", type=int, nargs="+", default=[700, 2000, 8000], help="their steps")
+    parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
+    parse.add_argument("--networks", type=int, default=30, help="of each task")
+    parse.add_argument(
+        "--steps", type=int, nargs="+", default=[600], help="of a network's training, per task"
+    )
+    parse.add_argument("--images", type=int, default=1024, help="of the validation set")
+    parse.add_argument("--repeats", type=int, default=6, help="networks that are trained in other ways too")
+    args = parse.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.quick:
+        args.folder, args.results = args.folder / "quick", args.folder / "quick" / "results"
+        args.scenes, args.supernets, args.tasks, args.networks = "digits", [2, 4], ["seg"], 4
+        args.steps, args.images, args.repeats = [2], 16, 2
+
+    scenes = SCENES[args.scenes]
+    supernets = {str(steps): pretrained(scenes, steps, args.folder) for steps in args.supernets}
+    start = list(supernets)[-1]
+    run = build_run(scenes.search, args.folder / "judge", ["MODEL.WEIGHTS", supernets[start]])
+    costs, in_features = block_costs("N", run.recipe.size), run.model.in_features
+    networks = {
+        task: draw_networks(costs, task, in_features[task], scenes.num_stages, args.networks)
+        for task in args.tasks
+    }
+    judged = {
+        name: judge_with(
+            scenes,
+            weights,
+            networks,
+            args.images,
+            args.folder / "judge",
+            args.results / f"judged_{args.scenes}_{name}_{args.images}",
+        )
+        for name, weights in supernets.items()
+    }
+
+    trainer = Trainer(
+        scenes, args.folder, supernets, steps_by_task(args.tasks, args.steps), args.images, args.results
+    )
+    rows, more, figures = [], [], {}
+    for task in args.tasks:
+        price = [costs.network(t, in_features[task]) for t in networks[task]]
+        trained = [trainer(task, t, start, 0) for t in networks[task]]
+        for name in supernets:
+            metrics = [judged[name][task][repr(t)]["metric"] for t in networks[task]]
+            row = {"task": task, "ranked by": f"supernet of {name} steps"}
+            rows.append(row | agreement(metrics, trained, price, price))
+        rows.append({"task": task, "ranked by": "cost"} | agreement(price, trained, price, price))
+        del rows[-1]["lead over cost within thirds"]
+        more += repeated(trainer, task, networks[task], start, args.repeats)
+        figures[task] = [
+            {
+                "network": mask_text(t),
+                "model": mask_text(t.prune(IN_FEATURES[task])),
+                "MFLOPs": p / 1e6,
+                f"trained {METRICS[task]}": metric,
+                **{f"supernet {name}": judged[name][task][repr(t)] for name in supernets},
+            }
+            for t, p, metric in zip(networks[task], price, trained, strict=True)
+        ]
+    options = {key: str(value) for key, value in vars(args).items()}
+    tables = {
+        "Orders of networks, Kendall's tau ± standard error": (rows, list(rows[0])),
+        "The same networks trained in other ways": (more, [key for key in more[0] if key != "metrics"]),
+    }
+    finish(args.output, tables, options=options, networks=figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The ranking's arithmetic by hand, what it draws, and that its command runs to its tables."""
+
+import importlib.util
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from scipy.stats import kendalltau
+
+from d2go_fbnetv5 import Topology
+from d2go_fbnetv5.arch import block_costs
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def ranking():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location("benchmarks_ranking", BENCHMARKS / "ranking.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def every_pair(count):
+    return list(itertools.combinations(range(count), 2))
+
+
+def test_kendalls_tau_by_hand_and_as_scipy_has_it(ranking):
+    # Of the six pairs of four networks one is the other way round.
+    assert ranking.kendall([1, 2, 3, 4], [1, 2, 4, 3], every_pair(4)) == pytest.approx(4 / 6)
+    assert ranking.kendall([1, 2, 3, 4], [4, 3, 2, 1], every_pair(4)) == -1
+    assert math.isnan(ranking.kendall([1, 1], [1, 2], every_pair(2)))
+    a, b = [3, 1, 2, 2, 5, 4, 4], [2, 1, 3, 3, 6, 6, 4]
+    assert ranking.kendall(a, b, every_pair(7)) == pytest.approx(kendalltau(a, b).statistic)
+
+
+def test_the_jackknifes_error_of_a_mean_is_the_usual_one(ranking):
+    values = [2.0, 4.0, 9.0, 1.0]
+    mean, error = ranking.jackknife(lambda numbers: sum(values[i] for i in numbers) / len(numbers), 4)
+    assert mean == 4
+    assert error == pytest.approx((sum((v - 4) ** 2 for v in values) / 3 / 4) ** 0.5)
+
+
+def test_within_thirds_of_cost_an_order_by_cost_alone_is_worth_nothing_between_them(ranking):
+    costs = [1, 2, 3, 11, 12, 13, 21, 22, 23]
+    # The dearer third is better, and within a third the cheaper network.
+    trained = [3, 2, 1, 6, 5, 4, 9, 8, 7]
+    by_cost = ranking.agreement(costs, trained, costs, costs)
+    assert by_cost["tau"].startswith("0.50") and by_cost["tau within thirds"] == "-1.00 ± 0.00"
+    perfect = ranking.agreement(trained, trained, costs, costs)
+    assert perfect["tau"] == perfect["tau within thirds"] == "1.00 ± 0.00"
+    assert perfect["lead over cost within thirds"] == "2.00 ± 0.00"
+
+
+def test_networks_differ_and_are_spread_over_the_costs(ranking):
+    costs, paths = block_costs("N", (96, 96)), ("path1",)
+    drawn = ranking.draw_networks(costs, "det", paths, 7, 30)
+    assert drawn == ranking.draw_networks(costs, "det", paths, 7, 30)
+    assert len({t.prune(paths) for t in drawn}) == 30
+    least = costs.network(Topology([[0] * 4] * 7), paths)
+    width = (costs.network(Topology.full(7), paths) - least) / 30
+    parts = [min(int((costs.network(t, paths) - least) / width), 29) for t in drawn]
+    assert parts == list(range(30))
+
+
+def test_what_was_trained_is_kept_and_not_trained_again(ranking, tmp_path, monkeypatch):
+    networks = sys.modules["networks"]
+    seen = []
+
+    def finished(config, folder, opts):
+        seen.append((config, dict(zip(opts[::2], opts[1::2], strict=True))))
+        return {"metrics": {"AP": 0.25 * len(seen)}}
+
+    monkeypatch.setattr(networks, "finished", finished)
+    trainer = networks.Trainer(
+        networks.SCENES["fashion"], tmp_path, {"8000": tmp_path / "a.pth"}, {"det": 600}, 64, tmp_path
+    )
+    topology = Topology([[0, 1, 0, 0]] + [[0] * 4] * 6)
+    assert trainer("det", topology, "8000", 0) == trainer("det", topology, "8000", 0) == 0.25
+    assert trainer("det", topology, "scratch", 0, doublings=1) == 0.5
+    assert trainer("det", topology, "8000", 1) == 0.75
+    assert [config for config, _ in seen] == ["det/det_fashion.yaml"] * 3
+    assert [options["SOLVER.MAX_ITER"] for _, options in seen] == [600, 1200, 600]
+    assert [options["MODEL.WEIGHTS"] for _, options in seen] == [tmp_path / "a.pth", "", tmp_path / "a.pth"]
+    kept = json.loads((tmp_path / "trained_fashion_det.json").read_text())
+    assert sorted(kept.values()) == [0.25, 0.5, 0.75] and all("64 images" in key for key in kept)
+
+
+@pytest.mark.slow
+def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "ranking.json"
+    argv = ["ranking.py", "--quick", "--folder", str(tmp_path), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", argv)
+    ranking.main()
+    content = json.loads(output.read_text())
+    assert len(content["networks"]["seg"]) == 4
+    assert {row["ranked by"] for row in content["Orders of networks, Kendall's tau ± standard error"]} == {
+        "supernet of 2 steps",
+        "supernet of 4 steps",
+        "cost",
+    }
+    assert "| ranked by |" in capsys.readouterr().out

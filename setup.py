@@ -13,7 +13,7 @@ def version() -> str:
 
 
 def config_files() -> list[str]:
-    """The recipes, and the weights that some of them start from."""
+    """The configurations, and the weights that some of them start from."""
     files = [path for path in (ROOT / "configs").rglob("*") if path.suffix in (".yaml", ".safetensors")]
     return sorted(str(path.relative_to(ROOT / "configs")) for path in files)
 
@@ -31,7 +31,7 @@ setup(
         "d2go_fbnetv5.tools",
         "d2go_fbnetv5.configs",
     ],
-    # As in D2Go: the command line tools and the recipes live at the top level and ship inside the package.
+    # As in D2Go: the command line tools and the configurations live at the top level and ship inside the package.
     package_dir={"d2go_fbnetv5.tools": "tools", "d2go_fbnetv5.configs": "configs"},
     package_data={
         "d2go_fbnetv5": ["py.typed"],

@@ -25,7 +25,7 @@ from common import finish, parser, take_turns
 from torch import nn
 
 from d2go_fbnetv5.arch import Supernet, block_costs
-from d2go_fbnetv5.search import CostRegularizer, Search, search_class
+from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search
 
 _STAGES = 4
 # Label: algorithm, its options, whether it is for one task only.
@@ -62,7 +62,7 @@ class Stepper:
         paths = [f"path{3 - t % 2}" for t in range(num_tasks)]
         tasks = [Probe(f"t{t}", path, supernet.channels[path]) for t, path in enumerate(paths)]
         costs = block_costs(args.family, (args.size, args.size)).matrix(_STAGES)
-        self.search: Search = search_class(name)(
+        self.search: Search = ALGORITHMS[name](
             supernet, tasks, samples_per_rank=1, cost=CostRegularizer(costs), **options
         )
         self.optimizer = torch.optim.SGD(self.search.param_groups(0.01), lr=0.01, momentum=0.9)

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from common import build_run, finish, parser, run_folder
-from fvcore.common.config import CfgNode
 from torch import nn
 
-from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
+from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
 from d2go_fbnetv5.engine.recipes.search_judge import TaskNetwork
@@ -41,11 +40,6 @@ def all_topologies(stages: int) -> list[Topology]:
 def distinct_networks(in_features: Sequence[str], stages: int) -> list[Topology]:
     """The topologies that differ in what a head that reads ``in_features`` uses, pruned for it."""
     return list({topology.prune(in_features): None for topology in all_topologies(stages)})
-
-
-def price(cfg: CfgNode, costs: BlockCosts, topology: Topology) -> float:
-    """Of SEARCH.COST, as Appendix E adds it to a loss."""
-    return cfg.WEIGHT * max(0.0, costs.relative(topology) - cfg.TARGET)
 
 
 def judge(
@@ -119,15 +113,15 @@ def main() -> None:
 
     costs, rows = block_costs("N", run.recipe.size), []
     for name in args.tasks:
-        task, cost = run.model.tasks[name], run.cfg.SEARCH.COST
+        task = run.model.tasks[name]
         sign = 1 if task.higher_is_better else -1
         others = [
-            (judged[name][repr(t)], price(cost, costs, t), costs.network(t, task.in_features))
+            (judged[name][repr(t)], float(run.model.cost.prices([t])), costs.network(t, task.in_features))
             for t in drawn[name]
         ]
         for folder, topology in zip(args.searches, theirs[name], strict=True):
             own, flops = judged[name][repr(topology)], costs.network(topology, task.in_features)
-            objective = own["loss"] + price(cost, costs, topology)
+            objective = own["loss"] + float(run.model.cost.prices([topology]))
             better = sum(each["loss"] + p < objective for each, p, _ in others)
             dearer = [each["metric"] for each, _, f in others if f >= flops]
             rows.append(

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from common import SEARCH_CONFIG, build_run, finish, finished, parser, run_folder, search_options
-from exhaustive import all_topologies, distinct_networks, price
+from exhaustive import all_topologies, distinct_networks
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
@@ -169,7 +169,7 @@ def main() -> None:
     cfg, costs = run.cfg.SEARCH.COST, block_costs("N", run.recipe.size)
     cost = CostRegularizer(costs.matrix(STAGES), cfg.TARGET, cfg.WEIGHT)
     objectives = {
-        task.name: {t: float(losses.mean()) + price(cfg, costs, t) for t, losses in task.losses.items()}
+        task.name: {t: float(losses.mean() + cost.prices([t])) for t, losses in task.losses.items()}
         for task in tasks
     }
     everything = len(all_topologies(STAGES))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from d2go_fbnetv5.export.formats.base import get_format, split_int8
+from d2go_fbnetv5.export.formats.base import get_format, list_formats, split_int8
 from d2go_fbnetv5.export.measure.benchmark import Evaluate, benchmark_formats, markdown, run_benchmark
 from d2go_fbnetv5.export.measure.evaluation import evaluate_run
 from d2go_fbnetv5.export.measure.subjects import BASELINES
@@ -45,9 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--formats",
         nargs="+",
-        default=["executorch", "onnx"],
+        default=list_formats("usual"),
         metavar="FORMAT",
-        help=f"some of {', '.join(benchmark_formats())} (default: executorch onnx)",
+        help=f"some of {', '.join(benchmark_formats())} (default: {' '.join(list_formats('usual'))})",
     )
     parser.add_argument(
         "--sizes", nargs="+", default=[], metavar="HxW", help="of images; default: each model's usual one"

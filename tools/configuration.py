@@ -13,7 +13,7 @@ from d2go_fbnetv5.utils.rules import Key
 
 _HEAD = """# Configuration
 
-A file has the keys that it changes. `_BASE_` names another file, or a recipe that ships, to start from; `KEY VALUE`
+A file has the keys that it changes. `_BASE_` names another file, or one that ships, to start from; `KEY VALUE`
 pairs on the command line come last. Names and defaults are those of Detectron2 and D2Go where they have the key. A key
 that is set, to another value than its default, and that the kind of run at hand does not read is an error.
 

@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", help="HEIGHTxWIDTH in pixels; default: the family's own")
     parser.add_argument(
         "--format",
-        default="executorch",
-        help=f"one of {', '.join(list_formats('parts'))} (default: executorch)",
+        default=list_formats("usual")[0],
+        help=f"one of {', '.join(list_formats('parts'))} (default: %(default)s)",
     )
     parser.add_argument("--rounds", type=int, default=50, metavar="N", help="of measurements (50)")
     parser.add_argument(

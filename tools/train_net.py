@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: d2go_fbnetv5.train_net --config-file search_digits.yaml OUTPUT_DIR output/demo",
     )
     parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="a YAML file, or the name of a recipe that ships"
+        "--config-file", required=True, metavar="FILE", help="a YAML file, or the name of one that ships"
     )
     parser.add_argument("--output-dir", metavar="DIR", help="short for OUTPUT_DIR DIR")
     parser.add_argument(

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from d2go_fbnetv5.arch.cost import MOST_PIXELS
-from d2go_fbnetv5.arch.families import NUM_PATHS
+from d2go_fbnetv5.arch.families import NUM_PATHS, PATHS
 from d2go_fbnetv5.arch.topology import MOST_STAGES, Topology
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import is_number, json_value
-from d2go_fbnetv5.utils.text_files import read_json
+from d2go_fbnetv5.utils.options import require
+from d2go_fbnetv5.utils.text_files import read_json_object
 
 FORMAT = 1
 NUMBERS = (
@@ -100,109 +101,95 @@ def load_topologies(path: str | os.PathLike[str]) -> TopologyFile:
     Raises FileNotFoundError if there is none, ValueError naming the file, the key, what was found and what is
     allowed if its content is not what it should be.
     """
-    return _parse(read_json(path), os.fspath(path))
+    return _parse(read_json_object(path), os.fspath(path))
 
 
-def _parse(content: Any, path: str) -> TopologyFile:
-    _require(isinstance(content, dict), path, "the top level", _kind(content), "an object")
-    _require(content.get("format") == FORMAT, path, "'format'", content.get("format"), FORMAT)
-    family = content.get("family")
-    _require(isinstance(family, str) and family != "", path, "'family'", family, "a family's name")
-    stages = content.get("num_stages")
-    good_stages = _is_count(stages) and 0 < stages <= MOST_STAGES
-    _require(good_stages, path, "'num_stages'", stages, f"an integer of 1 to {MOST_STAGES}")
-    size = content.get("size")
-    good_size = (
-        isinstance(size, list) and len(size) == 2 and all(_is_count(x) and 0 < x <= MOST_PIXELS for x in size)
-    )
-    _require(good_size, path, "'size'", size, f"[height, width] of 1 to {MOST_PIXELS} pixels")
-    tasks = content.get("tasks")
-    _require(
-        isinstance(tasks, dict) and tasks, path, "'tasks'", _kind(tasks), "an object with at least one task"
-    )
-    entries = {name: _parse_entry(entry, stages, path, f"tasks.{name}") for name, entry in tasks.items()}
+def _parse(content: dict[str, Any], path: str) -> TopologyFile:
+    try:
+        require(content, "format", lambda value: value == FORMAT, str(FORMAT))
+        family = require(content, "family", lambda value: value and isinstance(value, str), "a family's name")
+        stages = require(
+            content,
+            "num_stages",
+            lambda value: _is_count(value, MOST_STAGES),
+            f"a count of 1 to {MOST_STAGES}",
+        )
+        size = require(content, "size", _is_size, f"[height, width] of 1 to {MOST_PIXELS} pixels")
+        tasks = require(
+            content, "tasks", lambda value: value and _is_object(value), "an object with at least one task"
+        )
+        entries = {name: _parse_entry(tasks, name, stages) for name in tasks}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return TopologyFile(path=path, family=family, num_stages=stages, size=tuple(size), tasks=entries)
 
 
-def _parse_entry(entry: Any, stages: int, path: str, key: str) -> TopologyEntry:
-    _require(isinstance(entry, dict), path, f"'{key}'", _kind(entry), "an object")
-    _require("topology" in entry, path, f"'{key}.topology'", "nothing", "a topology")
+def _parse_entry(tasks: dict[str, Any], name: str, stages: int) -> TopologyEntry:
+    group = f"tasks.{name}."
+    given = require(tasks, name, _is_object, "an object", "tasks.")
+    entry = {"metrics": {}, "random": {}, **dict.fromkeys(("probabilities", *NUMBERS)), **given}
     try:
-        topology = Topology.from_dict(entry["topology"])
+        topology = Topology.from_dict(require(entry, "topology", _is_object, "a topology", group))
     except InputError as error:
-        raise InputError(f"{path}: '{key}.topology' is not a topology: {error}") from error
-    found = f"{topology.num_stages} x {topology.num_paths}"
-    _require(
-        topology.num_stages == stages,
-        path,
-        f"'{key}.topology'",
-        f"{found} (stages x paths)",
-        f"{stages} stages, as 'num_stages' says",
-    )
-    _require(topology.num_paths == NUM_PATHS, path, f"'{key}.topology'", found, f"{NUM_PATHS} paths")
-    outputs = entry.get("outputs")
-    allowed = [f"path{p}" for p in range(topology.num_paths)]
-    good_outputs = isinstance(outputs, list) and outputs and all(output in allowed for output in outputs)
-    _require(good_outputs, path, f"'{key}.outputs'", outputs, f"a list of {', '.join(allowed)}")
-    numbers = {}
-    for name in NUMBERS:
-        value = entry.get(name)
-        good = value is None or (is_number(value) and value >= 0)
-        _require(good, path, f"'{key}.{name}'", value, "a number of at least 0")
-        numbers[name] = value
-    for name in ("metrics", "random"):
-        value = entry.get(name, {})
-        _require(isinstance(value, dict), path, f"'{key}.{name}'", _kind(value), "an object")
-    for name, value in entry.get("metrics", {}).items():
-        _require(
-            value is None or is_number(value), path, f"'{key}.metrics.{name}'", value, "a number or null"
+        raise InputError(f"{group}topology: {error}") from error
+    if (topology.num_stages, topology.num_paths) != (stages, NUM_PATHS):
+        raise InputError(
+            f"{group}topology is of {topology.num_stages} x {topology.num_paths} blocks, allowed is {stages} stages, "
+            f"as num_stages says, of {NUM_PATHS} paths"
         )
+    outputs = require(
+        entry,
+        "outputs",
+        lambda value: value and isinstance(value, list) and all(output in PATHS for output in value),
+        f"a list of {', '.join(PATHS)}",
+        group,
+    )
+    numbers = {
+        key: require(
+            entry,
+            key,
+            lambda value: _is_number_or_null(value) and (value or 0) >= 0,
+            "a number of at least 0",
+            group,
+        )
+        for key in NUMBERS
+    }
+    metrics, random = (require(entry, key, _is_object, "an object", group) for key in ("metrics", "random"))
+    for key in metrics:
+        require(metrics, key, _is_number_or_null, "a number or null", f"{group}metrics.")
+    shape = f"{stages} x {NUM_PATHS} numbers from 0 to 1, as the topology"
+    probabilities = require(entry, "probabilities", lambda value: _are_shares(value, stages), shape, group)
     return TopologyEntry(
         topology=topology,
         outputs=tuple(outputs),
-        probabilities=_parse_probabilities(
-            entry.get("probabilities"), topology, path, f"{key}.probabilities"
-        ),
-        metrics=entry.get("metrics", {}),
-        random=entry.get("random", {}),
+        probabilities=probabilities and tuple(tuple(map(float, row)) for row in probabilities),
+        metrics=metrics,
+        random=random,
         **numbers,
     )
 
 
-def _parse_probabilities(
-    value: Any, topology: Topology, path: str, key: str
-) -> tuple[tuple[float, ...], ...] | None:
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_count(side, MOST_PIXELS) for side in value)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def _are_shares(value: Any, stages: int) -> bool:
+    """Return whether a value is nothing, or a row of a number in [0, 1] for each path, for each stage."""
     if value is None:
-        return None
-    shape = f"{topology.num_stages} x {topology.num_paths} (stages x paths), as the topology"
-    good_shape = (
-        isinstance(value, list)
-        and len(value) == topology.num_stages
-        and all(isinstance(row, list) and len(row) == topology.num_paths for row in value)
+        return True
+    rows = isinstance(value, list) and len(value) == stages and all(isinstance(row, list) for row in value)
+    return rows and all(
+        len(row) == NUM_PATHS and all(is_number(share) and 0 <= share <= 1 for share in row) for row in value
     )
-    _require(good_shape, path, f"'{key}'", _shape(value), shape)
-    wrong = [p for row in value for p in row if not (is_number(p) and 0 <= p <= 1)]
-    _require(not wrong, path, f"'{key}'", wrong[0] if wrong else None, "numbers from 0 to 1")
-    return tuple(tuple(float(p) for p in row) for row in value)
-
-
-def _require(condition: Any, path: str, key: str, found: Any, allowed: Any) -> None:
-    if not condition:
-        text = found if isinstance(found, str) else repr(found)
-        raise InputError(f"{path}: {key} is {text[:100]}; expected {allowed}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", type(None): "missing"}
-    return names.get(type(value), repr(value))
-
-
-def _shape(value: Any) -> str:
-    if not isinstance(value, list):
-        return _kind(value)
-    widths = sorted({len(row) if isinstance(row, list) else 0 for row in value})
-    return f"{len(value)} x {' or '.join(map(str, widths))}"

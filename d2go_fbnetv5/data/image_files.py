@@ -29,19 +29,19 @@ def subfolders(folder: str | Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_foreign(entry.name))
 
 
-def image_names(folder: str | Path, unread: list[str]) -> list[str]:
-    """Return the paths, relative to a folder, of the images in it and in its folders, in no order.
+def image_names(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Return the images in a folder and in its folders, and the pictures of kinds that cannot be read, in no order.
 
-    Args:
-        unread: gets the paths, with the folder, of pictures of kinds that cannot be read.
+    The paths of images are relative to the folder, those of the others are with it.
     """
-    found = []
+    found: list[str] = []
+    unread: list[str] = []
     for name in file_names(folder):
         if name.lower().endswith(IMG_EXTENSIONS):
             found.append(name)
         elif name.lower().endswith(_UNREAD):
             unread.append(os.path.join(folder, name))
-    return found
+    return found, unread
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], list[Path]]:

@@ -40,8 +40,8 @@ class ImageFolders(torch.utils.data.Dataset):
         for folder in self.folders:
             if not folder.is_dir():
                 raise FileNotFoundError(f"folder of images {folder} does not exist")
-            unread: list[str] = []
-            names = sorted(image_names(folder, unread))
+            names, unread = image_names(folder)
+            names.sort()
             if not names:
                 raise FileNotFoundError(f"folder of images {folder} has no images")
             warn_of_unread(folder, unread)

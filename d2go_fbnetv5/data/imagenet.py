@@ -49,10 +49,12 @@ class ImageNetFolder(torch.utils.data.Dataset):
         counts = []
         unread: list[str] = []
         for name in classes:
-            images = sorted(image_names(self.folders[0] / name, unread), key=os.path.split)
+            images, others = image_names(self.folders[0] / name)
+            images.sort(key=os.path.split)
+            unread += others
             if not images:
-                others = f" that can be read, {unread[-1]} cannot" if unread else ""
-                raise FileNotFoundError(f"class folder {self.folders[0] / name} has no images{others}")
+                cannot = f" that can be read, {others[-1]} cannot" if others else ""
+                raise FileNotFoundError(f"class folder {self.folders[0] / name} has no images{cannot}")
             warn_of_copies(self.folders[0] / name, images)
             found += (f"{name}/{image}" for image in images)
             counts.append(len(images))

@@ -45,13 +45,13 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.T
     if header is not None:
         _check_pixels(path, "image", header)
         if size is not None and header.size not in (tuple(size), tuple(size)[::-1]):
-            _check_size(path, "image", header.size[::-1], size)
+            _require_size(path, "image", header.size[::-1], size)
         if header.format in _SEQUENCES and getattr(header, "is_animated", False):
             _warn_once("frames", f"image {path} has several frames or pages, of which the first is read")
     image = _decode(data, cv2.IMREAD_COLOR) if _is_safe(data, header) else None
     if image is None:
         raise InputError(f"image {path} is broken, cut short or in a format that cannot be read")
-    _check_size(path, "image", image.shape[:2], size)
+    _require_size(path, "image", image.shape[:2], size)
     if image.max() <= 16:  # of 255: as good as black, or less than 16 bits in a file of 16
         image = _few_bits(path, data, image)
     return torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB).transpose(2, 0, 1).copy())
@@ -114,7 +114,7 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
     if image is None:
         raise InputError(f"label map {path} is broken, cut short or not an image")
     _check_pixels(path, "label map", image)
-    _check_size(path, "label map", image.size[::-1], size)
+    _require_size(path, "label map", image.size[::-1], size)
     if image.format in ("JPEG", "MPO"):
         raise InputError(f"label map {path} is a JPEG, which changes the values; it must be a PNG")
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
@@ -180,7 +180,7 @@ def _check_pixels(path: str | Path, kind: str, image: Image.Image) -> None:
         )
 
 
-def _check_size(path: str | Path, kind: str, found: tuple[int, ...], size: tuple[int, int] | None) -> None:
+def _require_size(path: str | Path, kind: str, found: tuple[int, ...], size: tuple[int, int] | None) -> None:
     if size is not None and tuple(found) != tuple(size):
         height, width = found
         turned = "; was it turned upright after its size was noted?" if (width, height) == tuple(size) else ""

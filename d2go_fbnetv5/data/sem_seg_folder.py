@@ -50,8 +50,8 @@ class SemSegFolder(torch.utils.data.Dataset):
         for kind, folder in (("images", image_root), ("label maps", map_root)):
             if not folder.is_dir():
                 raise FileNotFoundError(f"folder of {kind} {folder} does not exist")
-        unread: list[str] = []
-        names_of_images = sorted(image_names(image_root, unread), key=lambda name: PurePath(name).parts)
+        names_of_images, unread = image_names(image_root)
+        names_of_images.sort(key=lambda name: PurePath(name).parts)
         if not names_of_images:
             raise FileNotFoundError(f"folder of images {image_root} has no images")
         warn_of_unread(image_root, unread)

@@ -21,7 +21,7 @@ from d2go_fbnetv5.utils.options import (
     to_switch,
 )
 from d2go_fbnetv5.utils.rules import Rule, Table, add_keys, get
-from d2go_fbnetv5.utils.shipped import find_shipped, or_shipped, shipped_recipes
+from d2go_fbnetv5.utils.shipped import find_shipped, or_shipped, shipped_configs
 from d2go_fbnetv5.utils.text_files import Scalar, expand_user, read_yaml
 
 
@@ -34,12 +34,12 @@ def load_cfg(path: str | Path | None = None, opts: Sequence[str] = (), keys: Tab
     """Return the defaults, overridden by a YAML file and then by `KEY VALUE` pairs.
 
     Args:
-        path: a file, or the name of a recipe that ships with the package ("search_digits.yaml").
+        path: a file, or the name of a configuration that ships with the package ("search_digits.yaml").
         opts: KEY, VALUE, KEY, VALUE, ...
         keys: those that there are.
 
     Raises:
-        FileNotFoundError: there is no such file, and no such recipe.
+        FileNotFoundError: there is no such file, and no such configuration.
         ValueError: it is not YAML, has a key that does not exist, or a value of another type.
     """
     cfg = add_keys(CfgNode(), keys.values())
@@ -74,15 +74,15 @@ def _expand_paths(cfg: CfgNode, keys: Table) -> None:
 
 
 def find_config(path: str | Path) -> Path:
-    """Find a file by its path, or a shipped recipe by its name.
+    """Find a file by its path, or a shipped configuration by its name.
 
     Raises:
-        FileNotFoundError: it names the recipes that exist.
+        FileNotFoundError: it names the configurations that exist.
     """
     path = Path(or_shipped(expand_user(path)))
     if not path.is_file():
         raise FileNotFoundError(
-            f"--config-file {path} is neither a file nor a shipped recipe ({', '.join(shipped_recipes())})"
+            f"--config-file {path} is neither a file nor a shipped configuration ({', '.join(shipped_configs())})"
         )
     return path
 
@@ -108,7 +108,7 @@ def _with_bases(file: Path) -> list[tuple[Path, Mapping[str, Any]]]:
 
 
 def _find_base(file: Path, base: Any) -> Path:
-    """Find the file that a `_BASE_` names: one beside the file, or else a shipped recipe."""
+    """Find the file that a `_BASE_` names: one beside the file, or else a shipped configuration."""
     if not isinstance(base, Scalar) or not base.text:
         raise InputError(f"{file}: _BASE_ is {shown(plain_value(base))}, allowed: the name of one YAML file")
     path = Path(expand_user(base.text))
@@ -118,8 +118,8 @@ def _find_base(file: Path, base: Any) -> Path:
     found = beside if beside.is_file() else find_shipped(path)
     if found is None:
         raise FileNotFoundError(
-            f"{file}: _BASE_ names {base.text}, which is neither a file beside it nor a shipped recipe "
-            f"({', '.join(shipped_recipes())})"
+            f"{file}: _BASE_ names {base.text}, which is neither a file beside it nor a shipped configuration "
+            f"({', '.join(shipped_configs())})"
         )
     return found
 

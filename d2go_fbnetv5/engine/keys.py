@@ -211,7 +211,7 @@ KEYS = IMPORT_KEYS | table((
         "Whether batch-norm statistics are estimated anew for an evaluation.", MODEL),
     Key("TEST.PRECISE_BN.NUM_ITER", 200, between(1, 10_000), "Training batches that they are estimated on.", MODEL),
 
-    Key("SEARCH.ALGORITHM", "multitask", one_of(*ALGORITHMS),
+    Key("SEARCH.ALGORITHM", "multitask", one_known(ALGORITHMS.names),
         "The paper's Algorithm 4 (multitask), 1 (single_task), 2 (per_task_forward), 3 (shared_forward), or random.",
         SEARCH),
     Key("SEARCH.ESTIMATOR", "", TEXT,

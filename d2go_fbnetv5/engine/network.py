@@ -22,7 +22,7 @@ from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import is_number
-from d2go_fbnetv5.utils.options import bind_options, shown
+from d2go_fbnetv5.utils.options import bind_options, require
 from d2go_fbnetv5.utils.text_files import read_json_object
 
 NETWORK_FILE = "network.json"
@@ -119,23 +119,22 @@ class Network:
 
     @classmethod
     def _parse(cls, content: dict[str, Any]) -> Network:
-        if content.get("format") != _FORMAT:
-            raise InputError(f"format is {content.get('format')!r}, this version reads {_FORMAT}")
-        for key in ("imports", "import_folders"):
-            _require({key: [], **content}, key, _is_texts, "a list of texts")
-        imports, folders = content.get("imports", []), content.get("import_folders", [])
+        content = {"imports": [], "import_folders": [], **content}
+        require(content, "format", lambda value: value == _FORMAT, f"{_FORMAT}, which this version reads")
+        imports, folders = (
+            require(content, key, _is_texts, "a list of texts") for key in ("imports", "import_folders")
+        )
         import_modules(CfgNode({"IMPORTS": imports, "IMPORT_FOLDERS": folders}))
-        _require(content, "model", lambda value: isinstance(value, str), "a text")
-        _require(content, "family", lambda value: value in list_families(), f"one of {list_families()}")
-        _require(content, "names", is_names, "a list of one text or more")
-        _require(content, "head", lambda value: isinstance(value, dict), "an object of options")
+        require(content, "model", lambda value: isinstance(value, str), "a text")
+        require(content, "family", lambda value: value in list_families(), f"one of {list_families()}")
+        require(content, "names", is_names, "a list of one text or more")
+        require(content, "head", lambda value: isinstance(value, dict), "an object of options")
         for key in ("pixel_mean", "pixel_std"):
-            _require(content, key, _is_colour, "three finite numbers")
-        _require(content, "pixel_std", lambda value: min(value) > 0, "positive")
-        _require(content, "images", lambda value: isinstance(value, dict), "an object")
-        images = content["images"]
+            require(content, key, _is_colour, "three finite numbers")
+        require(content, "pixel_std", lambda value: min(value) > 0, "positive")
+        images = require(content, "images", lambda value: isinstance(value, dict), "an object")
         for key in _IMAGES:
-            _require(images, key, _is_size, "null, a number of pixels, or for a crop [height, width]")
+            require(images, key, _is_size, "null, a number of pixels, or for a crop [height, width]")
         sizes: dict[str, Any] = {
             key: tuple(size) if isinstance(size := images[key], list) else size for key in _IMAGES
         }
@@ -176,13 +175,6 @@ def is_names(value: Any) -> TypeGuard[list[str]]:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _require(content: dict[str, Any], key: str, good: Any, allowed: str) -> None:
-    if key not in content:
-        raise InputError(f"{key} is missing, allowed is {allowed}")
-    if not good(content[key]):
-        raise InputError(f"{key} is {shown(content[key])}, allowed is {allowed}")
 
 
 def _is_colour(value: Any) -> bool:

@@ -122,7 +122,7 @@ def check_device(key: str, name: str, num_processes: int = 1) -> None:
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> None:
-    """Scale a recipe that was written for SOLVER.REFERENCE_WORLD_SIZE processes, in place (0: leave it).
+    """Scale a configuration that was written for SOLVER.REFERENCE_WORLD_SIZE processes, in place (0: leave it).
 
     As in Detectron2 and D2Go: the batch of each process stays, the rate follows the whole batch (linear scaling,
     for SGD) and iteration counts shrink so that as many images are seen.
@@ -149,6 +149,6 @@ def scale_search_to_world_size(cfg: CfgNode, scale: float) -> None:
     """Scale our own keys alone, for trainers that scale the others themselves.
 
     Args:
-        scale: processes now / processes that the recipe was written for.
+        scale: processes now / processes that the configuration was written for.
     """
     cfg.SEARCH.ARCH_WARMUP_ITERS = round(cfg.SEARCH.ARCH_WARMUP_ITERS / scale)

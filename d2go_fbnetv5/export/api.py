@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.export.formats.base import ExportSpec, get_format
-from d2go_fbnetv5.export.image_sizes import STEP, check_size, is_whole, smallest_side, usual_size
+from d2go_fbnetv5.export.image_sizes import STEP, fitting_size, is_whole, smallest_side, usual_size
 from d2go_fbnetv5.export.measure.check import CheckFailedError, Report, check
 from d2go_fbnetv5.export.metadata import describe, output_names
 from d2go_fbnetv5.export.network.inference import inference_module
@@ -90,7 +90,7 @@ def export_model(
     folder = Path(folder)
     kind = get_format(format, suffix=True, int8=calibration is not None, fixed_size=fixed_size)
     model = copy.deepcopy(model).cpu().eval()
-    size = check_size(model, size or usual_size(model, transform))
+    size = fitting_size(model, size or usual_size(model, transform))
     names = list(names) or [str(label) for label in range(model.num_classes)]
     if len(names) != model.num_classes:
         raise InputError(

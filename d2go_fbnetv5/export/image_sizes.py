@@ -133,7 +133,7 @@ def smallest_side(model: SearchedModel) -> int:
     return model.padded_size((1, 1))[0]
 
 
-def check_size(model: SearchedModel, size: tuple[int, int]) -> tuple[int, int]:
+def fitting_size(model: SearchedModel, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) as it is.
 
     Raises:

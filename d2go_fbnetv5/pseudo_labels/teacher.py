@@ -81,7 +81,7 @@ def build_teacher(name: str, /, device: torch.device | str = "cpu", **options: A
     what = f"teacher {name!r}"
     factory = load_function(name, what) if ":" in name else _TEACHERS[name]
     options = {"device": torch.device(device), **options}
-    if getattr(factory, "__module__", "").startswith(f"{__package__}."):
+    if getattr(factory, "__module__", "").startswith(_OURS):
         return call_with_options(what, factory, options)
     with users_code(f"{what} cannot be built"):
         teacher = call_with_options(what, factory, options)
@@ -153,6 +153,7 @@ def _line(error: BaseException) -> str:
 
 
 _PACKAGE = str(Path(__file__).parents[1])
+_OURS = f"{__package__.partition('.')[0]}."
 
 
 def load_function(name: str, what: str) -> Factory:

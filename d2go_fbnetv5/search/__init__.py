@@ -1,6 +1,6 @@
 """The search: distributions over topologies, Algorithms 1 to 4, and random search."""
 
-from d2go_fbnetv5.search.algorithms import ALGORITHMS, MultitaskSearch, search_class
+from d2go_fbnetv5.search.algorithms import ALGORITHMS, MultitaskSearch
 from d2go_fbnetv5.search.base import Search
 from d2go_fbnetv5.search.cost import CostRegularizer
 from d2go_fbnetv5.search.decide import Decision, decide
@@ -17,5 +17,4 @@ __all__ = [
     "decide",
     "derive_generator",
     "derive_seed",
-    "search_class",
 ]

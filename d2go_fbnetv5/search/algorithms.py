@@ -15,6 +15,7 @@ from d2go_fbnetv5.search.estimators import importance_weights
 from d2go_fbnetv5.search.losses import StepLosses
 from d2go_fbnetv5.search.shared_forward import SharedForwardSearch
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.registry import Registry
 from d2go_fbnetv5.utils.seeding import derive_generator
 
 
@@ -146,17 +147,9 @@ def _equal(valid: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return importance_weights(torch.ones_like(like), valid, self_normalize=True)
 
 
-ALGORITHMS: dict[str, type[Search]] = {
-    "multitask": MultitaskSearch,
-    "single_task": SingleTaskSearch,
-    "per_task_forward": PerTaskSearch,
-    "shared_forward": SharedForwardSearch,
-    "random": RandomSearch,
-}
-
-
-def search_class(name: str) -> type[Search]:
-    """Return the class of a search algorithm; an unknown name is a ValueError that lists those known."""
-    if name not in ALGORITHMS:
-        raise InputError(f"search algorithm {name!r}, allowed: {', '.join(ALGORITHMS)}")
-    return ALGORITHMS[name]
+ALGORITHMS: Registry[type[Search]] = Registry("search algorithm")
+ALGORITHMS.add("multitask", MultitaskSearch)
+ALGORITHMS.add("single_task", SingleTaskSearch)
+ALGORITHMS.add("per_task_forward", PerTaskSearch)
+ALGORITHMS.add("shared_forward", SharedForwardSearch)
+ALGORITHMS.add("random", RandomSearch)

@@ -247,8 +247,11 @@ class Search(nn.Module):
             return self.zero().expand(len(self.tasks))
         surrogates = (scores * log_prob).sum(dim=1)
         if self.cost is not None:
-            generator = derive_generator("prices", self.seed, rank(), self.iteration)
-            prices = self.cost.expectation(self.distribution.probs, generator)
+            if self.cost.expected:
+                prices = self.cost(self.distribution.probs)
+            else:
+                generator = derive_generator("prices", self.seed, rank(), self.iteration)
+                prices = self.cost.expectation(self.distribution.probs, generator)
             surrogates = surrogates + prices / self.window.deviation
         return self.arch_rate * surrogates
 
@@ -269,7 +272,7 @@ class Search(nn.Module):
         if self.cost is None:
             return self.zero().expand(len(self.tasks))
         if self.cost.expected:
-            return factors[:, 0] * self.cost.expectation(self.distribution.probs)
+            return factors[:, 0] * self.cost(self.distribution.probs)
         prices = self.cost(relax(drawn.masks, self.distribution.probs[:, None]))
         return (weights * factors * prices).sum(dim=1)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.utils.errors import InputError
 
 
@@ -42,15 +45,17 @@ class CostRegularizer(nn.Module):
         return (masks.to(self.costs.dtype) * self.costs).sum(dim=(-2, -1)) / self.costs.sum()
 
     def forward(self, masks: Tensor) -> Tensor:
-        """Return the penalty of each mask: N x S x P -> N."""
+        """Return the penalty of each mask, or of an expected cost: ... x S x P of masks or probabilities -> ..."""
         return self.weight * torch.relu(self.relative(masks) - self.target)
 
-    def expectation(
-        self, probs: Tensor, generator: torch.Generator | None = None, samples: int = 256
-    ) -> Tensor:
-        """Return a surrogate of E_{a ~ p}[penalty(a)]: its gradient, not its value, is an unbiased estimate.
+    @torch.no_grad()
+    def prices(self, topologies: Sequence[Topology]) -> Tensor:
+        """Return the penalty of each of N topologies, N doubles on the CPU."""
+        masks = torch.tensor([topology.mask for topology in topologies], device=self.costs.device)
+        return self(masks).double().cpu()
 
-        If ``expected``, the penalty of the expected cost itself.
+    def expectation(self, probs: Tensor, generator: torch.Generator, samples: int = 256) -> Tensor:
+        """Return a surrogate of E_{a ~ p}[penalty(a)]: its gradient, not its value, is an unbiased estimate.
 
         A penalty needs no network, so that far more masks than those of a step can be tried, and each with either
         state of each block: dE / dpi_b = E[penalty(a | a_b = 1) - penalty(a | a_b = 0)].
@@ -62,8 +67,6 @@ class CostRegularizer(nn.Module):
         Returns:
             T values.
         """
-        if self.expected:
-            return self(probs)
         with torch.no_grad():
             masks = torch.rand((samples, *probs.shape), generator=generator).to(probs) < probs
             shares = self.costs / self.costs.sum()

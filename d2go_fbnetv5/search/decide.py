@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,19 +78,28 @@ def decide(search: Search, batches: Sequence[Batch], count: int) -> dict[str, De
         batches: this rank's, of samples with labels.
         count: of topologies of each task; 1 for the most likely one. So it is of a search that does not learn.
     """
+    found = {}
+    for t, (name, mode) in enumerate(search.most_likely().items()):
+        probs, outputs = search.distribution.probs[t].cpu(), search.in_features[name]
+        candidates = likeliest(probs, count, outputs) if count > 1 and search.estimators else [mode]
+        best = mode
+        if len(candidates) > 1:
+            with _training(search):
+                best = _best(search, name, candidates, batches)
+        seen = torch.tensor(Topology.full(*probs.shape).prune(outputs).mask)
+        undecided = (probs > UNDECIDED) & (probs < 1 - UNDECIDED) & seen
+        found[name] = Decision(best, len(candidates), int(undecided.sum()))
+    return found
+
+
+@contextlib.contextmanager
+def _training(search: Search) -> Iterator[None]:
+    """Inside, the search is in training mode; afterwards its mode and its statistics are as before."""
     state = {name: value.clone() for name, value in search.named_buffers()}
     was_training = search.training
     search.train()
     try:
-        found = {}
-        for t, (name, mode) in enumerate(search.most_likely().items()):
-            probs, outputs = search.distribution.probs[t].cpu(), search.in_features[name]
-            candidates = likeliest(probs, count, outputs) if count > 1 and search.estimators else [mode]
-            best = _best(search, name, candidates, batches) if len(candidates) > 1 else mode
-            seen = torch.tensor(Topology.full(*probs.shape).prune(outputs).mask)
-            undecided = (probs > UNDECIDED) & (probs < 1 - UNDECIDED) & seen
-            found[name] = Decision(best, len(candidates), int(undecided.sum()))
-        return found
+        yield
     finally:
         search.train(was_training)
         for name, value in search.named_buffers():
@@ -112,6 +122,5 @@ def _best(search: Search, name: str, candidates: Sequence[Topology], batches: Se
     objectives = torch.stack([each for each, _ in gathered]).sum(dim=0)
     objectives /= max(1, sum(number for _, number in gathered))
     if search.cost is not None:
-        masks = torch.tensor([candidate.mask for candidate in candidates])
-        objectives += search.cost(masks.to(search.cost.costs.device)).double().cpu()
+        objectives += search.cost.prices(candidates)
     return candidates[int(objectives.argmin())]

@@ -40,6 +40,25 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def require(
+    content: Mapping[str, Any], key: str, good: Callable[[Any], Any], allowed: str, group: str = ""
+) -> Any:
+    """Return the value of a key of a file.
+
+    Args:
+        good: says whether it is what is ``allowed``.
+        group: what stands before the key in messages, such as "tasks.det.".
+
+    Raises:
+        InputError: it is missing or no good; names the key, what was found and what is allowed.
+    """
+    if key not in content:
+        raise InputError(f"{group}{key} is missing, allowed is {allowed}")
+    if not good(content[key]):
+        raise InputError(f"{group}{key} is {shown(content[key])}, allowed is {allowed}")
+    return content[key]
+
+
 def to_integer(value: Any) -> int:
     """Return a whole number within 64 bits, also of its text; MisfitError for anything else, 08 and 1e5 among it."""
     if isinstance(value, str) and _INTEGER.fullmatch(value) and len(value) <= _MOST_DIGITS:

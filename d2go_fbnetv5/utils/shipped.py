@@ -1,4 +1,4 @@
-"""The files that come with the package: recipes, and the weights that some of them start from."""
+"""The files that come with the package: configurations and the weights that some of them start from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the recipes: in a checkout beside the package, in an installed package inside it."""
+    """Return the folder of the configurations: beside the package in a checkout, inside it where it is installed."""
     package = Path(str(resources.files("d2go_fbnetv5")))
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
@@ -29,8 +29,8 @@ def or_shipped(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     return path if os.path.isfile(path) else find_shipped(path) or path
 
 
-def shipped_recipes() -> list[str]:
-    """Return the names of the recipes, without those that others build on."""
+def shipped_configs() -> list[str]:
+    """Return the names of the configurations, without those that others build on."""
     folder = shipped_folder()
     files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
     return sorted(str(file.relative_to(folder)) for file in files)

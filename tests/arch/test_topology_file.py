@@ -91,40 +91,31 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda c: c.update(format=2), "'format' is 2; expected 1"),
-        (lambda c: c.pop("family"), "'family' is None"),
-        (lambda c: c.update(num_stages=6), r"'tasks.det.topology' is 5 x 4 .* expected 6 stages"),
-        (lambda c: c.update(num_stages=True), "'num_stages' is True; expected an integer of 1 to 100"),
-        (lambda c: c.update(size=[224]), r"'size' is \[224\]; expected \[height, width\]"),
-        (lambda c: c.update(tasks={}), "'tasks' is an object; expected an object with at least one task"),
-        (lambda c: c["tasks"].update(det=[]), "'tasks.det' is a list; expected an object"),
-        (lambda c: c["tasks"]["det"].pop("topology"), "'tasks.det.topology' is nothing"),
-        (
-            lambda c: c["tasks"]["det"]["topology"].update(mask=[[2]]),
-            "'tasks.det.topology' is not a topology: .*2",
-        ),
+        (lambda c: c.update(format=2), "format is 2, allowed is 1"),
+        (lambda c: c.pop("family"), "family is missing, allowed is a family's name"),
+        (lambda c: c.update(family=""), "family is ''"),
+        (lambda c: c.update(num_stages=6), r"tasks.det.topology is of 5 x 4 blocks, allowed is 6 stages"),
+        (lambda c: c.update(num_stages=True), "num_stages is True, allowed is a count of 1 to 100"),
+        (lambda c: c.update(size=[224]), r"size is \[224\], allowed is \[height, width\]"),
+        (lambda c: c.update(tasks={}), "tasks is {}, allowed is an object with at least one task"),
+        (lambda c: c["tasks"].update(det=[]), r"tasks.det is \[\], allowed is an object"),
+        (lambda c: c["tasks"]["det"].pop("topology"), "tasks.det.topology is missing"),
+        (lambda c: c["tasks"]["det"]["topology"].update(mask=[[2]]), "tasks.det.topology: .*2"),
         (
             lambda c: c["tasks"]["det"]["topology"].update(num_stages=4),
-            "'tasks.det.topology' is not a topology",
+            "tasks.det.topology: .*num_stages is 4",
         ),
-        (
-            lambda c: c["tasks"]["det"].update(outputs=["path4"]),
-            r"'tasks.det.outputs' is \['path4'\]; .*path3",
-        ),
-        (lambda c: c["tasks"]["det"].update(outputs="path3"), "'tasks.det.outputs' is path3"),
-        (
-            lambda c: c["tasks"]["det"].update(probabilities=[[0.5] * 4] * 3),
-            "'tasks.det.probabilities' is 3 x 4; .*5 x 4",
-        ),
+        (lambda c: c["tasks"]["det"].update(outputs=["path4"]), r"det.outputs is \['path4'\], .*path3"),
+        (lambda c: c["tasks"]["det"].update(outputs=[["path3"]]), r"det.outputs is \[\['path3'\]\]"),
+        (lambda c: c["tasks"]["det"].update(outputs="path3"), "tasks.det.outputs is 'path3'"),
+        (lambda c: c["tasks"]["det"].update(probabilities=[[0.5] * 4] * 3), r"0.5]], allowed is 5 x 4"),
         (
             lambda c: c["tasks"]["det"]["probabilities"][1].__setitem__(2, 1.5),
-            "is 1.5; expected numbers from 0 to 1",
+            r"probabilities is .*1.5.*, allowed is 5 x 4 numbers from 0 to 1",
         ),
-        (
-            lambda c: c["tasks"]["det"].update(flops=-1),
-            "'tasks.det.flops' is -1; expected a number of at least 0",
-        ),
-        (lambda c: c["tasks"]["det"].update(metrics=3), "'tasks.det.metrics' is 3; expected an object"),
+        (lambda c: c["tasks"]["det"].update(flops=-1), "det.flops is -1, allowed is a number of at least 0"),
+        (lambda c: c["tasks"]["det"].update(metrics=3), "tasks.det.metrics is 3, allowed is an object"),
+        (lambda c: c["tasks"]["det"]["metrics"].update(AP="a"), "tasks.det.metrics.AP is 'a'"),
     ],
 )
 def test_wrong_content_is_named(tmp_path, content, spoil, message):
@@ -136,7 +127,11 @@ def test_wrong_content_is_named(tmp_path, content, spoil, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not JSON, line 1"), ("[]", "the top level is a list; expected an object"), ("", "not JSON")],
+    [
+        ("{", "not JSON, line 1"),
+        ("[]", "expected an object of keys and values, found a list"),
+        ("", "not JSON"),
+    ],
 )
 def test_no_object(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
@@ -155,7 +150,7 @@ def test_wrong_entry_leaves_the_old_file(tmp_path, topology):
     path = tmp_path / "topologies.json"
     save_topologies(path, "A", 5, (64, 64), {"det": {"topology": topology, "outputs": ["path2"]}})
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="expected 7 stages"):
+    with pytest.raises(ValueError, match="allowed is 7 stages"):
         save_topologies(path, "A", 7, (64, 64), {"det": {"topology": topology, "outputs": ["path2"]}})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["topologies.json"]

@@ -14,7 +14,7 @@ from d2go_fbnetv5.engine.recipes.base import get_recipe
 from d2go_fbnetv5.engine.recipes.search import search_arguments
 from d2go_fbnetv5.engine.train import prepare
 from d2go_fbnetv5.engine.validate import check_device, check_read, scale_to_world_size
-from d2go_fbnetv5.search import search_class
+from d2go_fbnetv5.search import ALGORITHMS
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.rules import add_keys, get
@@ -270,7 +270,7 @@ def test_a_command_line_that_is_no_utf8_is_one_sentence(opts):
         load_cfg(None, opts)
 
 
-def test_a_base_is_a_shipped_recipe_unless_there_is_a_file_beside(tmp_path, monkeypatch):
+def test_a_base_is_a_shipped_configuration_unless_there_is_a_file_beside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.yaml"
     for name in ("search.yaml", "configs/search.yaml", "det/det_digits.yaml", "configs/det/det_digits.yaml"):
@@ -294,7 +294,7 @@ def test_a_base_is_a_shipped_recipe_unless_there_is_a_file_beside(tmp_path, monk
         ("", "_BASE_ is None, allowed"),
         (".", "which is a folder"),
         ("/tmp", "/tmp, which is a folder"),
-        ("3", "names 3, which is neither a file beside it nor a shipped recipe"),
+        ("3", "names 3, which is neither a file beside it nor a shipped configuration"),
         ("http://x/y.yaml", "names http://x/y.yaml, which is neither"),
     ],
 )
@@ -331,14 +331,14 @@ def test_options_that_are_no_pairs_of_key_and_value(opts):
         load_cfg(None, opts)
 
 
-def test_recipes_are_found_by_name_and_load(tmp_path, monkeypatch):
+def test_configurations_are_found_by_name_and_load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("search.yaml", "search_digits.yaml", "configs/search.yaml"):
         assert find_config(name).is_file()
         assert load_cfg(name).MODEL.META_ARCHITECTURE == "MultitaskSearch"
 
 
-def test_search_yaml_is_the_papers_recipe():
+def test_search_yaml_is_the_papers_configuration():
     cfg = load_cfg("search.yaml")
     solver, search = cfg.SOLVER, cfg.SEARCH
     assert cfg.MODEL.FBNETV5.FAMILY == "A"
@@ -408,7 +408,7 @@ def test_a_dumped_config_loads_again(tmp_path):
         ("SEARCH.TASKS", "['cls', 'pose']", "cls"),
         ("SEARCH.SAMPLES_PER_RANK", "17", "at most 16"),
         ("SEARCH.INIT_PROB", "0.0", "0.02 or more"),
-        ("SEARCH.ALGORITHM", "greedy", "multitask, single_task, per_task_forward, shared_forward, random"),
+        ("SEARCH.ALGORITHM", "greedy", "multitask, per_task_forward, random, shared_forward, single_task"),
         ("SEARCH.ESTIMATOR", "straight_through", "with SEARCH.ALGORITHM multitask: reinforce, ''"),
         ("SEARCH.COST.METRIC", "joules", "latency"),
         ("SEARCH.COST.TABLE", "table.csv", "nothing"),
@@ -461,16 +461,16 @@ def test_what_a_run_had_set_and_never_read_may_stay_where_it_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "recipe", [f"{t}/{t}_digits.yaml" for t in ("cls", "det", "seg")] + ["search_digits.yaml"]
+    "configuration", [f"{t}/{t}_digits.yaml" for t in ("cls", "det", "seg")] + ["search_digits.yaml"]
 )
-def test_each_kind_of_run_refuses_what_only_others_read(tmp_path, recipe):
+def test_each_kind_of_run_refuses_what_only_others_read(tmp_path, configuration):
     kinds = {
         "MultitaskSearch": SEARCH,
         "ImageClassifier": MODEL + CLASSIFIER,
         "LiteRCNN": MODEL,
         "LiteMaskFormer": MODEL,
     }
-    cfg = load_cfg(recipe)
+    cfg = load_cfg(configuration)
     readers = get_recipe(cfg.MODEL.META_ARCHITECTURE).readers
     assert readers == kinds[cfg.MODEL.META_ARCHITECTURE]
     check_read(cfg, readers)
@@ -555,7 +555,7 @@ def test_a_crop_too_small_for_the_family(tmp_path):
     prepare(load_cfg("search_digits.yaml", [*opts, "[40, 40]"]), world_size=1)
 
 
-def test_a_recipe_for_16_processes_scales_to_4(tmp_path):
+def test_a_configuration_for_16_processes_scales_to_4(tmp_path):
     cfg = load_cfg("search.yaml")
     scale_to_world_size(cfg, 4)
     solver = cfg.SOLVER
@@ -567,7 +567,7 @@ def test_a_recipe_for_16_processes_scales_to_4(tmp_path):
     assert again == cfg
 
 
-def test_reference_world_size_0_leaves_a_recipe_as_it_is():
+def test_reference_world_size_0_leaves_a_configuration_as_it_is():
     cfg = load_cfg("search_digits.yaml")
     scaled = cfg.clone()
     scale_to_world_size(scaled, 2)
@@ -624,7 +624,7 @@ def test_each_search_algorithm_gets_its_own_arguments(tmp_path):
         cfg = prepare(load_cfg("search_digits.yaml", opts), world_size=1)
         arguments = search_arguments(cfg, info, 0)
         assert {"importance_weighted", "self_normalize", "estimator"} & set(arguments) == expected
-        search = search_class(algorithm)(**arguments)
+        search = ALGORITHMS[algorithm](**arguments)
         assert getattr(search, "estimator", "straight_through") == "straight_through"
 
 

@@ -96,7 +96,7 @@ def test_other_classes_are_refused_and_named(stub, stub_args, tmp_path, capsys, 
 
 
 def test_other_numbers_of_processes(stub, stub_args, tmp_path, monkeypatch, capsys):
-    """Where the recipe is scaled to them, iterations are not those that were counted."""
+    """Where the configuration is scaled to them, iterations are not those that were counted."""
     scaled = ("SOLVER.REFERENCE_WORLD_SIZE", 1)
     assert stub.main(stub_args("scaled", *scaled)) == 0
     monkeypatch.setattr(

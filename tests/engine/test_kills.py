@@ -68,12 +68,12 @@ class Case:
     """What is killed.
 
     Attributes:
-        recipe: that ships, "" for labels.
+        configuration: that ships, "" for labels.
         processes: of the run.
         torchrun: it, not the command with --resume, starts a killed run again.
     """
 
-    recipe: str
+    configuration: str
     processes: int = 1
     torchrun: bool = False
 
@@ -122,16 +122,16 @@ def arguments(tmp_path_factory):
     }
 
     def build(case, output):
-        config = folder / f"{case.recipe.replace('/', '_') or 'labels.yaml'}"
-        if not case.recipe:
+        config = folder / f"{case.configuration.replace('/', '_') or 'labels.yaml'}"
+        if not case.configuration:
             config.write_text(yaml.safe_dump(labels | {"DET": teacher, "SEG": teacher, "CLS": teacher}))
             return ["pseudo_label", "--config-file", str(config), "--output-dir", str(output)]
         model = {
             "MODEL": {"WEIGHTS": "", "FBNETV5": {"TOPOLOGY": str(found)}},
             "MODEL_EMA": {"ENABLED": True},
         }
-        values = SMALL | (SEARCH if case.recipe.startswith("search") else model)
-        config.write_text(yaml.safe_dump({"_BASE_": str(find_config(case.recipe)), **values}))
+        values = SMALL | (SEARCH if case.configuration.startswith("search") else model)
+        config.write_text(yaml.safe_dump({"_BASE_": str(find_config(case.configuration)), **values}))
         several = [] if case.torchrun or case.processes == 1 else ["--num-processes", str(case.processes)]
         return ["train_net", "--config-file", str(config), "--output-dir", str(output), *several]
 
@@ -207,7 +207,7 @@ def _fork(tool, arguments, log):
 
 
 def _begun(folder, case):
-    return (folder / ("config.yaml" if case.recipe else "job.json")).exists()
+    return (folder / ("config.yaml" if case.configuration else "job.json")).exists()
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_a_killed_run_that_goes_on_ends_as_one_that_was_not(tool, arguments, who
     if case.torchrun:
         assert status == 0, started.log.read_text()[-3000:]
     elif status != 0:  # else it had ended before
-        go_on = args + (["--resume"] if case.recipe else [])
+        go_on = args + (["--resume"] if case.configuration else [])
         assert Started(tool, case, go_on, tmp_path / "log").wait() == 0, started.log.read_text()[-3000:]
     assert_same(case, expected, folder)
 
@@ -271,7 +271,7 @@ def assert_same(case, expected, folder):
     """Every file of labels, topologies and descriptions byte by byte, checkpoints but for times, histories likewise."""
     files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     assert not [path for path in files if path.suffix == ".tmp"]
-    if not case.recipe:
+    if not case.configuration:
         assert files == {path.relative_to(expected) for path in expected.rglob("*") if path.is_file()}
         for path in files:
             assert (folder / path).read_bytes() == (expected / path).read_bytes(), path

@@ -147,7 +147,7 @@ def put(**values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put(format=2), "format is 2, this version reads 1"),
+        (put(format=2), "format is 2, allowed is 1, which this version reads"),
         *((remove(key), f"{key} is missing") for key in ("model", "names", "family", "head", "images")),
         (remove("topology"), "a topology is a mapping"),
         (put(model="Oracle"), "unknown MODEL.META_ARCHITECTURE 'Oracle'; allowed are "),

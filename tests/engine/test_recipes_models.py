@@ -18,15 +18,15 @@ from d2go_fbnetv5.engine.train import prepare
 from d2go_fbnetv5.reports.models import metrics_tables
 
 CONFIGS = Path(config.__file__).parents[2] / "configs"
-RECIPES = sorted(
+CONFIGS = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob("*.yaml")
     if not path.name.startswith("_") and path.parent.name != "pseudo_label"  # which have keys of their own
 )
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_shipped_recipe_is_valid_at_any_number_of_processes(name, tmp_path):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_shipped_configuration_is_valid_at_any_number_of_processes(name, tmp_path):
     opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)]
     if name.endswith("digits.yaml"):
         opts += ["MODEL.FBNETV5.TOPOLOGY", ""]

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from d2go_fbnetv5.pseudo_labels import build_teacher
+from d2go_fbnetv5.export import Format, register_format
+from d2go_fbnetv5.export.formats.base import OpenedFile
+from d2go_fbnetv5.pseudo_labels import build_teacher, list_teachers
+from d2go_fbnetv5.utils.errors import InputError
 
 IMAGE = torch.tensor([[[10, 20, 30, 40], [50, 60, 70, 80]]] * 3, dtype=torch.uint8)
 IMAGE = IMAGE * torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1)  # red, green, blue differ
@@ -242,3 +245,29 @@ def test_wrong_options_are_named(tmp_path, name, options, words):
 def test_a_file_that_does_not_fit_its_options_is_no_teacher(script, module, options, words):
     with pytest.raises(ValueError, match=f"tried with a grey image: {words}"):
         torchscript(script(module), **options)
+
+
+class Mine(Format):
+    foreign = True
+
+    def open(self, path, device):
+        with open(path) as file:
+            return OpenedFile(eval(file.read(), {"torch": torch}), device)
+
+
+def test_a_format_of_ones_own_that_opens_files_is_a_teacher(tmp_path, monkeypatch):
+    register_format("mine")(Mine)
+    register_format("closed")(type("Closed", (Format,), {}))
+    assert "mine" in list_teachers() and "closed" not in list_teachers()
+    path = tmp_path / "model.mine"
+    path.write_text("lambda image: image.mean((-2, -1))")
+    teacher = build_teacher(
+        "mine", path=str(path), class_names=list("rgb"), outputs=["class_scores"], std=[255] * 3
+    )
+    (found,) = teacher([IMAGE])
+    torch.testing.assert_close(found["class_scores"], IMAGE.float().mean((1, 2)) / 255)
+    path.write_text("1 / 0")
+    with pytest.raises(
+        InputError, match=r"teacher 'mine' cannot be built: ZeroDivisionError: division by zero"
+    ):
+        build_teacher("mine", path=str(path), class_names=list("rgb"))

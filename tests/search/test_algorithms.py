@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from d2go_fbnetv5 import Supernet, Topology
-from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, search_class
+from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer
 from d2go_fbnetv5.tasks import DatasetInfo, build_task
 
 _spec = importlib.util.spec_from_file_location("objectives", Path(__file__).with_name("objectives.py"))
@@ -41,7 +41,7 @@ def make(name, count=2, samples=1, seed=0, **options):
     for task in tasks:
         task.__class__ = Plain
         task.linear, task.pairwise = task.linear.double(), task.pairwise.double()
-    search = search_class(name)(
+    search = ALGORITHMS[name](
         objectives.MaskSupernet(*SHAPE), tasks, samples_per_rank=samples, preprocess=len, **options
     ).double()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def supernet_search(name, num_tasks, **options):
         task = build_task("cls", supernet.channels, info, pool_channels=16, expansion=1)
         task.name = f"t{t}"
         tasks.append(task)
-    return search_class(name)(supernet, tasks, samples_per_rank=2, **options)
+    return ALGORITHMS[name](supernet, tasks, samples_per_rank=2, **options)
 
 
 def labelled_batch(count=8):
@@ -233,7 +233,7 @@ def test_a_resumed_search_goes_on_with_the_same_numbers(name, options):
 
 def test_random_search_learns_weights_only_and_finds_random_topologies():
     tasks = objectives.random_tasks(3, 24, 0, noise=0.0)
-    search = search_class("random")(
+    search = ALGORITHMS["random"](
         objectives.MaskSupernet(6, 4), tasks, samples_per_rank=4, preprocess=len, seed=5
     )
     optimizer = torch.optim.SGD(search.param_groups(lr=0.1, arch_lr_factor=1.0), lr=0.1)
@@ -247,15 +247,15 @@ def test_random_search_learns_weights_only_and_finds_random_topologies():
     assert found == search.most_likely()
     assert len(set(found.values())) == 3
     kept = [
-        search_class("random")(objectives.MaskSupernet(6, 4), tasks, seed=seed).most_likely()["t0"].num_kept
+        ALGORITHMS["random"](objectives.MaskSupernet(6, 4), tasks, seed=seed).most_likely()["t0"].num_kept
         for seed in range(40)
     ]
     assert sum(kept) / (40 * 24) == pytest.approx(0.5, abs=0.05)
 
 
 def test_unknown_names_and_estimators_are_errors():
-    with pytest.raises(ValueError, match=f"'greedy', allowed: {', '.join(ALGORITHMS)}"):
-        search_class("greedy")
+    with pytest.raises(ValueError, match=f"algorithm 'greedy'; allowed are {', '.join(ALGORITHMS.names())}"):
+        ALGORITHMS["greedy"]
     with pytest.raises(ValueError, match="estimator is 'gumbel', allowed: straight_through, reinforce"):
         make("per_task_forward", estimator="gumbel")
 
@@ -334,7 +334,7 @@ def test_every_algorithm_finds_known_optima(name, options):
             3125,
             16,
             lr=0.00096,
-            algorithm=search_class(name),
+            algorithm=ALGORITHMS[name],
             seed=seed,
             **options,
         )

@@ -6,7 +6,7 @@ import torch
 
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.recipes.search import search_arguments
-from d2go_fbnetv5.search import CostRegularizer, search_class
+from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer
 from d2go_fbnetv5.tasks import DatasetInfo
 
 _spec = importlib.util.spec_from_file_location("objectives", Path(__file__).with_name("objectives.py"))
@@ -17,7 +17,7 @@ _spec.loader.exec_module(objectives)
 def gradients(name, steps, **options):
     """Of the probabilities, which do not move, in each step."""
     tasks = objectives.random_tasks(1, 4, seed=0, noise=0.0)
-    search = search_class(name)(
+    search = ALGORITHMS[name](
         objectives.MaskSupernet(2, 2),
         tasks,
         samples_per_rank=2,
@@ -74,7 +74,7 @@ def test_the_last_steps_do_not_decide_where_the_rate_falls():
 @pytest.mark.parametrize(
     ("decay", "warmup", "expected"), [(True, 700, 300), (True, 2000, 0), (False, 700, 0)]
 )
-def test_the_recipe_lets_the_rate_fall_to_the_end(decay, warmup, expected):
+def test_the_keys_let_the_rate_fall_to_the_end(decay, warmup, expected):
     cfg = load_cfg(
         "search_digits_scratch.yaml",
         ["SEARCH.ARCH_LR_DECAY", str(decay), "SEARCH.ARCH_WARMUP_ITERS", str(warmup)],

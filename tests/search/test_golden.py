@@ -14,7 +14,7 @@ import torch
 from d2go_fbnetv5 import Supernet
 from d2go_fbnetv5.arch import block_costs
 from d2go_fbnetv5.search import CostRegularizer
-from d2go_fbnetv5.search.algorithms import search_class
+from d2go_fbnetv5.search.algorithms import ALGORITHMS
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -75,7 +75,7 @@ def run(name: str) -> dict:
         build_task(task, supernet.channels, info, **(DETECTOR if task == "det" else {})) for task in names
     ]
     normalize = partial(batch_images, pixel_mean=[120.0] * 3, pixel_std=[60.0] * 3)
-    search = search_class(algorithm)(
+    search = ALGORITHMS[algorithm](
         supernet,
         tasks,
         samples_per_rank=2,

@@ -128,7 +128,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(args, tmp_path, capsys, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_config_names_the_recipes(capsys):
+def test_a_missing_config_names_the_configurations(capsys):
     assert main(["--config-file", "nowhere.yaml"]) == 2
     assert "search_digits_scratch.yaml" in capsys.readouterr().err
 

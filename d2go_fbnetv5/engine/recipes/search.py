@@ -23,7 +23,7 @@ from d2go_fbnetv5.models.weights import load_search_weights
 from d2go_fbnetv5.reports.history import read_history
 from d2go_fbnetv5.reports.results import SearchResults
 from d2go_fbnetv5.reports.search import search_table, write_search_report
-from d2go_fbnetv5.search import CostRegularizer, Search, decide, search_class
+from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, decide
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main, world_size
@@ -72,7 +72,7 @@ class SearchRecipe(Recipe):
     @staticmethod
     def _validate_algorithm(cfg: CfgNode) -> None:
         algorithm, estimator = cfg.SEARCH.ALGORITHM, cfg.SEARCH.ESTIMATOR
-        allowed = search_class(algorithm).estimators
+        allowed = ALGORITHMS[algorithm].estimators
         if estimator and estimator not in allowed:
             raise InputError(
                 f"SEARCH.ESTIMATOR is {estimator!r}, allowed with SEARCH.ALGORITHM {algorithm}: "
@@ -117,9 +117,7 @@ class SearchRecipe(Recipe):
         return cost_size(self.cfg)
 
     def build_model(self) -> Search:
-        return search_class(self.cfg.SEARCH.ALGORITHM)(
-            **search_arguments(self.cfg, self.data.info, self.seed)
-        )
+        return ALGORITHMS[self.cfg.SEARCH.ALGORITHM](**search_arguments(self.cfg, self.data.info, self.seed))
 
     def param_groups(self) -> list[dict[str, Any]]:
         return build_search_groups(self.cfg, self.model)
@@ -237,7 +235,7 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
         costs = cost_per_block(cfg).matrix(supernet.num_stages)
         cost = CostRegularizer(costs, search.COST.TARGET, search.COST.WEIGHT, search.COST.EXPECTED)
     learning = max(0, cfg.SOLVER.MAX_ITER - search.ARCH_WARMUP_ITERS)
-    algorithm = search_class(search.ALGORITHM)
+    algorithm = ALGORITHMS[search.ALGORITHM]
     options = {
         "importance_weighted": search.IMPORTANCE_WEIGHTED,
         "self_normalize": search.SELF_NORMALIZE,

@@ -74,6 +74,7 @@ class Format:
         fixed_size: a file can take images of one size alone. Where it cannot, it takes a classifier's of any size.
         parts: `compiled` is there.
         foreign: `open` is there.
+        usual: tools take it where the user names no format.
     """
 
     suffix = ""
@@ -84,6 +85,7 @@ class Format:
     fixed_size = False
     parts = False
     foreign = False
+    usual = False
 
     def __init__(self, name: str) -> None:
         self.name = name

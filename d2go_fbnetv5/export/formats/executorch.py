@@ -46,6 +46,7 @@ class ExecuTorch(Format):
     int8 = True
     fixed_size = True  # XNNPACK can then run the whole network in one piece
     parts = True
+    usual = True
 
     def write(
         self, module: nn.Module, path: str | os.PathLike[str], spec: ExportSpec

@@ -34,6 +34,7 @@ class Onnx(Format):
     runtime = "onnxruntime"
     fixed_size = True
     parts = True
+    usual = True
     foreign = True
 
     def write(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch.cost import count_flops
 from d2go_fbnetv5.engine.predictor import from_run
-from d2go_fbnetv5.export.image_sizes import STEP, check_size, is_whole, smallest_side, usual_size
+from d2go_fbnetv5.export.image_sizes import STEP, fitting_size, is_whole, smallest_side, usual_size
 from d2go_fbnetv5.export.images import CALIBRATION_IMAGES, run_images
 from d2go_fbnetv5.export.metadata import output_names
 from d2go_fbnetv5.export.network.inference import inference_module
@@ -86,7 +86,7 @@ def open_subject(name: str) -> Subject:
 
 def _searched(name: str, model: SearchedModel, size: Size) -> Subject:
     def module(size: Size) -> nn.Module:
-        check_size(model, size)
+        fitting_size(model, size)
         return inference_module(model, isinstance(model, ImageClassifier) and not is_whole(size))
 
     least, outputs = smallest_side(model), output_names(model)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from d2go_fbnetv5.data import EvalTransform
-from d2go_fbnetv5.export.formats.base import OpenedFile, get_format, list_formats
+from d2go_fbnetv5.export.formats.base import FORMATS, Format, OpenedFile
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import ClassList, bounded, name_list
 from d2go_fbnetv5.tasks.images import image_size
@@ -125,7 +125,7 @@ class FileOptions:
             raise InputError(f"std is {self.std!r}, it must be positive")
 
 
-def _file_teacher(format: str) -> Callable[..., Teacher]:
+def _register(name: str, format: Format) -> None:
     def build(device: torch.device, path: str, **options: Any) -> Teacher:
         """Label by a file of a format; options as `FileOptions` has them.
 
@@ -133,15 +133,16 @@ def _file_teacher(format: str) -> Callable[..., Teacher]:
             FileNotFoundError, ValueError: no such file, not of the format, a package is missing, or it is not with the
                 outputs that the names need.
         """
-        what = f"{format} {path}"
+        what = f"{name} {path}"
         described = _described(what, path, options)
-        return _ExportedModel(what, get_format(format).open(path, device), described)
+        return _ExportedModel(what, format.open(path, device), described)
 
-    return build
+    if format.foreign:
+        build.__module__ = type(format).__module__  # whose code it is
+        register_teacher(name)(build)
 
 
-for _format in list_formats("foreign"):
-    register_teacher(_format)(_file_teacher(_format))
+FORMATS.follow(_register)
 
 
 def _described(what: str, path: str, options: Mapping[str, Any]) -> FileOptions:

@@ -28,8 +28,11 @@ from d2go_fbnetv5.pseudo_labels.settings import load_settings
 from d2go_fbnetv5.pseudo_labels.summary import summarize, summary_tables, write_summary
 from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.watching import watched
 
 logger = logging.getLogger("d2go_fbnetv5")
+
+_GOES_ON = "the same command goes on"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging(is_main=True)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a class may be named by what is no character
-    return run_tool("pseudo_label", lambda: _run(args), "the same command goes on")
+    return run_tool("pseudo_label", lambda: _run(args), _GOES_ON)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -127,7 +130,7 @@ def _finish(output: Output, count: int, preview: int) -> None:
 
 def cli() -> None:
     """The console script."""
-    sys.exit(main())
+    sys.exit(watched("pseudo_label", main, _GOES_ON))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from d2go_fbnetv5.utils.errors import (
     sentence,
     terminated_as_interrupted,
 )
+from d2go_fbnetv5.utils.stdout import named_stdout
 
 # Seconds: how often a launcher looks after the other machines, and how long a process may take to end when asked.
 _LOOK = 1.0
@@ -175,45 +176,54 @@ def _stay_on_loopback() -> None:
 
 @dataclass
 class _Member:
-    """A process of this machine in the eyes of its launcher."""
+    """A process of this machine in the eyes of its launcher.
+
+    Attributes:
+        status: that it has ended with, None while it runs.
+        report: its word on its end. A process without one has not done its work, whatever its status is.
+    """
 
     rank: int
     local_rank: int
     total: int
     process: Any = None
     reports: Connection | None = None
+    status: int | None = None
     report: _Report | None = None
 
-    def read(self) -> None:
-        """Take what the process has said of its end, if it has."""
+    def look(self) -> None:
+        """Take the status, and then what the process has said before it."""
+        self.status = self.process.exitcode
         with contextlib.suppress(EOFError):
             if self.report is None and self.reports is not None and self.reports.poll():
                 self.report = self.reports.recv()
 
     @property
     def failed(self) -> bool:
-        return self.report is not None or self.process.exitcode not in (None, 0)
+        if self.report is None:
+            return self.status is not None
+        return self.report.kind != "done" or self.status not in (None, 0)
 
     def error(self) -> Exception:
         """Return what is to be said of its failure."""
-        if self.report is not None:
+        if self.report is not None and self.report.kind != "done":
             return self.report.error(self.rank)
-        code = self.process.exitcode
-        how = f"was {describe_signal(-code)}" if code < 0 else f"ended with status {code} before the others"
+        code = self.status or 0
+        how = f"was {describe_signal(-code)}" if code < 0 else f"ended with status {code} before it was done"
         return LostProcessError(f"process {self.rank} {how}")
 
 
 @dataclass(frozen=True)
 class _Report:
-    """A process' word on the error that ended it.
+    """A process' word on its end.
 
     Attributes:
-        kind: "input", "lost" or "bug".
+        kind: "done", or what went wrong: "input", "lost" or "bug".
         text: a sentence, or the traceback of a bug.
     """
 
     kind: str
-    text: str
+    text: str = ""
 
     @classmethod
     def of(cls, error: BaseException, rank: int) -> _Report:
@@ -281,11 +291,9 @@ def _started(
 
 def _wait(members: Sequence[_Member], store: dist.Store) -> None:
     """Until all have ended well; raise what ended the first of them that did not, here or on another machine."""
-    while running := [member for member in members if member.process.exitcode is None]:
-        sources = (source for member in running for source in (member.process.sentinel, member.reports))
-        wait([source for source in sources if source is not None], _LOOK)
+    while True:
         for member in members:
-            member.read()
+            member.look()
         failed = [member for member in members if member.failed]
         if failed:
             # A process that was killed has said nothing, and makes others fail that say something.
@@ -294,12 +302,17 @@ def _wait(members: Sequence[_Member], store: dist.Store) -> None:
             with contextlib.suppress(dist.DistError):
                 store.set("failed", sentence(error))
             raise error
+        running = [member for member in members if member.status is None]
+        if not running:
+            return
         try:
             elsewhere = store.get("failed").decode() if store.check(["failed"]) else None
         except dist.DistError:
             elsewhere = "the launcher of machine 0 is gone"
         if elsewhere:
             raise LostProcessError(f"another machine's part of the run ended: {elsewhere}")
+        reports = [member.reports for member in running if member.reports and member.report is None]
+        wait([*reports, *(member.process.sentinel for member in running)], _LOOK)
 
 
 def _worker(
@@ -318,8 +331,9 @@ def _worker(
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(total))
     try:
-        with terminated_as_interrupted():
+        with terminated_as_interrupted(), named_stdout():
             _in_group(function, args, device, timeout, address.connect(timeout), address)
+        reports.send(_Report("done"))
     except BaseException as error:
         reports.send(_Report.of(error, rank))
         logging.getLogger("d2go_fbnetv5").debug("process %d ended here", rank, exc_info=True)

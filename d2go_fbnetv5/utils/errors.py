@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 
+from d2go_fbnetv5.utils.stdout import named_stdout
 from d2go_fbnetv5.version import __version__
 
 
@@ -88,7 +89,7 @@ def run_tool(name: str, run: Callable[[], int | None], goes_on: str = "") -> int
     """
     goes_on = f"; {goes_on}" if goes_on else ""
     try:
-        with terminated_as_interrupted():
+        with terminated_as_interrupted(), named_stdout():
             return run() or 0
     except USER_ERRORS as error:
         logging.getLogger("d2go_fbnetv5").debug("%s ended here", name, exc_info=True)
@@ -98,7 +99,7 @@ def run_tool(name: str, run: Callable[[], int | None], goes_on: str = "") -> int
     except KeyboardInterrupt as error:
         print(f"interrupted{goes_on}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
-    except Exception:
+    except (Exception, SystemExit):  # a user's code may leave by one, which must not look like an end
         traceback.print_exc()
         print(
             f"{name}: this is a bug of d2go_fbnetv5 {__version__} and not of your input; please report it to its issue "

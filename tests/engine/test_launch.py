@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from d2go_fbnetv5.engine.launch import launch, total_processes
+from d2go_fbnetv5.utils.errors import LostProcessError
 
 SCRIPT = Path(__file__).with_name("stub_run.py")
 
@@ -162,6 +163,12 @@ def children(launcher):
             if parent == launcher and "spawn_main" in (folder / "cmdline").read_text():
                 found.append(int(folder.name))
     return sorted(found)
+
+
+@pytest.mark.slow
+def test_a_process_that_leaves_without_a_word_has_not_done_its_work():
+    with pytest.raises(LostProcessError, match=r"process \d ended with status 0 before it was done"):
+        launch(os._exit, (0,), num_processes=2)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Teachers that users write, and what files ask Python to run."""
 
 import pickle
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from d2go_fbnetv5.pseudo_labels import build_teacher
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.watching import watched
 
 MODULES = {
     "syntax_error": ("def build(:\n    pass\n", "SyntaxError: invalid syntax .*syntax_error.py, line 1"),
@@ -97,6 +99,38 @@ class Mine(Teacher):
     images = {"READER": "mine_imported", "folders": str(tmp_path / "photos")}
     group = {"SOURCE": "teacher", "TEACHER": "mine_imported"}
     assert label({"IMPORTS": ["mine_imported"], "IMAGES": images, "CLS": group}) == 0
+
+
+LEAVES = """
+import os
+from d2go_fbnetv5.pseudo_labels import Teacher
+
+class Leaves(Teacher):
+    class_names = ("a",)
+
+    def __call__(self, images):
+        os._exit(0)
+
+def build(device):
+    return Leaves()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere tools are not watched")
+@pytest.mark.parametrize("module", [LEAVES, "import os; os._exit(0)"], ids=["labels", "is imported"])
+def test_code_that_leaves_without_a_word_does_not_look_like_an_end(
+    here, label, tmp_path, monkeypatch, capfd, module
+):
+    here("leaves", module)
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos" / "a.png"), np.zeros((9, 9, 3), np.uint8))
+    images = {"READER": "image_folders", "folders": str(tmp_path / "photos")}
+    group = {"SOURCE": "teacher", "TEACHER": "leaves:build"}
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # they are this process' to hear
+    run = watched("tool", lambda: label({"IMPORTS": ["leaves"], "IMAGES": images, "CLS": group}), "again")
+    assert run == 2
+    assert "tool: its process ended with status 0 by code that it ran, before" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "index").exists()
 
 
 class Payload:

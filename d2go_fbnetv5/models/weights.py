@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.models.base import SearchedModel
+from d2go_fbnetv5.models.detectron2_names import RPN, from_generalized_rcnn
+from d2go_fbnetv5.models.lite_rcnn import LiteRCNN
 from d2go_fbnetv5.utils.checkpoints import read_tensors
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -31,8 +33,9 @@ def load_weights(
 
     Args:
         model: is changed in place.
-        path: a checkpoint, or a plain ``state_dict``, of a model of the same class.
-        averaged: take the averaged weights of a training's checkpoint, its "ema", if there are any.
+        path: a checkpoint, or a plain ``state_dict``, of a model of the same class; of a detector also under
+            Detectron2's names.
+        averaged: take the averaged weights of a training's checkpoint, if there are any.
         supernet: where the model is to be trained, the file may also be of a search or of a supernet of the same
             family. It gives the backbone its weights and leaves the head as it is.
 
@@ -56,6 +59,8 @@ def load_weights(
         if searched:
             model.backbone.load_supernet(searched)
         else:
+            if isinstance(model, LiteRCNN) and any(name.startswith(RPN) for name in state):
+                state = from_generalized_rcnn(state)
             load_state(model, state)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -127,7 +132,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint by name: a ``state_dict``, or what one has under "model" or, averaged, "ema".
+    """Read the tensors of a checkpoint by name: a ``state_dict``, or what one has under "model".
+
+    Args:
+        averaged: those under "ema" (of our own trainer) or "ema_state" (of D2Go), where there are any.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -140,8 +148,9 @@ def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[s
         raise type(error)(f"weights {error}") from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     key = "model"
-    if averaged and isinstance(content, Mapping) and "ema" in content:
-        key, state = "ema", content["ema"]
+    if averaged and isinstance(content, Mapping):
+        key = next((key for key in ("ema", "ema_state") if key in content), key)
+        state = content.get(key, state)
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"weights {where!r}: found no named tensors, nor any under the key {key!r}")
     strange = [name for name in state if not isinstance(name, str)]

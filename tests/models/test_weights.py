@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from d2go_fbnetv5.arch import Supernet
-from d2go_fbnetv5.models.weights import load_search_weights, read_weights
+from d2go_fbnetv5.arch import Backbone, Supernet, Topology
+from d2go_fbnetv5.models import LiteRCNN
+from d2go_fbnetv5.models.detectron2_names import to_generalized_rcnn
+from d2go_fbnetv5.models.weights import load_search_weights, load_weights, read_weights
 
 
 class Search(nn.Module):
@@ -118,3 +120,19 @@ def test_what_holds_no_named_tensors_is_one_sentence(tmp_path, content):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=r"odd\.pth"):
         read_weights(tmp_path / "odd.pth", averaged=True)
+
+
+@pytest.mark.parametrize(("key", "prefix"), [("model", ""), ("ema", "module."), ("ema_state", "")])
+def test_a_detector_of_any_trainer_gives_its_weights_and_their_average(tmp_path, key, prefix):
+    def detector(seed):
+        torch.manual_seed(seed)
+        return LiteRCNN(Backbone("N", Topology.named("linear", stages=1), ("path1",)), num_classes=2)
+
+    given, other, taken = map(detector, range(3))
+    theirs = to_generalized_rcnn(given.state_dict())
+    anchors = {"proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(15, 4)}
+    content = {"model": to_generalized_rcnn(other.state_dict())}
+    content[key] = {f"{prefix}{name}": value for name, value in (theirs | anchors).items()}
+    torch.save(content, tmp_path / "model_final.pth")
+    load_weights(taken, tmp_path / "model_final.pth", averaged=True)
+    assert same(given, taken, "")

@@ -5,6 +5,7 @@ import torch
 
 from d2go_fbnetv5.arch import Supernet, Topology
 from d2go_fbnetv5.data import DigitScenes
+from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.utils.errors import InputError
 
 
@@ -160,6 +161,31 @@ def test_our_solver_keys_hold_for_models(cfg, tmp_path):
     assert trainer.model.roi_heads.num_classes == 10
     with pytest.raises(InputError, match="resume_or_load"):
         trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["ImageClassifier", "LiteMaskFormer", "LiteRCNN"])
+def test_a_trainings_folder_describes_its_model(cfg, tmp_path, kind):
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Trainer
+
+    cfg.MODEL.META_ARCHITECTURE, cfg.OUTPUT_DIR = kind, str(tmp_path / "run")
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.DATALOADER.NUM_WORKERS = 2, 1, 0
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 0.01, 7
+    (tmp_path / "run").mkdir()
+    trainer = FBNetV5Trainer(cfg)
+    trainer.train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    image = DigitScenes("train", size=64, num_images=1)[0]["image"]
+    with torch.no_grad():
+        model = from_run(tmp_path / "moved").model
+        (found,), (expected,) = (m.eval()([{"image": image}]) for m in (model, trainer.model))
+    if kind == "LiteRCNN":
+        theirs = expected["instances"]
+        expected = {"boxes": theirs.pred_boxes.tensor, "scores": theirs.scores, "labels": theirs.pred_classes}
+        assert len(found["boxes"]) == 7
+    for name, values in expected.items():
+        if kind == "LiteMaskFormer":
+            values = values.argmax(0)
+        torch.testing.assert_close(found[name], values, atol=1e-3, rtol=1e-4)
 
 
 def test_a_search_on_others_sets_is_refused_before_it_starts(search_cfg):

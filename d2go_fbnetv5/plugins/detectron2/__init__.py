@@ -6,10 +6,10 @@
 `register_datasets(cfg)`; `SampleMapper` reads them.
 """
 
+from d2go_fbnetv5.models.detectron2_names import from_generalized_rcnn, to_generalized_rcnn
 from d2go_fbnetv5.plugins.detectron2.backbones import FBNetV5Backbone, FBNetV5Supernet
 from d2go_fbnetv5.plugins.detectron2.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.detectron2.config import add_fbnetv5_config, use_lite_rcnn
-from d2go_fbnetv5.plugins.detectron2.convert import from_generalized_rcnn, to_generalized_rcnn
 from d2go_fbnetv5.plugins.detectron2.datasets import SampleMapper, register_datasets
 from d2go_fbnetv5.plugins.detectron2.evaluators import SampleEvaluator
 from d2go_fbnetv5.plugins.detectron2.heads import (

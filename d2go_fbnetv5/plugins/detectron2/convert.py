@@ -9,45 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Supernet
+from d2go_fbnetv5.models.detectron2_names import RPN, to_generalized_rcnn
 from d2go_fbnetv5.utils.errors import InputError
 
-_NAMES = {
-    "rpn.head.": "proposal_generator.rpn_head.",
-    "roi_head.box_head.": "roi_heads.box_head.",
-    "roi_head.predictor.classes.": "roi_heads.box_predictor.cls_score.",
-    "roi_head.predictor.deltas.": "roi_heads.box_predictor.bbox_pred.",
-}
 _STAGE0 = "stage0."
 # Counters, and what quantisation adds to a network.
 _DISPENSABLE = ("num_batches_tracked", "fake_quant", "activation_post_process")
-
-
-def to_generalized_rcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The ``state_dict`` of a `d2go_fbnetv5.models.LiteRCNN` as that of Detectron2's GeneralizedRCNN configured by
-    `use_lite_rcnn`; with it the two give equal outputs.
-
-    Raises:
-        ValueError: a name that a Lite R-CNN does not have.
-    """
-    return {_renamed(name, _NAMES): value for name, value in state.items()}
-
-
-def from_generalized_rcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same the other way. Anchors, which Detectron2 may keep among the weights, are left out."""
-    back = {theirs: ours for ours, theirs in _NAMES.items()}
-    kept = {name: value for name, value in state.items() if ".anchor_generator." not in name}
-    return {_renamed(name, back): value for name, value in kept.items()}
-
-
-def _renamed(name: str, names: Mapping[str, str]) -> str:
-    if name.startswith("backbone."):
-        return name
-    for old, new in names.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    raise InputError(
-        f"a Lite R-CNN has no weight {name!r}; its names begin with backbone., {', '.join(names)}"
-    )
 
 
 def network_prefix(names: Iterable[str]) -> str | None:
@@ -66,9 +33,7 @@ def adapt_weights(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> di
         ours: the model's own ``state_dict``.
     """
     state = dict(state)
-    if any(name.startswith("proposal_generator.") for name in ours) and any(
-        name.startswith("roi_head.") for name in state
-    ):
+    if any(name.startswith(RPN) for name in ours) and any(name.startswith("roi_head.") for name in state):
         state = to_generalized_rcnn(state)
     theirs, here = network_prefix(state), network_prefix(ours)
     if theirs is None or here is None or theirs == here:

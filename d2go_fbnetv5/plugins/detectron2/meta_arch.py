@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from d2go_fbnetv5.engine.recipes.models import class_names, model_arguments, sea
 from d2go_fbnetv5.engine.recipes.search import search_arguments
 from d2go_fbnetv5.plugins.detectron2.convert import require_whole
 from d2go_fbnetv5.plugins.detectron2.datasets import register_datasets
+from d2go_fbnetv5.plugins.detectron2.rcnn import head_options
 from d2go_fbnetv5.plugins.detectron2.samples import to_sample
 from d2go_fbnetv5.plugins.detectron2.solver import SearchGuard
 from d2go_fbnetv5.tasks.base import DatasetInfo
@@ -51,9 +53,12 @@ def set_numbers_of_classes(cfg: CfgNode) -> None:
 def describe_model(cfg: CfgNode) -> None:
     """Leave NETWORK_FILE in OUTPUT_DIR for a model that our own trainer has under the same names, so that its
     `predict` opens the folder."""
-    if cfg.MODEL.META_ARCHITECTURE in ("ImageClassifier", "LiteMaskFormer"):
-        recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
+    kind = cfg.MODEL.META_ARCHITECTURE
+    if kind in ("ImageClassifier", "LiteMaskFormer", "LiteRCNN"):
+        recipe = get_recipe(kind)
         network = searched_network(cfg, class_names(cfg, dataset_info(cfg)))
+        if kind == "LiteRCNN":
+            network = replace(network, head=head_options(cfg))
         network.write(cfg.OUTPUT_DIR, recipe.task, recipe.kind.in_features)
 
 

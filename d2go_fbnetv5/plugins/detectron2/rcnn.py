@@ -39,6 +39,13 @@ def lite_rcnn_config(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def head_options(cfg: CfgNode) -> dict[str, Any]:
+    """Return the options of MODEL.FBNETV5.HEAD, and beside them what Detectron2's own keys say of the detections."""
+    options = as_dict(cfg.MODEL.FBNETV5.HEAD)
+    theirs = {"score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST}
+    return {**theirs, "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE, **options}
+
+
 def _anchor_sizes(cfg: CfgNode, sizes: Sequence[float]) -> None:
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [list(sizes)]
 

@@ -1,16 +1,18 @@
-"""Table 5 in small: random search, Algorithm 1 and Algorithm 4, with and without REINFORCE's importance weight.
+"""Table 5 in small: searched, random and hand-made topologies, all trained by their tasks' ordinary recipes.
 
     OMP_NUM_THREADS=1 python benchmarks/ablation.py
 
-On digit scenes with family N, every search runs search_digits_scratch.yaml for equally many steps; Algorithm 1 does so
-once for each task, straight through as in the paper or by REINFORCE. Of every distribution the mode and four samples
-are taken, of random search four topologies. Each is built as the task's ordinary model, which reads paths of its own,
-and trained for the same few steps on configs/{cls,det,seg}. All begin with the weights of one supernet that was trained
-on random topologies and belongs to none of the searches; --scratch begins with random weights, and needs many more
---steps. Beside it stands what the networks reach with that supernet's weights as they are, batch norm re-estimated.
+On scenes of clothes with family N and seven stages, in which the topologies of Appendix C fit: linear, FPN, PANet and
+BiFPN (a U-Net is the FPN's network once it is pruned for heads on Path 1). All searches are on one pretrained supernet,
+whose weights rest, and take equally many steps on equally many topologies; Algorithm 1 does so once for each task,
+straight through as in the paper. Of every search the mode is taken, what it found among the 32 likeliest networks, and
+--samples of its distribution; of random search --randoms topologies, each block kept with probability 0.5. Prices begin
+at --target of the full supernet's cost: the searches are to be compared with hand-made topologies, the dearest of which
+has a fifth of it.
 
-Costs are seconds of processor time of the search's steps, per task. FLOPs are of the model's backbone at 96 x 96.
-Finished searches and trainings lie in --folder and are not done again.
+Costs are seconds of processor time of the search's steps, per task. FLOPs are those of what the search's head reads.
+"cost as much" counts, of the rivals that cost as much as the topology or more, how many are better.
+Figures are kept in benchmarks/results as they come, what is under way in --folder: stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -23,176 +25,191 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import (
-    MODELS,
-    SEARCH_CONFIG,
-    build_run,
-    finish,
-    finished,
-    mean_and_spread,
-    parser,
-    run_folder,
-    search_options,
-    train_network,
-)
+from common import build_run, finish, finished, mean_and_spread, parser
+from exhaustive import judge_all
+from networks import RESULTS, SCENES, Scenes, Trainer, mask_text, pretrained, steps_by_task
 
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
-from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge
-from d2go_fbnetv5.search import derive_generator
 from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.seeding import derive_generator
 
-SAMPLES = 4  # as in the paper
+HAND_MADE = {"linear": "linear", "fpn": "FPN, U-Net", "panet": "PANet", "bifpn": "BiFPN"}
 METHODS = {  # what the table calls it, SEARCH.ALGORITHM, further keys
     "multitask": ("Algorithm 4", "multitask", []),
     "unweighted": ("Algorithm 4, unweighted", "multitask", ["SEARCH.IMPORTANCE_WEIGHTED", False]),
     "single_task": ("Algorithm 1", "single_task", ["SEARCH.ESTIMATOR", STRAIGHT_THROUGH]),
     "reinforce": ("Algorithm 1, REINFORCE", "single_task", ["SEARCH.ESTIMATOR", REINFORCE]),
 }
+TOPOLOGIES_A_STEP, IMAGES_A_STEP = 16, 32
 
 
-def run_searches(
-    args: argparse.Namespace, seed: int, folder: Path
-) -> dict[tuple[str, str], tuple[Path, float]]:
-    """Each method's folder and cost per task, by (method, task)."""
-    opts, found = search_options(seed, args.iterations, args.batch, 64), {}
-    finished(
-        SEARCH_CONFIG, folder / "random", [*opts, "SEARCH.TASKS", args.tasks, "SEARCH.ALGORITHM", "random"]
+def search(
+    args: argparse.Namespace, scenes: Scenes, weights: Path, method: str, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Each task's probabilities, what was found and the seconds of processor time; kept in a file."""
+    file = (
+        args.results / f"searched_{scenes.name}_{method}_{args.supernet}_{args.iterations}_{args.target}.json"
     )
-    for method in args.methods:
-        _, algorithm, more = METHODS[method]
-        apart = algorithm == "single_task"
-        for tasks in [[task] for task in args.tasks] if apart else [args.tasks]:
-            own = folder / ("_".join((method, *tasks)) if apart else method)
-            keys = [*opts, *more, "SEARCH.TASKS", tasks, "SEARCH.ALGORITHM", algorithm]
-            cpu = finished(SEARCH_CONFIG, own, keys)["cpu"]
-            found.update({(method, task): (own, cpu / len(tasks)) for task in tasks})
-            print(f"seed {seed}, {method} {tasks}: {cpu:.0f} s", flush=True)
-    return found
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    _, algorithm, more = METHODS[method]
+    apart = algorithm == "single_task"
+    for tasks in [[task] for task in args.tasks] if apart else [args.tasks]:
+        if all(task in found.get(str(seed), {}) for task in tasks):
+            continue
+        own = args.folder / "_".join((file.stem, *tasks, str(seed)))
+        opts = ["MODEL.WEIGHTS", weights, "SEED", seed, "SOLVER.MAX_ITER", args.iterations]
+        opts += ["SOLVER.IMS_PER_BATCH", IMAGES_A_STEP, "SEARCH.SAMPLES_PER_RANK", TOPOLOGIES_A_STEP]
+        opts += ["SEARCH.TASKS", tasks, "SEARCH.ALGORITHM", algorithm, "SEARCH.COST.TARGET", args.target]
+        opts += ["SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, "SEARCH.EVAL.MAX_IMAGES", min(args.images, 256), *more]
+        cpu = finished(scenes.search, own, opts)["cpu"] / len(tasks)
+        for task, entry in load_topologies(own / "topologies.json").tasks.items():
+            found.setdefault(str(seed), {})[task] = {
+                "probabilities": entry.probabilities,
+                "found": entry.topology.to_dict(),
+                "cpu": cpu,
+            }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(found) + "\n")
+        print(f"seed {seed}, {method} {tasks}: {cpu * len(tasks):.0f} s", flush=True)
+    return {task: found[str(seed)][task] for task in args.tasks}
 
 
-def draw(probabilities: Sequence[Sequence[float]], *key: Any) -> list[Topology]:
+def draw(probabilities: Sequence[Sequence[float]], count: int, *key: Any) -> list[Topology]:
     """Samples of a distribution, S x P, by a seed that ``key`` gives."""
     probs = torch.tensor(probabilities)
     generator = derive_generator("ablation", *key)
-    return [Topology(torch.rand(probs.shape, generator=generator) < probs) for _ in range(SAMPLES)]
+    return [Topology(torch.rand(probs.shape, generator=generator) < probs) for _ in range(count)]
 
 
-def _digits(topology: Topology) -> str:
-    return "".join(str(int(kept)) for row in topology.mask for kept in row)
-
-
-class Bench:
-    """What a network of a task is worth, under one seed."""
-
-    def __init__(self, args: argparse.Namespace, seed: int, folder: Path) -> None:
-        self.args, self.seed, self.folder = args, seed, folder
-        opts = [
-            *search_options(seed, args.iterations, args.batch, 64),
-            "SEARCH.TASKS",
-            args.tasks,
-            "SEARCH.ALGORITHM",
-            "random",
-        ]
-        run = build_run(SEARCH_CONFIG, folder / "random", opts)
-        self.costs = block_costs("N", run.recipe.size)
-        batches = list(run.data.eval_batches(min(args.images)))
-        self.judge = SearchJudge(
-            run.model, self.costs, run.data.info, run.data.statistics_batches(8), batches
-        )
-
-    def __call__(self, task: str, topology: Topology) -> dict[str, float]:
-        """FLOPs, metric with the random supernet's weights, and metric after training."""
-        paths = MODELS[task][2]
-        network = topology.prune(paths)
-        folder = self.folder / "networks" / f"{task}_{_digits(network)}"
-        # The search's head reads other paths, so that one network of the model may stand for several results.
-        file = self.folder / "networks" / f"{task}_{_digits(topology)}.json"
-        if not file.is_file():
-            metric = self.judge.search.tasks[task].primary_metric
-            weights = None if self.args.scratch else self.folder / "random" / "model_final.pth"
-            index = self.args.tasks.index(task)
-            steps = self.args.steps[index % len(self.args.steps)]
-            images = self.args.images[index % len(self.args.images)]
-            result = {
-                "MFLOPs": self.costs.network(network, paths) / 1e6,
-                "supernet": self.judge.metrics(task, topology)[metric],
-                "trained": train_network(task, network, folder, steps, images, weights, self.seed),
-            }
-            (folder / "model_final.pth").unlink(missing_ok=True)
-            write_atomically(file, json.dumps(result))
-        return json.loads(file.read_text())
-
-
-def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """One row for every task and method's mode, mean and best."""
-    folder = args.folder / f"seed{seed}"
-    searches, bench = run_searches(args, seed, folder), Bench(args, seed, folder)
-    rows = []
-    for task in args.tasks:
-        half = [[0.5] * 4] * bench.judge.search.supernet.num_stages
-        rows += summarise(task, "random", None, [bench(task, t) for t in draw(half, seed, task)], 0.0)
-        for method in args.methods:
-            own, cpu = searches[method, task]
-            entry = load_topologies(own / "topologies.json").tasks[task]
-            samples = [bench(task, t) for t in draw(entry.probabilities, seed, task, method)]
-            rows += summarise(task, METHODS[method][0], bench(task, entry.topology), samples, cpu)
-        print(f"seed {seed}, {task}: done", flush=True)
-    return [{"seed": seed, **row} for row in rows]
-
-
-def summarise(
-    task: str, method: str, mode: dict[str, float] | None, samples: list[dict[str, float]], cpu: float
-) -> list[dict[str, Any]]:
-    keys = ("MFLOPs", "supernet", "trained")
-    found = {} if mode is None else {"mode": mode}
-    found[f"mean of {SAMPLES}"] = {key: statistics.fmean(s[key] for s in samples) for key in keys}
-    found[f"best of {SAMPLES}"] = max(samples, key=lambda s: s["trained"])
-    return [
-        {"task": task, "method": method, "topology": which, **row, "cpu": cpu} for which, row in found.items()
-    ]
+def rivals(
+    args: argparse.Namespace, scenes: Scenes, weights: Path
+) -> list[tuple[int, str, str, str, Topology, float]]:
+    """Each seed's topologies: seed, task, where it comes from, which one it is, itself, seconds of its search."""
+    found = []
+    for seed in args.seeds:
+        searched = {method: search(args, scenes, weights, method, seed) for method in args.methods}
+        for task in args.tasks:
+            half = [[0.5] * 4] * scenes.num_stages
+            found += [(seed, task, "random", "mean", t, 0.0) for t in draw(half, args.randoms, seed, task)]
+            for name, title in HAND_MADE.items():
+                topology = Topology.named(name, stages=scenes.num_stages)
+                found.append((seed, task, "hand-made", title, topology, 0.0))
+            for method, result in searched.items():
+                title, cpu = METHODS[method][0], result[task]["cpu"]
+                probs = result[task]["probabilities"]
+                mode = Topology(torch.tensor(probs) > 0.5)
+                found.append((seed, task, title, "mode", mode, cpu))
+                found.append((seed, task, title, "found", Topology.from_dict(result[task]["found"]), cpu))
+                samples = draw(probs, args.samples, seed, task, method)
+                found += [(seed, task, title, "samples' mean", t, cpu) for t in samples]
+    return found
 
 
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/ablation.json")
-    parse.add_argument("--folder", type=Path, help="of finished runs (default output/benchmarks/ablation)")
+    parse.add_argument("--scenes", choices=list(SCENES), default="fashion")
+    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/ranking"), help="of runs")
+    parse.add_argument("--results", type=Path, default=RESULTS, help="where figures are kept")
+    parse.add_argument("--supernet", type=int, default=8000, help="its steps")
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parse.add_argument("--tasks", nargs="+", default=["cls", "det", "seg"])
-    parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parse.add_argument("--iterations", type=int, default=1400, help="of each search")
-    parse.add_argument("--batch", type=int, default=24, help="images of a search's step")
-    parse.add_argument("--steps", type=int, nargs="+", default=[1600, 100, 150], help="of training, per task")
+    parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
+    parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=["multitask", "single_task"])
+    parse.add_argument("--iterations", type=int, default=400, help="of each search")
+    parse.add_argument("--target", type=float, default=0.2, help="relative cost that is free")
+    parse.add_argument("--randoms", type=int, default=4, help="random topologies of each seed and task")
+    parse.add_argument("--samples", type=int, default=2, help="of each search's distribution")
     parse.add_argument(
-        "--images", type=int, nargs="+", default=[8192, 512, 512], help="of the validation set, per task"
+        "--steps", type=int, nargs="+", default=[600], help="of a network's training, per task"
     )
-    parse.add_argument("--scratch", action="store_true", help="train from random weights, not a supernet's")
+    parse.add_argument("--images", type=int, default=1024, help="of the validation set")
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     if args.quick:
-        args.seeds, args.tasks, args.methods = [0], ["cls"], ["multitask", "single_task"]
-        args.iterations, args.batch, args.steps, args.images = 12, 8, [2], [16]
-    args.folder = run_folder(args, "ablation", ["tasks", "iterations", "batch", "steps", "images", "scratch"])
+        args.folder, args.results = args.folder / "quick", args.folder / "quick" / "results"
+        args.scenes, args.supernet, args.seeds, args.tasks = "digits", 4, [0], ["det"]
+        args.iterations, args.randoms, args.samples, args.steps, args.images = 2, 1, 1, [2], 16
 
-    rows = [row for seed in args.seeds for row in run_seed(args, seed)]
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["task"], row["method"], row["topology"]), []).append(row)
-    table = [
-        {
-            "task": task,
-            "search": method,
-            "topology": which,
-            "MFLOPs": mean_and_spread([row["MFLOPs"] for row in found]),
-            "with supernet": mean_and_spread([row["supernet"] for row in found]),
-            "trained": mean_and_spread([row["trained"] for row in found]),
-            "search, CPU s": round(statistics.fmean(row["cpu"] for row in found)),
-        }
-        for (task, method, which), found in groups.items()
-    ]
-    title = f"Searched and random topologies, mean ± standard deviation over seeds {args.seeds}"
+    scenes = SCENES[args.scenes]
+    weights = pretrained(scenes, args.supernet, args.folder)
+    everyone = rivals(args, scenes, weights)
+    run = build_run(
+        scenes.search, args.folder / "judge", ["MODEL.WEIGHTS", weights, *scenes.validation(args.images)]
+    )
+    costs, in_features = block_costs("N", run.recipe.size), run.model.in_features
+    networks = {
+        task: list(
+            dict.fromkeys(t.prune(in_features[task]) for _, name, _, _, t, _ in everyone if name == task)
+        )
+        for task in args.tasks
+    }
+    folder = args.results / f"judged_{args.scenes}_{args.supernet}_{args.images}"
+    folder.mkdir(parents=True, exist_ok=True)
+    judged = judge_all(run, networks, folder, args.images)
+    steps = steps_by_task(args.tasks, args.steps)
+    start = str(args.supernet)
+    trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results)
+
+    rows = []
+    for seed, task, origin, which, topology, cpu in everyone:
+        network = topology.prune(in_features[task])
+        rows.append(
+            {
+                "seed": seed,
+                "task": task,
+                "origin": origin,
+                "topology": which,
+                "network": mask_text(network),
+                "MFLOPs": costs.network(network, in_features[task]) / 1e6,
+                "supernet": judged[task][repr(network)]["metric"],
+                "trained": trainer(task, network, start, seed),
+                "cpu": cpu,
+            }
+        )
     options = {key: str(value) for key, value in vars(args).items()}
+    table = summarise(rows)
+    title = f"Searched, random and hand-made topologies, mean ± standard deviation over seeds {args.seeds}"
     finish(args.output, {title: (table, list(table[0]))}, options=options, runs=rows)
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each task, origin and topology: the mean of each seed's, and their spread over the seeds."""
+    groups: dict[tuple[str, str, str], dict[int, list[dict[str, Any]]]] = {}
+    for row in rows:
+        key = (row["task"], row["origin"], row["topology"])
+        groups.setdefault(key, {}).setdefault(row["seed"], []).append(row)
+    table = []
+    for (task, origin, which), seeds in groups.items():
+        means = {
+            key: [statistics.fmean(row[key] for row in found) for found in seeds.values()]
+            for key in ("MFLOPs", "supernet", "trained", "cpu")
+        }
+        better = []
+        for seed, found in seeds.items():
+            mine, cost = (statistics.fmean(row[key] for row in found) for key in ("trained", "MFLOPs"))
+            others = [
+                row
+                for row in rows
+                if (row["seed"], row["task"]) == (seed, task)
+                and (row["origin"], row["topology"]) != (origin, which)
+                and row["origin"] in ("random", "hand-made")
+                and row["MFLOPs"] >= cost
+            ]
+            better.append(f"{sum(row['trained'] > mine for row in others)} of {len(others)}")
+        table.append(
+            {
+                "task": task,
+                "origin": origin,
+                "topology": which,
+                "MFLOPs": mean_and_spread(means["MFLOPs"]),
+                "with supernet": mean_and_spread(means["supernet"]),
+                "trained": mean_and_spread(means["trained"]),
+                "cost as much and are better, by seed": ", ".join(better),
+                "search, CPU s": round(statistics.fmean(means["cpu"])),
+            }
+        )
+    return table
 
 
 if __name__ == "__main__":

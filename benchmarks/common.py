@@ -14,11 +14,8 @@ from typing import Any
 
 import torch
 
-from d2go_fbnetv5.arch.topology import Topology
-from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.train import Run, prepare
-from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 from d2go_fbnetv5.utils.files import write_atomically
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -158,62 +155,3 @@ def finished(config: str, folder: Path, opts: Sequence[Any]) -> dict[str, Any]:
             checkpoint.unlink()
         write_atomically(file, json.dumps({"metrics": metrics, "cpu": cpu}))
     return json.loads(file.read_text())
-
-
-SEARCH_CONFIG = "search_digits_scratch.yaml"
-
-
-def search_options(seed: int, iterations: int, batch: int, images: int) -> list[Any]:
-    """Keys of SEARCH_CONFIG for another length, its schedule in proportion.
-
-    Args:
-        batch: images of a step; it tries as many topologies as give each 8 images before the probabilities learn.
-        images: of the validation set, on which the run's own report is made.
-    """
-    opts = ["SEED", seed, "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", f"[{iterations * 13 // 24}]"]
-    opts += ["SEARCH.ARCH_WARMUP_ITERS", iterations * 7 // 12]
-    opts += ["SEARCH.SAMPLES_PER_RANK", max(2, batch // 8), "SOLVER.IMS_PER_BATCH", batch]
-    opts += ["SOLVER.CHECKPOINT_PERIOD", max(1, iterations // 4)]
-    opts += ["FBNETV5_DATA.DATASETS.digit_scenes_val.num_images", max(512, images)]
-    return [*opts, "SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, "SEARCH.EVAL.MAX_IMAGES", images]
-
-
-# The recipes that train what was found, their metrics, and the paths that their models read.
-MODELS = {
-    "cls": ("cls/cls_digits.yaml", "top1", ImageClassifier.in_features),
-    "det": ("det/det_digits.yaml", "AP50", LiteRCNN.in_features),
-    "seg": ("seg/seg_digits.yaml", "mIoU", LiteMaskFormer.in_features),
-}
-
-
-def train_network(
-    task: str, topology: Topology, folder: Path, steps: int, images: int, weights: Path | None, seed: int
-) -> float:
-    """The metric of a task's ordinary model on a topology of family N after a short training on digit scenes.
-
-    Args:
-        topology: as it was found. Pruned for the search's head it would lack blocks that the model needs, whose paths
-            are others.
-        images: of the validation set.
-        weights: of the supernet to begin with; None for random ones.
-    """
-    config, metric, paths = MODELS[task]
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "topology.json"
-    save_topologies(
-        file, "N", topology.num_stages, (96, 96), {task: {"topology": topology, "outputs": paths}}
-    )
-    opts = [
-        "MODEL.FBNETV5.TOPOLOGY",
-        file,
-        "MODEL.WEIGHTS",
-        weights or "",
-        "SOLVER.MAX_ITER",
-        steps,
-        "SEED",
-        seed,
-    ]
-    opts += ["SOLVER.WARMUP_ITERS", min(20, steps // 5), "SOLVER.CHECKPOINT_PERIOD", 10**6]
-    opts += ["FBNETV5_DATA.DATASETS.digit_scenes_val.num_images", images, "MODEL_EMA.ENABLED", False]
-    opts += ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 8]
-    return finished(config, folder, opts)["metrics"][metric]

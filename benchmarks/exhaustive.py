@@ -19,15 +19,13 @@ from typing import Any
 
 import torch
 from common import build_run, finish, parser, run_folder
-from torch import nn
 
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
-from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
-from d2go_fbnetv5.engine.recipes.search_judge import TaskNetwork
+from d2go_fbnetv5.engine.recipes.network_judge import AT_ONCE, NetworkJudge
 from d2go_fbnetv5.engine.train import Run
 from d2go_fbnetv5.utils.files import write_atomically
-from d2go_fbnetv5.utils.seeding import derive_generator, seed_all
+from d2go_fbnetv5.utils.seeding import derive_generator
 
 CONFIG = "search_digits.yaml"
 
@@ -42,42 +40,25 @@ def distinct_networks(in_features: Sequence[str], stages: int) -> list[Topology]
     return list({topology.prune(in_features): None for topology in all_topologies(stages)})
 
 
-def judge(
-    run: Run, task: str, topology: Topology, statistics: list[Batch], batches: list[Batch]
-) -> dict[str, float]:
-    """Loss and primary metric of one network on ``batches``, its batch norm re-estimated on ``statistics``."""
-    network = TaskNetwork(run.model, task, topology)
-    head = network.task
-    with precise_batch_norm(network, statistics):
-        metric = evaluate(network, batches, head.evaluator(run.data.info))[head.primary_metric]
-        network.eval()
-        head.train()  # so that it says its loss
-        for module in head.modules():
-            if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.Dropout)):
-                module.eval()
-        losses, count = 0.0, 0
-        with torch.no_grad():
-            for i, batch in enumerate(batches):
-                seed_all(0, iteration=i)  # of the detector's sampled regions
-                found = network(batch)
-                losses += len(batch) * float(sum(found.values())) if found else 0.0
-                count += len(batch) if found else 0
-        head.eval()
-    return {"loss": losses / count, "metric": metric}
-
-
 def judge_all(run: Run, networks: dict[str, list[Topology]], folder: Path, images: int) -> dict[str, Any]:
-    """Loss and metric of networks, by task and the network's mask; kept in a file."""
+    """Loss and primary metric of networks, by task and the network's mask; kept in a file."""
     file = folder / "networks.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
-    statistics, batches = run.data.statistics_batches(8), list(run.data.eval_batches(images))
+    judge = NetworkJudge(
+        run.model, run.data.info, run.data.statistics_batches(8), list(run.data.eval_batches(images))
+    )
     for name, topologies in networks.items():
-        judged = found.setdefault(name, {})
-        for i, topology in enumerate(topologies):
-            if repr(topology) not in judged:
-                judged[repr(topology)] = judge(run, name, topology, statistics, batches)
-                write_atomically(file, json.dumps(found))
-                print(f"\r{name}: network {i + 1} of {len(topologies)}", end="", flush=True)
+        judged, metric = found.setdefault(name, {}), run.model.tasks[name].primary_metric
+        ordered = judge.by_prefix((name, topology) for topology in topologies)
+        missing = [network for network in ordered if repr(network[1]) not in judged]
+        for start in range(0, len(missing), AT_ONCE):
+            for (_, topology), verdict in judge(missing[start : start + AT_ONCE]).items():
+                judged[repr(topology)] = {
+                    "loss": round(verdict.loss, 6),
+                    "metric": round(verdict.metrics[metric], 6),
+                }
+            write_atomically(file, json.dumps(found))
+            print(f"\r{name}: {len(judged)} networks", end="", flush=True)
         print()
     return found
 

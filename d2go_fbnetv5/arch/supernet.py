@@ -40,7 +40,8 @@ class _PathNetwork(nn.Module):
             }
         )
 
-    def _run_stage0(self, images: Tensor) -> list[Tensor]:
+    def run_stage0(self, images: Tensor) -> list[Tensor]:
+        """Return each path's feature after Stage 0, as ``forward`` gives them where nothing else is kept."""
         if min(images.shape[-2:]) < self._min_size:
             raise InputError(
                 f"images of {images.shape[-2]} x {images.shape[-1]} pixels: family {self.family.name} needs "
@@ -54,7 +55,7 @@ class _PathNetwork(nn.Module):
 
     def _run(self, images: Tensor, topology: Topology) -> list[Tensor]:
         """Features of the paths that Stage 0 has, under a topology whose kept blocks all exist here."""
-        features = self._run_stage0(images)
+        features = self.run_stage0(images)
         for stage in range(1, self.num_stages + 1):
             features = self._run_stage(stage, features, topology)
         return features
@@ -69,10 +70,21 @@ class _PathNetwork(nn.Module):
             features[path] = self._block(stage, path)(x)
         return features
 
+    def run_block(self, stage: int, path: int, features: Sequence[Tensor], topology: Topology) -> Tensor:
+        """Return the feature of a kept block.
+
+        Args:
+            stage: from 1.
+            path: from 0.
+            features: of each path after the stage before.
+            topology: which of its blocks the stage before keeps says what is fused.
+        """
+        return self._block(stage, path)(self._sum(stage, path, features, topology))
+
     def _block(self, stage: int, path: int) -> nn.Module:
         return self.stages.get_submodule(f"stage{stage}.{PATHS[path]}")
 
-    def _sum(self, stage: int, path: int, features: list[Tensor], topology: Topology) -> Tensor:
+    def _sum(self, stage: int, path: int, features: Sequence[Tensor], topology: Topology) -> Tensor:
         """Return the input of a stage and path's block: its path's feature, and those of the kept blocks before it."""
         return self.fusion.add_all(features, topology.fused(stage, path), path)
 
@@ -124,7 +136,7 @@ class Supernet(_PathNetwork):
         """
         for topology in topologies:
             self._check(topology)
-        rows = [self._run_stage0(images)] * len(topologies)
+        rows = [self.run_stage0(images)] * len(topologies)
         for stage in range(1, self.num_stages + 1):
             run: dict[tuple[int, Topology], Tensor] = {}
             after = [list(features) for features in rows]
@@ -134,7 +146,7 @@ class Supernet(_PathNetwork):
                     if topology.keeps(stage, path):
                         key = (path, begun.prune((PATHS[path],)))
                         if key not in run:
-                            run[key] = self._block(stage, path)(self._sum(stage, path, before, topology))
+                            run[key] = self.run_block(stage, path, before, topology)
                         features[path] = run[key]
             rows = after
         return [dict(zip(PATHS, features, strict=True)) for features in rows]
@@ -162,7 +174,7 @@ class Supernet(_PathNetwork):
                 f"a mask of {tuple(mask.shape)} stages x paths: this supernet has "
                 f"{(self.num_stages, self.num_paths)}"
             )
-        features = self._run_stage0(images)
+        features = self.run_stage0(images)
         for stage, blocks in enumerate(self.stages.values()):
             weights = dict(enumerate(mask[stage - 1])) if stage > 0 else None
             updated = []

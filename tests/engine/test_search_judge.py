@@ -3,7 +3,8 @@ import torch
 
 from d2go_fbnetv5.arch import Supernet, Topology, block_costs
 from d2go_fbnetv5.data import DigitScenes
-from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge, TaskNetwork, random_topology
+from d2go_fbnetv5.engine.recipes.network_judge import NetworkJudge
+from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge, random_topology
 from d2go_fbnetv5.search import Decision, MultitaskSearch
 from d2go_fbnetv5.tasks import build_task
 
@@ -46,35 +47,23 @@ def search():
     return MultitaskSearch(supernet, tasks, samples_per_rank=1)
 
 
-def test_leaving_out_dead_blocks_changes_no_prediction(search):
-    topology = Topology(
-        [[1, 0, 0, 1], [1, 0, 1, 0], [0, 0, 1, 1]]
-    )  # the last block of path 3 is dead for path 2
-    network = TaskNetwork(search, "seg", topology).eval()
-    assert network.topology.num_kept < topology.num_kept
-    batch = [DigitScenes("val", 64, 2)[i] for i in range(2)]
-    pruned = network(batch)
-    network.topology = topology
-    for a, b in zip(pruned, network(batch), strict=True):
-        assert torch.equal(a["sem_seg"], b["sem_seg"])
-
-
 def test_a_result_leaves_weights_and_statistics_as_they_were(search, costs):
     data = DigitScenes("val", 64, 8)
     batches = [[data[i] for i in range(start, start + 4)] for start in (0, 4)]
     with torch.no_grad():
         search.distribution.probs.uniform_(0.2, 0.8, generator=torch.Generator().manual_seed(1))
     before = {name: value.clone() for name, value in search.state_dict().items()}
-    evaluations = []
-    judge = SearchJudge(search, costs, data.info, batches, batches)
+    shares = []
+    judge = SearchJudge(NetworkJudge(search, data.info, batches, batches), costs)
     found = Decision(search.most_likely()["cls"], candidates=1, undecided=0)
-    result = judge.result("cls", found, num_random=2, seed=0, progress=lambda: evaluations.append(1))
+    (result,) = judge.results({"cls": found}, num_random=2, seed=0, progress=shares.append)
     assert all(torch.equal(before[name], value) for name, value in search.state_dict().items())
-    assert len(evaluations) == 3
+    assert shares == [0.5, 1.0]
     assert result.topology == search.most_likely()["cls"]
     assert result.outputs == ("path3",) and result.metric_name == "top1"
     assert all(flops >= result.flops_pruned for flops in result.random_flops)
     assert (
         result.flops_pruned == costs.network(result.topology, ("path3",)) <= result.flops <= result.full_flops
     )
-    assert judge.result("cls", found, num_random=2, seed=0).random_topologies == result.random_topologies
+    assert result.metrics == judge.metrics({"cls": result.topology})["cls"]
+    assert judge.results({"cls": found}, num_random=2, seed=0) == (result,)

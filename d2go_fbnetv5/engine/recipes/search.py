@@ -18,6 +18,7 @@ from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.keys import SEARCH
 from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, register_recipe
+from d2go_fbnetv5.engine.recipes.network_judge import NetworkJudge
 from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge
 from d2go_fbnetv5.models.weights import load_search_weights
 from d2go_fbnetv5.reports.history import read_history
@@ -131,13 +132,8 @@ class SearchRecipe(Recipe):
         return {f"probs/{name}": task_probs for name, task_probs in zip(self.model.tasks, probs, strict=True)}
 
     def evaluate(self, model: Search) -> dict[str, float]:
-        judge = self._judge(model)
-        topologies = model.most_likely()
-        return {
-            f"{task}/{name}": value
-            for task, topology in topologies.items()
-            for name, value in judge.metrics(task, topology).items()
-        }
+        metrics = self._judge(model).metrics(model.most_likely())
+        return {f"{task}/{name}": value for task in model.tasks for name, value in metrics[task].items()}
 
     def conclude(self, trained: Trained) -> dict[str, float]:
         # Averaged probabilities lag behind; what the search found is in the model itself.
@@ -146,12 +142,12 @@ class SearchRecipe(Recipe):
         with Progress(
             console=trained.console, transient=True, disable=not trained.console.is_terminal
         ) as progress:
-            bar = progress.add_task(
-                "evaluating topologies", total=len(self.model.tasks) * (1 + evals.RANDOM_TOPOLOGIES)
-            )
-            tasks = tuple(
-                judge.result(name, found, evals.RANDOM_TOPOLOGIES, self.seed, lambda: progress.advance(bar))
-                for name, found in decide(self.model, judge.statistics, evals.CANDIDATES).items()
+            bar = progress.add_task("evaluating topologies", total=1)
+            tasks = judge.results(
+                decide(self.model, judge.networks.statistics, evals.CANDIDATES),
+                evals.RANDOM_TOPOLOGIES,
+                self.seed,
+                lambda done: progress.update(bar, completed=done),
             )
         metrics = {f"{task.task}/{name}": value for task in tasks for name, value in task.metrics.items()}
         trained.record(metrics)
@@ -164,7 +160,7 @@ class SearchRecipe(Recipe):
                 iterations=trained.iterations,
                 seconds=trained.seconds,
                 tasks=tasks,
-                precise_bn_images=sum(len(batch) for batch in judge.statistics) * world_size(),
+                precise_bn_images=sum(len(batch) for batch in judge.networks.statistics) * world_size(),
                 eval_images=self.data.num_eval_images(evals.MAX_IMAGES),
                 cost_target=self.cfg.SEARCH.COST.TARGET if priced else None,
                 cost_metric=self.cfg.SEARCH.COST.METRIC,
@@ -178,14 +174,14 @@ class SearchRecipe(Recipe):
         average_batch_norm(model)
         evals = self.cfg.SEARCH.EVAL
         batches = self.data.eval_batches(evals.MAX_IMAGES)
-        return SearchJudge(
-            search=model,
-            flops=block_costs(self.cfg.MODEL.FBNETV5.FAMILY, self.size, "flops"),
-            info=self.data.info,
-            statistics=self.data.statistics_batches(evals.BN_ITERS),
+        networks = NetworkJudge(
+            model,
+            self.data.info,
+            self.data.statistics_batches(evals.BN_ITERS),
             # A limited number of images fits into memory, and is not decoded anew for each topology.
-            eval_batches=list(batches) if evals.MAX_IMAGES else batches,
+            list(batches) if evals.MAX_IMAGES else batches,
         )
+        return SearchJudge(networks, block_costs(self.cfg.MODEL.FBNETV5.FAMILY, self.size, "flops"))
 
 
 def cost_size(cfg: CfgNode) -> tuple[int, int]:

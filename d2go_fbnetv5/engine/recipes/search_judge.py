@@ -2,108 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import BlockCosts, Topology
-from d2go_fbnetv5.engine.evaluation import Batch, evaluate, precise_batch_norm
+from d2go_fbnetv5.engine.recipes.network_judge import NetworkJudge, Verdict
 from d2go_fbnetv5.reports.results import TaskResult
 from d2go_fbnetv5.search import Decision, Search, derive_generator
-from d2go_fbnetv5.tasks.base import DatasetInfo, Task
+from d2go_fbnetv5.tasks.base import Task
 from d2go_fbnetv5.utils.errors import InputError
-
-
-class TaskNetwork(nn.Module):
-    """The supernet under one topology with one task's head: list of samples -> list of the head's outputs.
-
-    Blocks that the head cannot be reached from are left out; they change nothing.
-    """
-
-    def __init__(self, search: Search, task: str, topology: Topology) -> None:
-        super().__init__()
-        self.supernet, self.task = search.supernet, cast(Task, search.tasks[task])
-        self.topology = topology.prune(self.task.in_features)
-        self._preprocess: Callable[[Sequence[dict[str, Any]]], Tensor] = search.preprocess
-
-    def forward(self, batch: Batch) -> Any:
-        features = self.supernet(self._preprocess(batch), self.topology)
-        return self.task({name: features[name] for name in self.task.in_features}, batch)
 
 
 @dataclass(frozen=True)
 class SearchJudge:
-    """Evaluates topologies with a search's weights.
+    """Makes the results of a search.
 
     Args:
+        networks: judges with the search's weights.
         flops: of the family's blocks.
-        info: what the data set labels.
-        statistics: training batches to re-estimate batch-norm statistics on, see `precise_batch_norm`.
-        eval_batches: this process' part of the validation data; iterated once per evaluation.
     """
 
-    search: Search
+    networks: NetworkJudge
     flops: BlockCosts
-    info: DatasetInfo
-    statistics: Sequence[Batch]
-    eval_batches: Iterable[Batch]
 
-    def metrics(self, task: str, topology: Topology) -> dict[str, float]:
-        """Return the task's metrics under a topology. Every process must call it."""
-        network = TaskNetwork(self.search, task, topology)
-        with precise_batch_norm(network, self.statistics):
-            return evaluate(network, self.eval_batches, network.task.evaluator(self.info))
+    @property
+    def search(self) -> Search:
+        """Return the search that is judged."""
+        return self.networks.search
 
-    def result(
+    def metrics(self, topologies: Mapping[str, Topology]) -> dict[str, dict[str, float]]:
+        """Return the metrics of tasks, each under a topology. Every process must call it."""
+        found = self.networks(topologies.items(), losses=False)
+        return {task: verdict.metrics for (task, _), verdict in found.items()}
+
+    def results(
         self,
-        name: str,
-        found: Decision,
+        found: Mapping[str, Decision],
         num_random: int,
         seed: int,
-        progress: Callable[[], None] = lambda: None,
-    ) -> TaskResult:
-        """Return what was found for a task, and random topologies that cost as much or more.
+        progress: Callable[[float], None] = lambda done: None,
+    ) -> tuple[TaskResult, ...]:
+        """Return what was found for each task, and random topologies that cost as much or more.
+
+        Every process must call it.
 
         Args:
-            num_random: how many.
+            num_random: how many for each task.
             seed: of the random ones.
-            progress: called after each evaluation.
+            progress: see `NetworkJudge`.
         """
-        task = cast(Task, self.search.tasks[name])
-        topology = found.topology
-        index = list(self.search.tasks).index(name)
-        least = self.flops.network(topology, task.in_features)
+        randoms = {name: self._randoms(name, each.topology, num_random, seed) for name, each in found.items()}
+        wanted = [
+            (name, topology) for name, each in found.items() for topology in (each.topology, *randoms[name])
+        ]
+        verdicts = self.networks(wanted, losses=False, progress=progress)
+        return tuple(self._result(name, each, randoms[name], verdicts) for name, each in found.items())
+
+    def _randoms(self, name: str, topology: Topology, num_random: int, seed: int) -> list[Topology]:
+        outputs = self.search.in_features[name]
+        least = self.flops.network(topology, outputs)
         generator = derive_generator("random topologies", seed, name)
-        randoms = [
-            random_topology(self.flops, task.in_features, topology.num_stages, least, generator)
+        return [
+            random_topology(self.flops, outputs, topology.num_stages, least, generator)
             for _ in range(num_random)
         ]
 
-        measured = []
-        for candidate in (topology, *randoms):
-            measured.append(self.metrics(name, candidate))
-            progress()
+    def _result(
+        self,
+        name: str,
+        found: Decision,
+        randoms: list[Topology],
+        verdicts: Mapping[tuple[str, Topology], Verdict],
+    ) -> TaskResult:
+        task = cast(Task, self.search.tasks[name])
+        topology, outputs = found.topology, task.in_features
+
+        def metrics(topology: Topology) -> dict[str, float]:
+            return verdicts[name, topology.prune(outputs)].metrics
+
         return TaskResult(
             task=name,
             topology=topology,
-            probabilities=self.search.distribution.probs[index].tolist(),
-            outputs=tuple(task.in_features),
+            probabilities=self.search.distribution.probs[list(self.search.tasks).index(name)].tolist(),
+            outputs=tuple(outputs),
             flops=self.flops.network(topology),
-            flops_pruned=least,
+            flops_pruned=self.flops.network(topology, outputs),
             relative_cost=self.flops.relative(topology),
-            relative_cost_pruned=self.flops.relative(topology.prune(task.in_features)),
+            relative_cost_pruned=self.flops.relative(topology.prune(outputs)),
             full_flops=self.flops.network(Topology.full(topology.num_stages)),
             metric_name=task.primary_metric,
             higher_is_better=task.higher_is_better,
-            metrics=measured[0],
+            metrics=metrics(topology),
             random_topologies=randoms,
-            random_metrics=[m[task.primary_metric] for m in measured[1:]],
+            random_metrics=[metrics(random)[task.primary_metric] for random in randoms],
             candidates=found.candidates,
             undecided=found.undecided,
-            random_flops=[self.flops.network(t, task.in_features) for t in randoms],
+            random_flops=[self.flops.network(random, outputs) for random in randoms],
         )
 
 

@@ -1,6 +1,7 @@
 """The C++ host part against the Python one, and both against the model they come from."""
 
 import json
+import math
 import shutil
 import subprocess
 from dataclasses import replace
@@ -209,3 +210,36 @@ def test_hosted_detector_finds_what_the_model_finds(size):
     torch.testing.assert_close(scores, expected["scores"], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(boxes, expected["boxes"], atol=1e-2, rtol=1e-4)
     assert torch.equal(labels, expected["labels"])
+
+
+@pytest.mark.parametrize("value", [0, -8, "8", 8.5, True, None, math.nan, 10**9])
+@pytest.mark.parametrize(
+    "name", ["stride", "resolution", "num_classes", "max_detections", "proposals_after_nms"]
+)
+def test_counts_of_a_hosts_settings_are_checked(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*, allowed is a whole number from 1 to 100000"):
+        HostSettings.from_json({**SETTINGS.to_json(), name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, "0.5", None, True])
+@pytest.mark.parametrize("name", ["iou", "proposals_iou", "score_threshold"])
+def test_shares_of_a_hosts_settings_are_checked(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*, allowed is a number from 0 to 1"):
+        HostSettings.from_json({**SETTINGS.to_json(), name: value})
+    with pytest.raises(ValueError, match=name):
+        replace(SETTINGS, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "anchors",
+    [[], None, 5, "abcd", [[1, 2, 3]], [[0, 0, math.nan, 4]], [[0, 0, 0, 4]], [["0", 0, 4, 4]], [None]],
+)
+def test_anchors_of_a_hosts_settings_are_checked(anchors):
+    with pytest.raises(ValueError, match="cell_anchors"):
+        HostSettings.from_json({**SETTINGS.to_json(), "cell_anchors": anchors})
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 3])
+def test_settings_that_are_no_object_are_one_sentence(content):
+    with pytest.raises(ValueError, match="the detector's settings are"):
+        HostSettings.from_json(json.loads(json.dumps(content)))

@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from test_export_model import KINDS, images, needs_onnx, tiny
-from test_programs import needs_executorch
+from exported import KINDS, images, needs_executorch, needs_onnx, tiny
 from torchvision.ops import box_iou
 
 from d2go_fbnetv5.export import export_model, get_format
@@ -145,3 +144,31 @@ def test_sizes_survive_json(sizes):
 def test_damaged_sizes_are_named(content, message):
     with pytest.raises(ValueError, match=message):
         guarded(lambda image: image, {"image_sizes": content})
+
+
+def test_sizes_are_dynamic_in_steps_of_32():
+    sizes = ImageSizes.of((96, 128), 64)
+    assert sizes == ImageSizes((64, 64), (256, 256)) and sizes.dynamic
+    assert sizes.to_json() == {"min": [64, 64], "max": [256, 256], "multiple_of": 32}
+
+
+def test_another_size_is_the_only_one():
+    sizes = ImageSizes.of((72, 96), 64)
+    assert not sizes.dynamic and sizes.dims() is None
+    assert sizes.to_json() == {"min": [72, 96], "max": [72, 96]}
+
+
+def test_a_size_can_be_fixed():
+    sizes = ImageSizes.of((96, 128), 64, fixed=True)
+    assert not sizes.dynamic and sizes.to_json() == {"min": [96, 128], "max": [96, 128]}
+
+
+def test_images_that_a_file_does_not_take_are_resized():
+    sizes = ImageSizes.of((96, 96), 64)
+    for height, width in ((96, 96), (64, 192)):
+        image = torch.rand(1, 3, height, width)
+        assert sizes.fitted(image, (96, 96)) is image
+    for height, width in ((96, 224), (32, 96), (96, 100)):
+        assert sizes.fitted(torch.rand(1, 3, height, width), (96, 96)).shape == (1, 3, 96, 96)
+    alone = ImageSizes.of((72, 96), 64)
+    assert alone.fitted(torch.rand(1, 3, 96, 96), (72, 96)).shape == (1, 3, 72, 96)

@@ -1,14 +1,13 @@
 """Whole models as ExecuTorch programs, run in a process that knows nothing of this package."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from exported import needs_executorch
 from lively import make_lively
-from PIL import Image
 
 from d2go_fbnetv5.arch import Backbone, Family, Topology
 from d2go_fbnetv5.arch.families import Layer, PoolSpec
@@ -20,15 +19,11 @@ from d2go_fbnetv5.export.formats.executorch import (
 )
 from d2go_fbnetv5.export.formats.executorch_programs import lower_programs
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings
-from d2go_fbnetv5.export.images import calibration_images, padded_image
+from d2go_fbnetv5.export.images import padded_image
 from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 
 FORMAT = get_format("executorch")
-needs_executorch = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("executorch", "torchao")),
-    reason="executorch and torchao are not installed",
-)
 TINY = Family(
     "tiny_export",
     96,
@@ -79,7 +74,7 @@ def run(tmp_path):
     def go(file, calls):
         inputs, outputs = tmp_path / "in.pt", tmp_path / "out.pt"
         torch.save(calls, inputs)
-        script = Path(__file__).with_name("run_program.py")
+        script = Path(__file__).parents[1] / "run_program.py"
         command = [sys.executable, str(script), str(file), str(inputs), str(outputs)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
@@ -91,31 +86,6 @@ def run(tmp_path):
 def images(*sizes):
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 256, (3, *size), generator=generator).float() for size in sizes]
-
-
-def test_sizes_are_dynamic_in_steps_of_32():
-    sizes = ImageSizes.of((96, 128), 64)
-    assert sizes == ImageSizes((64, 64), (256, 256)) and sizes.dynamic
-    assert sizes.to_json() == {"min": [64, 64], "max": [256, 256], "multiple_of": 32}
-
-
-def test_another_size_is_the_only_one():
-    sizes = ImageSizes.of((72, 96), 64)
-    assert not sizes.dynamic and sizes.dims() is None
-    assert sizes.to_json() == {"min": [72, 96], "max": [72, 96]}
-
-
-def test_a_size_can_be_fixed():
-    sizes = ImageSizes.of((96, 128), 64, fixed=True)
-    assert not sizes.dynamic and sizes.to_json() == {"min": [96, 128], "max": [96, 128]}
-
-
-def test_padding_has_the_mean_colour():
-    model = tiny(LiteRCNN)
-    (image,) = images((70, 96))
-    padded = padded_image(model, image)
-    assert padded.shape == (1, 3, 96, 96) and torch.equal(padded[0, :, :70], image)
-    assert torch.equal(padded[0, :, 70:], model.pixel_mean.view(3, 1, 1).expand(3, 26, 96))
 
 
 @needs_executorch
@@ -222,39 +192,6 @@ def test_a_detector_that_proposes_nothing_cannot_be_calibrated():
         quantized_methods(module, methods, [torch.zeros(1, 3, 96, 96)])
 
 
-class _Predictor:
-    """As a predictor whose model takes images as they are."""
-
-    model = tiny(ImageClassifier)
-
-    def sample(self, image):
-        return {"image": image}
-
-
-def test_calibration_images_come_from_all_over_a_set():
-    few = list(calibration_images(["digit_scenes_val"], _Predictor(), 4))
-    assert [x.shape for x in few] == [(1, 3, 128, 128)] * 4
-    more = list(calibration_images(["digit_scenes_val"], _Predictor(), 8))
-    assert all(torch.equal(a, b) for a, b in zip(few, more[::2], strict=True))
-    assert len({float(x.sum()) for x in more}) == 8
-
-
-def test_calibration_images_of_several_sets_are_from_each():
-    a, b, c, d = calibration_images(["digit_scenes_val", "digit_scenes_val"], _Predictor(), 4)
-    assert torch.equal(a, c) and torch.equal(b, d) and not torch.equal(a, b)
-
-
-def test_images_that_a_file_does_not_take_are_resized():
-    sizes = ImageSizes.of((96, 96), 64)
-    for height, width in ((96, 96), (64, 192)):
-        image = torch.rand(1, 3, height, width)
-        assert sizes.fitted(image, (96, 96)) is image
-    for height, width in ((96, 224), (32, 96), (96, 100)):
-        assert sizes.fitted(torch.rand(1, 3, height, width), (96, 96)).shape == (1, 3, 96, 96)
-    alone = ImageSizes.of((72, 96), 64)
-    assert alone.fitted(torch.rand(1, 3, 96, 96), (72, 96)).shape == (1, 3, 72, 96)
-
-
 @pytest.mark.parametrize(
     ("kind", "layers"),
     [
@@ -265,29 +202,3 @@ def test_images_that_a_file_does_not_take_are_resized():
 )
 def test_what_stays_in_floats(kind, layers):
     assert float_layers(inference_module(tiny(kind))) == layers
-
-
-def test_calibration_images_of_a_folder(tmp_path):
-    (tmp_path / "deep").mkdir()
-    pictures = [image.byte() for image in images((64, 64), (96, 64), (64, 64))]
-    for name, picture in zip(("b.png", "a.png", "deep/c.png"), pictures, strict=True):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / name)
-    found = list(calibration_images([str(tmp_path)], _Predictor(), 10))
-    assert [int(x.sum()) for x in found] == [int(pictures[i].sum()) for i in (1, 0, 2)]
-
-
-@pytest.mark.parametrize(
-    ("source", "count", "message"),
-    [
-        ("nowhere", 4, "neither a folder nor a data set.*digit_scenes_train"),
-        ("digit_scenes_val", 0, "0 calibration"),
-    ],
-)
-def test_wrong_calibration_data(source, count, message):
-    with pytest.raises(ValueError, match=message):
-        next(calibration_images([source], _Predictor(), count))
-
-
-def test_an_empty_folder_is_no_calibration_data(tmp_path):
-    with pytest.raises(ValueError, match="no image"):
-        next(calibration_images([str(tmp_path)], _Predictor(), 4))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from d2go_fbnetv5.tools import benchmark as benchmark_tool
 from d2go_fbnetv5.tools import export as export_tool
-from test_export_model import images, tiny
+from exported import images, tiny
 
 from d2go_fbnetv5.arch import Topology, build_family
 from d2go_fbnetv5.data import EvalTransform

@@ -1,10 +1,10 @@
 """ExecuTorch programs of modules: lowered, loaded and run; fp32 and int8."""
 
-import importlib.util
 import sys
 
 import pytest
 import torch
+from exported import needs_executorch
 from torch.export import Dim
 
 from d2go_fbnetv5.arch.blocks import ConvBNAct, build_block
@@ -17,11 +17,6 @@ from d2go_fbnetv5.export.formats.executorch_programs import (
     set_num_threads,
 )
 from d2go_fbnetv5.export.network.fold import folded
-
-needs_executorch = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("executorch", "torchao")),
-    reason="executorch and torchao are not installed",
-)
 
 
 def test_without_executorch_one_sentence_says_what_to_install(monkeypatch):

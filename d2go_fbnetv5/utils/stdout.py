@@ -1,4 +1,4 @@
-"""What a tool prints: where stdout is full or closed that is an error with its name, as for any other file."""
+"""Makes a stdout that is full or closed an error with its name, as it is for any other file that a tool writes."""
 
 from __future__ import annotations
 

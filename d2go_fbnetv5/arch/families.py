@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -186,19 +187,19 @@ def list_families() -> list[str]:
     return _FAMILIES.names()
 
 
-_PLAIN, _SE = "ir_k{}_hs", "ir_k{}_sehsig_hs"
-
-
 def _ir(
     kernel: int,
     channels: int,
     stride: int,
     repeats: int,
     expansion: float,
-    se: bool = False,
     pad: int | None = None,
+    block: str = "ir_k{}_hs",
 ) -> Layer:
-    return Layer((_SE if se else _PLAIN).format(kernel), channels, stride, repeats, expansion, pad)
+    return Layer(block.format(kernel), channels, stride, repeats, expansion, pad)
+
+
+_se = partial(_ir, block="ir_k{}_sehsig_hs")  # with squeeze and excite
 
 
 def _fbnetv3(
@@ -206,7 +207,6 @@ def _fbnetv3(
     size: int,
     stem: tuple[int, int, int],
     *partitions: list[Layer],
-    pool_expansion: float = 6,
     divisor: int = 8,
 ) -> None:
     """``stem``: channels of the first convolution, and channels and repeats of the blocks behind it."""
@@ -222,83 +222,63 @@ for _name, _size in (("A", 224), ("B", 248)):
         _size,
         (16, 16, 2),
         [_ir(5, 24, 2, 1, 4), _ir(5, 24, 1, 3, 2)],
-        [_ir(5, 40, 2, 1, 5, se=True), _ir(5, 40, 1, 4, 3, se=True)],
-        [
-            _ir(5, 72, 2, 1, 5, pad=1),
-            _ir(3, 72, 1, 4, 3),
-            _ir(3, 120, 1, 1, 5, se=True),
-            _ir(5, 120, 1, 5, 3, se=True),
-        ],
-        [_ir(3, 184, 2, 1, 6, se=True, pad=0), _ir(5, 184, 1, 5, 4, se=True), _ir(5, 224, 1, 1, 6, se=True)],
+        [_se(5, 40, 2, 1, 5), _se(5, 40, 1, 4, 3)],
+        [_ir(5, 72, 2, 1, 5, pad=1), _ir(3, 72, 1, 4, 3), _se(3, 120, 1, 1, 5), _se(5, 120, 1, 5, 3)],
+        [_se(3, 184, 2, 1, 6, pad=0), _se(5, 184, 1, 5, 4), _se(5, 224, 1, 1, 6)],
     )
 _fbnetv3(
     "C",
     248,
     (16, 16, 2),
     [_ir(5, 24, 2, 1, 5), _ir(3, 24, 1, 4, 3)],
-    [_ir(5, 48, 2, 1, 5, se=True), _ir(5, 48, 1, 4, 2, se=True)],
-    [
-        _ir(5, 88, 2, 1, 4, pad=1),
-        _ir(3, 88, 1, 4, 3),
-        _ir(3, 120, 1, 1, 4, se=True),
-        _ir(5, 120, 1, 5, 3, se=True),
-    ],
-    [_ir(5, 216, 2, 1, 5, se=True, pad=1), _ir(5, 216, 1, 5, 5, se=True), _ir(5, 216, 1, 1, 6, se=True)],
+    [_se(5, 48, 2, 1, 5), _se(5, 48, 1, 4, 2)],
+    [_ir(5, 88, 2, 1, 4, pad=1), _ir(3, 88, 1, 4, 3), _se(3, 120, 1, 1, 4), _se(5, 120, 1, 5, 3)],
+    [_se(5, 216, 2, 1, 5, pad=1), _se(5, 216, 1, 5, 5), _se(5, 216, 1, 1, 6)],
 )
 _fbnetv3(
     "D",
     248,
     (24, 16, 2),
     [_ir(3, 24, 2, 1, 5), _ir(3, 24, 1, 5, 2)],
-    [_ir(5, 40, 2, 1, 4, se=True), _ir(3, 40, 1, 4, 3, se=True)],
-    [_ir(3, 72, 2, 1, 5), _ir(3, 72, 1, 4, 3), _ir(3, 128, 1, 1, 5, se=True), _ir(5, 128, 1, 6, 3, se=True)],
-    [_ir(3, 208, 2, 1, 6, se=True), _ir(5, 208, 1, 5, 5, se=True), _ir(5, 240, 1, 1, 6, se=True)],
+    [_se(5, 40, 2, 1, 4), _se(3, 40, 1, 4, 3)],
+    [_ir(3, 72, 2, 1, 5), _ir(3, 72, 1, 4, 3), _se(3, 128, 1, 1, 5), _se(5, 128, 1, 6, 3)],
+    [_se(3, 208, 2, 1, 6), _se(5, 208, 1, 5, 5), _se(5, 240, 1, 1, 6)],
 )
 _fbnetv3(
     "E",
     264,
     (24, 16, 3),
     [_ir(5, 24, 2, 1, 4), _ir(5, 24, 1, 4, 2)],
-    [_ir(5, 48, 2, 1, 4, se=True), _ir(5, 48, 1, 4, 3, se=True)],
-    [
-        _ir(5, 80, 2, 1, 5, pad=1),
-        _ir(3, 80, 1, 4, 3),
-        _ir(3, 128, 1, 1, 5, se=True),
-        _ir(5, 128, 1, 7, 3, se=True),
-    ],
-    [_ir(3, 216, 2, 1, 6, se=True), _ir(5, 216, 1, 5, 5, se=True), _ir(5, 240, 1, 1, 6, se=True)],
+    [_se(5, 48, 2, 1, 4), _se(5, 48, 1, 4, 3)],
+    [_ir(5, 80, 2, 1, 5, pad=1), _ir(3, 80, 1, 4, 3), _se(3, 128, 1, 1, 5), _se(5, 128, 1, 7, 3)],
+    [_se(3, 216, 2, 1, 6), _se(5, 216, 1, 5, 5), _se(5, 240, 1, 1, 6)],
 )
 _fbnetv3(
     "F",
     272,
     (24, 24, 3),
     [_ir(5, 32, 2, 1, 4), _ir(5, 32, 1, 4, 2)],
-    [_ir(5, 56, 2, 1, 4, se=True), _ir(5, 56, 1, 4, 3, se=True)],
-    [_ir(5, 88, 2, 1, 5), _ir(3, 88, 1, 4, 3), _ir(3, 144, 1, 1, 5, se=True), _ir(5, 144, 1, 8, 3, se=True)],
-    [_ir(3, 248, 2, 1, 6, se=True, pad=0), _ir(5, 248, 1, 6, 5, se=True), _ir(5, 272, 1, 1, 6, se=True)],
+    [_se(5, 56, 2, 1, 4), _se(5, 56, 1, 4, 3)],
+    [_ir(5, 88, 2, 1, 5), _ir(3, 88, 1, 4, 3), _se(3, 144, 1, 1, 5), _se(5, 144, 1, 8, 3)],
+    [_se(3, 248, 2, 1, 6, pad=0), _se(5, 248, 1, 6, 5), _se(5, 272, 1, 1, 6)],
 )
 _fbnetv3(
     "G",
     320,
     (32, 24, 3),
     [_ir(5, 40, 2, 1, 4), _ir(5, 40, 1, 4, 2)],
-    [_ir(5, 56, 2, 1, 4, se=True), _ir(5, 56, 1, 4, 3, se=True)],
-    [
-        _ir(5, 104, 2, 1, 5),
-        _ir(3, 104, 1, 4, 3),
-        _ir(3, 160, 1, 1, 5, se=True),
-        _ir(5, 160, 1, 8, 3, se=True),
-    ],
-    [_ir(3, 264, 2, 1, 6, se=True), _ir(5, 264, 1, 6, 5, se=True), _ir(5, 288, 1, 2, 6, se=True)],
+    [_se(5, 56, 2, 1, 4), _se(5, 56, 1, 4, 3)],
+    [_ir(5, 104, 2, 1, 5), _ir(3, 104, 1, 4, 3), _se(3, 160, 1, 1, 5), _se(5, 160, 1, 8, 3)],
+    [_se(3, 264, 2, 1, 6), _se(5, 264, 1, 6, 5), _se(5, 288, 1, 2, 6)],
 )
 _fbnetv3(
     "A_C",
     224,
     (12, 12, 2),
     [_ir(3, 18, 2, 1, 3), _ir(3, 18, 1, 2, 2)],
-    [_ir(3, 30, 2, 1, 4, se=True), _ir(3, 30, 1, 3, 2, se=True)],
-    [_ir(3, 54, 2, 1, 4), _ir(3, 54, 1, 3, 2), _ir(3, 80, 1, 1, 4, se=True), _ir(3, 80, 1, 3, 2, se=True)],
-    [_ir(3, 138, 2, 1, 4, se=True), _ir(3, 138, 1, 3, 3, se=True), _ir(3, 168, 1, 1, 4, se=True)],
+    [_se(3, 30, 2, 1, 4), _se(3, 30, 1, 3, 2)],
+    [_ir(3, 54, 2, 1, 4), _ir(3, 54, 1, 3, 2), _se(3, 80, 1, 1, 4), _se(3, 80, 1, 3, 2)],
+    [_se(3, 138, 2, 1, 4), _se(3, 138, 1, 3, 3), _se(3, 168, 1, 1, 4)],
     divisor=1,
 )
 _fbnetv3(
@@ -306,9 +286,9 @@ _fbnetv3(
     160,
     (12, 12, 2),
     [_ir(3, 18, 2, 1, 4), _ir(3, 18, 1, 3, 2)],
-    [_ir(3, 30, 2, 1, 5, se=True), _ir(3, 30, 1, 4, 3, se=True)],
-    [_ir(3, 54, 2, 1, 5), _ir(3, 54, 1, 4, 3), _ir(3, 80, 1, 1, 5, se=True), _ir(3, 80, 1, 5, 3, se=True)],
-    [_ir(3, 138, 2, 1, 6, se=True), _ir(3, 138, 1, 5, 4, se=True), _ir(3, 168, 1, 1, 6, se=True)],
+    [_se(3, 30, 2, 1, 5), _se(3, 30, 1, 4, 3)],
+    [_ir(3, 54, 2, 1, 5), _ir(3, 54, 1, 4, 3), _se(3, 80, 1, 1, 5), _se(3, 80, 1, 5, 3)],
+    [_se(3, 138, 2, 1, 6), _se(3, 138, 1, 5, 4), _se(3, 168, 1, 1, 6)],
     divisor=1,
 )
 register_family(
@@ -318,8 +298,8 @@ register_family(
         (
             (Layer("conv_k3_hs", 12, 2, 1), _ir(3, 16, 2, 1, 3), _ir(3, 16, 1, 1, 2)),
             (_ir(3, 24, 2, 1, 3), _ir(3, 24, 1, 1, 2)),
-            (_ir(3, 40, 2, 1, 3, se=True), _ir(3, 40, 1, 1, 3, se=True)),
-            (_ir(3, 64, 2, 1, 3, se=True), _ir(3, 64, 1, 1, 3, se=True)),
+            (_se(3, 40, 2, 1, 3), _se(3, 40, 1, 1, 3)),
+            (_se(3, 64, 2, 1, 3), _se(3, 64, 1, 1, 3)),
         ),
         PoolSpec("ir_pool_hs", 192, 3),
     )

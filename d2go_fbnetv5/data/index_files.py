@@ -61,11 +61,6 @@ _TYPES = {
 }
 
 
-def is_index_folder(path: Path) -> bool:
-    """Return whether a path is a folder that holds an index as arrays."""
-    return (path / HEADER).is_file()
-
-
 def save_index(index: MultitaskIndex, folder: str | Path) -> None:
     """Writes an index as a folder, whole or not at all; one that is there is replaced."""
     with replacing_folder(folder) as partial:

@@ -221,7 +221,8 @@ def bind_options(
 
 
 def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
-    function = factory.__init__ if inspect.isclass(factory) else factory
+    function = getattr(factory, "func", factory)  # of a `functools.partial`
+    function = function.__init__ if inspect.isclass(function) else function
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):  # of names that are there for type checkers alone

@@ -19,6 +19,7 @@ ALLOWED = {
     "data": {"arch", "tasks"},
     "reports": {"arch"},
     "engine": {"arch", "search", "tasks", "models", "data", "reports"},
+    "front": {"arch", "search", "tasks", "models", "data", "reports", "engine"},
     "export": {"arch", "tasks", "models", "data", "reports", "engine", "zoo"},
     "zoo": {"arch", "models", "data", "engine"},
     "pseudo_labels": {"arch", "tasks", "models", "data", "reports", "engine", "export", "zoo"},

@@ -132,13 +132,13 @@ class SearchRecipe(Recipe):
         return {f"probs/{name}": task_probs for name, task_probs in zip(self.model.tasks, probs, strict=True)}
 
     def evaluate(self, model: Search) -> dict[str, float]:
-        metrics = self._judge(model).metrics(model.most_likely())
+        metrics = self.judge(model).metrics(model.most_likely())
         return {f"{task}/{name}": value for task in model.tasks for name, value in metrics[task].items()}
 
     def conclude(self, trained: Trained) -> dict[str, float]:
         # Averaged probabilities lag behind; what the search found is in the model itself.
         evals, size = self.cfg.SEARCH.EVAL, self.size
-        judge = self._judge(self.model)
+        judge = self.judge(self.model)
         with Progress(
             console=trained.console, transient=True, disable=not trained.console.is_terminal
         ) as progress:
@@ -170,7 +170,8 @@ class SearchRecipe(Recipe):
         barrier()
         return metrics
 
-    def _judge(self, model: Search) -> SearchJudge:
+    def judge(self, model: Search) -> SearchJudge:
+        """Return the judge of a search's networks, on SEARCH.EVAL.MAX_IMAGES. Every process must call it."""
         average_batch_norm(model)
         evals = self.cfg.SEARCH.EVAL
         batches = self.data.eval_batches(evals.MAX_IMAGES)

@@ -30,7 +30,7 @@ from d2go_fbnetv5.utils.seeding import derive_generator, derive_seed
 from d2go_fbnetv5.utils.text_files import read_json
 
 FOLDER, KEPT = "front", "evaluations.json"
-NAMED = ("linear", "unet", "fpn", "panet", "bifpn")
+NAMED = ("linear", "fpn", "panet", "bifpn")  # U-Net's is FPN's
 _SHIFTS = np.linspace(-8, 8, 33)  # in units of the mean cost of a block, on the scale of log odds
 _RANDOM = 16  # topologies that a front is shown beside
 
@@ -140,7 +140,7 @@ class _Finder:
         search, outputs = self.judge.search, self.judge.search.in_features[task]
         generator = np.random.default_rng(derive_seed("front", seed, task))
         costs = next(iter(self.prices.values()))
-        seeds = [*_likely(search, task, costs), *_named(search).values()]
+        seeds = [search.most_likely()[task], *_named(search).values(), *_likely(search, task, costs)]
         return NSGA2(seeds, lambda topology: topology.prune(outputs), population, generator)
 
     def _objectives(self, task: str, network: Topology) -> tuple[float, ...]:
@@ -224,7 +224,7 @@ class _Finder:
 
 
 def _likely(search: Search, task: str, costs: BlockCosts) -> list[Topology]:
-    """Return the most likely topology, then those under probabilities with another price of a block's cost."""
+    """Return the most likely topologies under probabilities with other prices of a block's cost, small ones first."""
     odds = torch.logit(search.distribution.probs[list(search.tasks).index(task)].detach().double().cpu())
     price = costs.matrix(len(odds))
     price = price / price.mean()

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -83,7 +84,7 @@ def _run(args: argparse.Namespace) -> str:
     evaluate: Evaluate | None = None
     if args.max_images:
 
-        def evaluate(model: str, format: str, path: Path, described: dict) -> dict[str, float]:
+        def evaluate(model: str, format: str, path: Path, described: dict[str, Any]) -> dict[str, float]:
             return evaluate_run(model, format, path, described, args.max_images)
 
     threads = os.cpu_count() or 1

@@ -64,7 +64,7 @@ class Topology:
     def __hash__(self) -> int:
         return hash(self.mask)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Topology, (self.mask,)
 
     def __repr__(self) -> str:

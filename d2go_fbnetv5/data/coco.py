@@ -15,7 +15,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 
 @register_dataset("coco")
-class CocoDetection(torch.utils.data.Dataset):
+class CocoDetection(torch.utils.data.Dataset[dict[str, Any]]):
     """Images and boxes of a COCO file such as ``instances_train2017.json``.
 
     Category ids may have gaps: in sorted order they become the labels 0, 1, ... Crowds are kept and flagged in
@@ -64,7 +64,7 @@ class CocoDetection(torch.utils.data.Dataset):
     def image_path(self, index: int) -> Path:
         return self.root / self._file_names[self._places[index]]
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample: ``image`` 3 x H x W uint8, ``boxes``, ``box_labels``, ``box_is_crowd``, ``image_id``, ..."""
         place = self._places[index]
         height, width = self._sizes[place].tolist()

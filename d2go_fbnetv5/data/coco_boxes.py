@@ -31,7 +31,7 @@ _OTHER_FORMS = {
 _MANY, _PART = 50, 0.6
 
 
-def read_boxes(path: Path, index: dict, strict: bool = True) -> tuple[tuple[str, ...], BoxArrays]:
+def read_boxes(path: Path, index: dict[str, Any], strict: bool = True) -> tuple[tuple[str, ...], BoxArrays]:
     """Read the names of an index's categories, which in the order of their ids are the labels 0, 1, ..., and its boxes.
 
     Args:
@@ -87,7 +87,9 @@ def read_boxes(path: Path, index: dict, strict: bool = True) -> tuple[tuple[str,
     )
 
 
-def _check_references(path: Path, annotations: list[dict], places: dict, labels: dict) -> None:
+def _check_references(
+    path: Path, annotations: list[dict[str, Any]], places: dict[str, Any], labels: dict[str, Any]
+) -> None:
     for annotation in annotations:
         image, category = annotation["image_id"], annotation["category_id"]
         if not is_int(image) or image not in places:
@@ -101,7 +103,7 @@ def _check_references(path: Path, annotations: list[dict], places: dict, labels:
             )
 
 
-def _numbers(path: Path, annotations: list[dict]) -> np.ndarray:
+def _numbers(path: Path, annotations: list[dict[str, Any]]) -> np.ndarray:
     """M x 4 float64: every ``bbox``, of finite numbers."""
     boxes = [annotation["bbox"] for annotation in annotations]
     # Quick for the usual file: numpy alone would take texts and null for numbers, too.
@@ -121,7 +123,7 @@ def _numbers(path: Path, annotations: list[dict]) -> np.ndarray:
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
+def _areas(path: Path, annotations: list[dict[str, Any]]) -> np.ndarray:
     """M float64: what the annotations give as their ``area``, NaN where there is none."""
     areas = np.full(len(annotations), np.nan)
     for place, annotation in enumerate(annotations):
@@ -135,14 +137,16 @@ def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
     return areas
 
 
-def _is_crowd(path: Path, annotation: dict) -> bool:
+def _is_crowd(path: Path, annotation: dict[str, Any]) -> bool:
     crowd = annotation.get("iscrowd", 0)
     if not isinstance(crowd, int | float) or crowd not in (0, 1):
         raise InputError(f"{_where(path, annotation)} has iscrowd {shown(crowd)}, allowed are 0 and 1")
     return bool(crowd)
 
 
-def _refuse_shares(path: Path, annotations: list[dict], xywh: np.ndarray, limits: np.ndarray) -> None:
+def _refuse_shares(
+    path: Path, annotations: list[dict[str, Any]], xywh: np.ndarray, limits: np.ndarray
+) -> None:
     shares = (xywh <= 1.01).all(1) & (xywh >= -0.01).all(1) & (limits > 2).all(1)
     if shares.mean() > 0.5:
         example = annotations[np.flatnonzero(shares)[0]]
@@ -153,7 +157,7 @@ def _refuse_shares(path: Path, annotations: list[dict], xywh: np.ndarray, limits
 
 
 def _refuse_other_forms(
-    path: Path, annotations: list[dict], xywh: np.ndarray, limits: np.ndarray, areas: np.ndarray
+    path: Path, annotations: list[dict[str, Any]], xywh: np.ndarray, limits: np.ndarray, areas: np.ndarray
 ) -> None:
     """Refuse boxes that mostly reach far outside of their images, or some, that would be inside in another form.
 
@@ -188,7 +192,9 @@ def _refuse_other_forms(
         )
 
 
-def _warn_of_areas(path: Path, annotations: list[dict], xywh: np.ndarray, areas: np.ndarray) -> None:
+def _warn_of_areas(
+    path: Path, annotations: list[dict[str, Any]], xywh: np.ndarray, areas: np.ndarray
+) -> None:
     """Warn where most areas can hardly be those of what is in the boxes, as COCO's APs, APm and APl go by them."""
     sides = np.abs(xywh[:, 2:])
     odd = (areas > 1.1 * (sides + 1).prod(1)) | (areas < 0.01 * sides.prod(1))
@@ -222,7 +228,7 @@ def _corners(xywh: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _report_faults(
-    path: Path, annotations: list[dict], limits: np.ndarray, fault: np.ndarray, strict: bool
+    path: Path, annotations: list[dict[str, Any]], limits: np.ndarray, fault: np.ndarray, strict: bool
 ) -> None:
     for place in np.flatnonzero(fault)[:1] if strict else ():
         raise InputError(
@@ -240,7 +246,7 @@ def _report_faults(
             )
 
 
-def _where(path: Path, annotation: dict) -> str:
+def _where(path: Path, annotation: dict[str, Any]) -> str:
     return f"{path}: annotation {annotation['id']} of image {annotation['image_id']}"
 
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _INT32, _INT64 = 2**31, 2**63
 
 
-def load_json(path: Path) -> dict:
+def load_json(path: Path) -> dict[str, Any]:
     """Load the JSON object in a file. FileNotFoundError or ValueError if there is none, or it has a key twice."""
     if not path.is_file():
         raise FileNotFoundError(f"index {path} does not exist")
@@ -27,7 +27,7 @@ def load_json(path: Path) -> dict:
     return index
 
 
-def read_images(path: Path, index: dict) -> list[dict]:
+def read_images(path: Path, index: dict[str, Any]) -> list[dict[str, Any]]:
     """Read the index's images, at least one, each with a unique id, a file name and a size of integers."""
     images = entries(path, index, "images", ("id", "file_name", "height", "width"))
     if not images:
@@ -55,7 +55,7 @@ def read_images(path: Path, index: dict) -> list[dict]:
     return images
 
 
-def image_arrays(images: list[dict]) -> tuple[np.ndarray, np.ndarray, Strings]:
+def image_arrays(images: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, Strings]:
     """Return N ids (int64), N x 2 heights and widths (int32), and N file names."""
     return (
         np.array([image["id"] for image in images], dtype=np.int64),
@@ -64,7 +64,7 @@ def image_arrays(images: list[dict]) -> tuple[np.ndarray, np.ndarray, Strings]:
     )
 
 
-def names_of(path: Path, index: dict, key: str) -> tuple[str, ...]:
+def names_of(path: Path, index: dict[str, Any], key: str) -> tuple[str, ...]:
     """Return the list of strings ``index[key]``, empty if it is missing; else a ValueError."""
     names = index.get(key, [])
     if not isinstance(names, list):
@@ -72,7 +72,7 @@ def names_of(path: Path, index: dict, key: str) -> tuple[str, ...]:
     return checked_names(f"{path}: {key!r}", names)
 
 
-def entries(path: Path, index: dict, key: str, required: tuple[str, ...]) -> list[dict]:
+def entries(path: Path, index: dict[str, Any], key: str, required: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return the list of objects ``index[key]``, each with the required fields; else a ValueError."""
     found = index.get(key)
     if not isinstance(found, list):
@@ -87,7 +87,7 @@ def entries(path: Path, index: dict, key: str, required: tuple[str, ...]) -> lis
     return found
 
 
-def check_unique(path: Path, key: str, found: list[dict]) -> None:
+def check_unique(path: Path, key: str, found: list[dict[str, Any]]) -> None:
     """ValueError unless the ids of ``index[key]`` are integers that all differ."""
     seen = set()
     for entry in found:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from d2go_fbnetv5.utils.errors import InputError
 
 
 @register_dataset("image_folders")
-class ImageFolders(torch.utils.data.Dataset):
+class ImageFolders(torch.utils.data.Dataset[dict[str, Any]]):
     """All images of some folders and the folders in them, in the order of their names.
 
     An image in a subfolder has that one's name as its class (of the uppermost subfolder, where they are nested); the
@@ -67,7 +68,7 @@ class ImageFolders(torch.utils.data.Dataset):
         folder = self.folders[int(np.searchsorted(self._folder_ends, index, side="right"))]
         return folder / self._names[index]
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample: ``image`` 3 x H x W uint8, ``class_label`` if it has one, ``image_id``, ``height``, ``width``."""
         index = range(len(self))[index]
         image = read_image(self.image_path(index))

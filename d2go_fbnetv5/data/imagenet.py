@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from d2go_fbnetv5.tasks.base import DatasetInfo
 
 
 @register_dataset("imagenet")
-class ImageNetFolder(torch.utils.data.Dataset):
+class ImageNetFolder(torch.utils.data.Dataset[dict[str, Any]]):
     """``root/<class>/**/<image>``, as ImageNet's ``train`` and ``val`` are usually unpacked.
 
     The class folders in sorted order are the labels 0, 1, ...; ``image_id`` is the place of the file in the
@@ -68,7 +69,7 @@ class ImageNetFolder(torch.utils.data.Dataset):
     def image_path(self, index: int) -> Path:
         return self.folders[0] / self._names[index]
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample: ``image`` 3 x H x W uint8, ``class_label``, ``image_id``, ``height``, ``width``."""
         index = range(len(self))[index]
         image = read_image(self.image_path(index))

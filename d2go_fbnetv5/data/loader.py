@@ -20,7 +20,7 @@ from d2go_fbnetv5.data.order import TrainOrder, upright_images
 from d2go_fbnetv5.utils.errors import InputError, LostProcessError, RemoteTraceback, describe_signal
 from d2go_fbnetv5.utils.opencv import opencv
 
-Transform = Callable[[dict, int], dict]
+Transform = Callable[[dict[str, Any], int], dict[str, Any]]
 
 
 class Batches(Protocol):
@@ -45,7 +45,7 @@ def build_train_loader(
     start_iteration: int = 0,
     num_workers: int = 0,
     group_by_orientation: bool = False,
-) -> Iterator[list[dict]]:
+) -> Iterator[list[dict[str, Any]]]:
     """Endless batches of ``batch_size`` transformed samples for this rank.
 
     Order and augmentation are a function of (seed, position) alone: they don't depend on ``num_workers``, and
@@ -115,13 +115,13 @@ class _Pairs:
             yield [(index, index) for index in batch]
 
 
-class _Reader(torch.utils.data.Dataset):
+class _Reader(torch.utils.data.Dataset["dict[str, Any] | _Failure"]):
     """Reads and transforms the sample of a (position, index) pair."""
 
     def __init__(self, dataset: Any, transform: Transform | None, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, item: tuple[int, int]) -> "dict | _Failure":
+    def __getitem__(self, item: tuple[int, int]) -> "dict[str, Any] | _Failure":
         position, index = item
         try:
             sample = self.dataset[index]
@@ -153,14 +153,14 @@ class _Failure:
 class _Loader:
     """A DataLoader over lists of samples, whose workers' errors are raised as they were."""
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
         self._workers: list[BaseProcess] = []
 
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[list[dict]]:
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         batches = self._start()
         while True:
             try:
@@ -230,7 +230,7 @@ def _start_worker(worker: int) -> None:
     opencv().setNumThreads(0)
 
 
-def _pack(samples: list) -> tuple[bytes, list[tuple[int, int]], torch.Tensor]:
+def _pack(samples: list[Any]) -> tuple[bytes, list[tuple[int, int]], torch.Tensor]:
     """A batch as one tensor of bytes: one block of shared memory and one file handle, whatever the batch's size.
 
     Sent one by one, a few batches of a few hundred tensors exceed the usual limit on open files.
@@ -260,7 +260,7 @@ def _pack(samples: list) -> tuple[bytes, list[tuple[int, int]], torch.Tensor]:
     return header, places, block
 
 
-def _unpack(packed: tuple[bytes, list[tuple[int, int]], torch.Tensor]) -> list:
+def _unpack(packed: tuple[bytes, list[tuple[int, int]], torch.Tensor]) -> list[Any]:
     """The samples, whose tensors are parts of the block."""
     header, places, block = packed
     memory = block.numpy().data
@@ -268,7 +268,7 @@ def _unpack(packed: tuple[bytes, list[tuple[int, int]], torch.Tensor]) -> list:
     return [_map_values(sample, np.ndarray, torch.from_numpy) for sample in samples]
 
 
-def _map_values(sample: Any, kind: type, convert: Callable) -> Any:
+def _map_values(sample: Any, kind: type, convert: Callable[..., Any]) -> Any:
     if not isinstance(sample, dict):
         return sample
     return {key: convert(value) if isinstance(value, kind) else value for key, value in sample.items()}

@@ -36,7 +36,7 @@ from d2go_fbnetv5.utils.options import shown
 
 
 @register_dataset("multitask")
-class MultitaskDataset(torch.utils.data.Dataset):
+class MultitaskDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Reads the multitask format (see this module's docstring).
 
     Args:
@@ -91,7 +91,7 @@ class MultitaskDataset(torch.utils.data.Dataset):
     def image_path(self, index: int) -> Path:
         return self.root / self.index.file_names[index]
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample: ``image`` 3 x H x W uint8 and the labels that the index has for it."""
         place = range(len(self))[index]  # counts negative ones from the end, as a list does
         found = self.index
@@ -138,7 +138,7 @@ def read_json_index(path: Path) -> MultitaskIndex:
     return index
 
 
-def _check_types(where: str, image: dict) -> None:
+def _check_types(where: str, image: dict[str, Any]) -> None:
     map_name, label = image.get("sem_seg_file_name"), image.get("class_label")
     if map_name is not None and not is_file_name(map_name):
         raise InputError(
@@ -150,7 +150,7 @@ def _check_types(where: str, image: dict) -> None:
         raise InputError(f"{where}: class_label is {shown(label)}, it must be an integer")
 
 
-def _class_label(image: dict) -> int:
+def _class_label(image: dict[str, Any]) -> int:
     label = image.get("class_label")
     if label is None:
         return NO_LABEL

@@ -71,7 +71,7 @@ def _write(dataset: Any, folder: Path) -> None:
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _annotations(sample: dict, first: int) -> list[dict]:
+def _annotations(sample: dict[str, Any], first: int) -> list[dict[str, Any]]:
     boxes, labels = sample["boxes"].double(), sample["box_labels"].tolist()
     sizes = boxes[:, 2:] - boxes[:, :2]
     areas = sample.get("box_areas", sizes.prod(1))

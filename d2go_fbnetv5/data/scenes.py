@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class Item:
         return self.left, self.top, self.left + width, self.top + height
 
 
-class Scenes(torch.utils.data.Dataset):
+class Scenes(torch.utils.data.Dataset[dict[str, Any]]):
     """Scenes of 1 to ``max_objects`` objects on crops of two photographs; a subclass makes the objects.
 
     A sample has all labels: ``class_label`` is the largest object (by a clear margin); ``boxes`` are tight around the
@@ -123,7 +123,7 @@ class Scenes(torch.utils.data.Dataset):
         """Return N x 2: height and width of every image."""
         return np.tile(self.size, (self.num_images, 1))
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample: ``image`` 3 x H x W uint8, ``class_label``, ``boxes``, ``box_labels``, ``sem_seg``, ..."""
         if not 0 <= index < self.num_images:
             raise IndexError(f"{type(self).__name__} has {self.num_images} images, asked for number {index}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from d2go_fbnetv5.utils.options import shown
 
 
 @register_dataset("sem_seg_folder")
-class SemSegFolder(torch.utils.data.Dataset):
+class SemSegFolder(torch.utils.data.Dataset[dict[str, Any]]):
     """``image_root/**/<name>.jpg`` with ``map_root/**/<name>.png``, as in ADE20K and COCO-stuff.
 
     Args:
@@ -76,7 +77,7 @@ class SemSegFolder(torch.utils.data.Dataset):
     def image_path(self, index: int) -> Path:
         return self._images[index]
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample: ``image`` 3 x H x W uint8, ``sem_seg`` H x W int64, ``image_id``, ``height``, ``width``."""
         index = range(len(self))[index]
         image = read_image(self._images[index])

@@ -7,6 +7,7 @@ judged in. In training that is the transformed image. In evaluation it is the or
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class TrainTransform:
             self._colours = v2.ColorJitter(brightness=color, contrast=color, saturation=color)
         self._labels = LABELS.entries  # the very dict; a worker process gets what is registered by then
 
-    def __call__(self, sample: dict, seed: int) -> dict:
+    def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Any]:
         check_labels(sample, self._labels)
         with _seeded(seed):
             move = self._draw(sample)
@@ -82,7 +83,7 @@ class TrainTransform:
         result["image"] = image.as_subclass(Tensor).contiguous()
         return result
 
-    def _draw(self, sample: dict) -> Move:
+    def _draw(self, sample: dict[str, Any]) -> Move:
         size = self._draw_size(*sample["image"].shape[-2:])
         move = self._draw_crop(size)
         if self._crop is not None and self._max_category < 1 and "sem_seg" in sample:
@@ -152,7 +153,7 @@ class ClassifyTransform:
         self._change = v2.Compose(steps)
         self._labels = LABELS.entries
 
-    def __call__(self, sample: dict, seed: int) -> dict:
+    def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Any]:
         check_labels(sample, self._labels)
         placeless = LabelKind("plain")
         result = {k: value for k, value in sample.items() if self._labels.get(k, placeless) == placeless}
@@ -206,7 +207,7 @@ class EvalTransform:
         self._min_visible = min_visible
         self._labels = LABELS.entries
 
-    def __call__(self, sample: dict, seed: int = 0) -> dict:
+    def __call__(self, sample: dict[str, Any], seed: int = 0) -> dict[str, Any]:
         check_labels(sample, self._labels)
         size = tuple(sample["image"].shape[-2:])
         move, resized = Move(size, size), self._resized(size)

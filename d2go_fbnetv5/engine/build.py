@@ -45,8 +45,8 @@ class Data:
     info: DatasetInfo
     train_set: Any
     test_set: Any
-    train_transform: Callable
-    eval_transform: Callable
+    train_transform: Callable[..., Any]
+    eval_transform: Callable[..., Any]
     batch_size: int
     num_workers: int
     seed: int

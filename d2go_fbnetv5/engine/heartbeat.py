@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -85,7 +86,7 @@ def who_is_missing(store: dist.Store, rank: int, world_size: int) -> str:
     )
 
 
-def _describe(sign: dict) -> str:
+def _describe(sign: dict[str, Any]) -> str:
     step = "" if sign["step"] is None else f"in step {sign['step']}, "
     return f"{step}at {sign['place']}"
 
@@ -94,7 +95,7 @@ def _key(rank: int) -> str:
     return f"alive/{rank}"
 
 
-def _read(store: dist.Store, rank: int) -> dict | None:
+def _read(store: dist.Store, rank: int) -> dict[str, Any] | None:
     return json.loads(store.get(_key(rank))) if store.check([_key(rank)]) else None
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class Precision:
         self._dtype = used
         self.scaler = torch.amp.GradScaler("cuda", enabled=used is torch.float16)
 
-    def autocast(self) -> contextlib.AbstractContextManager:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Around a forward pass."""
         if self._dtype is None:
             return contextlib.nullcontext()

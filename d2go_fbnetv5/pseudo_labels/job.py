@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _HOPELESS = 8
 
 
-class Images(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset[dict[str, Any]]):
     """The images to label, by their place: those of the data set, or LIMIT of them.
 
     ``images[place]`` is a sample, or {"unreadable": reason, "missing": whether the file is not there or cannot be

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ class AveragePrecision:
 
 def _annotations(
     image_id: int, boxes: np.ndarray, labels: np.ndarray, areas: np.ndarray, is_crowd: np.ndarray
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     columns = (xywh.tolist(), areas.tolist(), labels.tolist(), is_crowd.tolist())
     return [
@@ -125,7 +126,9 @@ def _annotations(
     ]
 
 
-def _indexed(images: list[dict], categories: list[dict], annotations: list[dict]) -> COCO:
+def _indexed(
+    images: list[dict[str, Any]], categories: list[dict[str, Any]], annotations: list[dict[str, Any]]
+) -> COCO:
     coco = COCO()
     # COCOeval takes the id 0 for "not matched", so ids count from 1.
     numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]

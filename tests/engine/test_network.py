@@ -215,3 +215,25 @@ def test_weights_that_are_not_finite_are_refused(run, tmp_path, bad, key):
     torch.save({"model": state}, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match=f"run .*bad.pth': '{key}' is not finite"):
         from_run(str(folder), str(tmp_path / "bad.pth"))
+
+
+def test_a_budget_takes_the_best_network_of_a_front_that_costs_no_more(tmp_path):
+    small, large = Topology([[0, 0, 0, 0]] * 2), Topology([[0, 1, 0, 0]] * 2)
+    points = [
+        {"topology": t.to_dict(), "loss": loss, "costs": {}} for t, loss in ((small, 0.5), (large, 0.4))
+    ]
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps({"family": "N", "size": [96, 96], "tasks": {"det": {"front": points}}}))
+
+    def configured(budget):
+        opts = ["MODEL.FBNETV5.TOPOLOGY", str(path), "MODEL.FBNETV5.BUDGET", budget]
+        cfg = load_cfg(find_config("det/det_digits.yaml"), opts)
+        get_recipe(cfg.MODEL.META_ARCHITECTURE).validate(cfg, 1)
+        return searched_topology(cfg)
+
+    assert configured("{flops: 1.0e+9}") == large
+    assert configured("{params: 10000}") == small
+    with pytest.raises(InputError, match="TOPOLOGY: .*front.json: no network of det costs 9 flops or less"):
+        configured("{flops: 9}")
+    with pytest.raises(InputError, match="MODEL.FBNETV5.BUDGET.flops is 'few', allowed is a number over 0"):
+        configured("{flops: few}")

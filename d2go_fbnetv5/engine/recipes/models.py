@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.arch import Topology, build_family
+from d2go_fbnetv5.arch.front_file import pick_topology
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.build import build_transforms
@@ -49,6 +51,10 @@ class ModelRecipe(Recipe):
             raise InputError(
                 f"MODEL.FBNETV5.TOPOLOGY_TASK is {cfg.MODEL.FBNETV5.TOPOLOGY_TASK!r}, allowed without "
                 "MODEL.FBNETV5.TOPOLOGY: nothing"
+            )
+        if cfg.MODEL.FBNETV5.BUDGET and not cfg.MODEL.FBNETV5.TOPOLOGY:
+            raise InputError(
+                "MODEL.FBNETV5.BUDGET is set, allowed with MODEL.FBNETV5.TOPOLOGY of a front.json alone"
             )
         searched_topology(cfg)
         checked_head(cls.kind, as_dict(cfg.MODEL.FBNETV5.HEAD), "MODEL.FBNETV5.HEAD")
@@ -169,9 +175,28 @@ def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
             "with nothing here the built-in topology is used"
         )
     try:
-        return load_topologies(path).task(options.TOPOLOGY_TASK or task).topology
+        name, budget = options.TOPOLOGY_TASK or task, _budget(cfg)
+        if budget:
+            kinds = {recipe.task: recipe.kind for recipe in ModelRecipe.__subclasses__()}
+            family = options.FAMILY
+            return pick_topology(path, name, budget, family, kinds[task].in_features)
+        return load_topologies(path).task(name).topology
     except InputError as error:
         raise InputError(f"MODEL.FBNETV5.TOPOLOGY: {error}") from error
+
+
+def _budget(cfg: CfgNode) -> dict[str, float]:
+    budget = as_dict(cfg.MODEL.FBNETV5.BUDGET)
+    for name, most in budget.items():
+        try:
+            budget[name] = float(most)  # YAML takes 9.0e6 and an argument's 9.0e+6 for a text
+        except (TypeError, ValueError):
+            budget[name] = math.nan
+        if not 0 < budget[name] < math.inf:
+            raise InputError(
+                f"MODEL.FBNETV5.BUDGET.{name} is {most!r}, allowed is a number over 0, such as 9.0e+6"
+            )
+    return budget
 
 
 def searched_network(cfg: CfgNode, names: Sequence[str]) -> Network:

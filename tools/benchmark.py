@@ -26,7 +26,7 @@ from d2go_fbnetv5.export.measure.subjects import BASELINES
 from d2go_fbnetv5.export.measure.timing import machine, versions
 from d2go_fbnetv5.utils.arguments import ToolParser, check_least, parse_size
 from d2go_fbnetv5.utils.errors import run_tool
-from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.files import SIGNATURE, refuse_others, write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +81,9 @@ def _run(args: argparse.Namespace) -> str:
     sizes = [parse_size(text, "--sizes") for text in args.sizes]
     check_least(args, rounds=1, max_images=0)
     folder = Path(args.output)
+    files = folder / "benchmark.md", folder / "benchmark.json"
+    for file in files:
+        refuse_others(file, "another --output")
     evaluate: Evaluate | None = None
     if args.max_images:
 
@@ -103,9 +106,14 @@ def _run(args: argparse.Namespace) -> str:
         )
     about = f"{machine()}; {versions(_packages(args.formats))}"
     text = markdown(rows, threads, about)
-    write_atomically(folder / "benchmark.md", text)
-    content = {"about": about, "threads": threads, "rows": [row.to_json() for row in rows]}
-    write_atomically(folder / "benchmark.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(files[0], f"{text}\n<!-- {SIGNATURE} -->\n")
+    content = {
+        "author": SIGNATURE,
+        "about": about,
+        "threads": threads,
+        "rows": [row.to_json() for row in rows],
+    }
+    write_atomically(files[1], json.dumps(content, indent=1) + "\n")
     return text
 
 

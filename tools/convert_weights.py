@@ -25,6 +25,7 @@ from d2go_fbnetv5.models.weights import read_search_weights
 from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.checkpoints import SAFETENSORS, save_safetensors, save_tensors
 from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.files import SIGNATURE, refuse_others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     folder = Path(args.input)
+    refuse_others(args.output)
     if folder.is_dir():
         checkpoints = list_checkpoints(folder)
         if not checkpoints:
@@ -66,9 +68,9 @@ def _from_mobile_cv(path: str, family: str) -> dict[str, Tensor]:
 
 def _write(path: Path, weights: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
     if path.suffix == SAFETENSORS:
-        save_safetensors(path, weights, notes)
+        save_safetensors(path, weights, {"author": SIGNATURE, **notes})
     else:
-        save_tensors(path, {"model": weights, **notes})
+        save_tensors(path, {"author": SIGNATURE, "model": weights, **notes})
 
 
 def cli() -> None:

@@ -28,6 +28,7 @@ from d2go_fbnetv5.export.measure.latency import FamilyLatency, measure_family
 from d2go_fbnetv5.export.measure.timing import machine, versions
 from d2go_fbnetv5.utils.arguments import ToolParser, check_least, parse_size
 from d2go_fbnetv5.utils.errors import run_tool
+from d2go_fbnetv5.utils.files import refuse_others
 from d2go_fbnetv5.utils.formatting import format_count
 
 
@@ -72,6 +73,7 @@ def _run(args: argparse.Namespace) -> None:
     folder = Path(args.output).parent
     if not folder.is_dir():  # known before minutes of measuring, not after
         raise FileNotFoundError(f"{args.output}: there is no folder {folder}")
+    refuse_others(args.output)
     console = Console(stderr=True)
     with console.status("") as status:
         measured = measure_family(

@@ -18,7 +18,7 @@ import numpy as np
 from d2go_fbnetv5.data.image_files import find_images
 from d2go_fbnetv5.data.images import encode_png
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.files import SIGNATURE, is_ours, refuse_others, write_atomically
 
 PREDICTIONS = "predictions.json"
 _HEADER = 33  # bytes of a PNG's signature and its first chunk
@@ -29,7 +29,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
 
-_MARK = _chunk(b"tEXt", b"Software\0d2go_fbnetv5.predict")
+_MARK = _chunk(b"tEXt", b"Software\0" + SIGNATURE.encode())
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def plan(given: Sequence[str], output: Path, label_maps: bool) -> list[Place]:
             found.setdefault(os.path.abspath(path), (path, Path(path.stem)))
             continue
         images, others = find_images(path)
-        images = [image for image in images if not _is_ours(image)]
+        images = [image for image in images if not (image.suffix == ".png" and is_ours(image))]
         if not images:
             raise FileNotFoundError(f"folder {path} has no images")
         for image in images:
@@ -112,11 +112,10 @@ def _refuse_others(places: Sequence[Place], output: Path) -> None:
             raise InputError(
                 f"{path} is one of the images, and a picture would replace it; choose another --output"
             )
-        if os.path.lexists(path) and not _is_ours(path):
-            raise InputError(f"{path} is there and was not written by predict; choose another --output")
+        refuse_others(path, "another --output")
     path = output / PREDICTIONS
-    if os.path.lexists(path) and not _is_predictions(path):
-        raise InputError(f"{path} is there and was not written by predict; choose another --output")
+    if not _is_predictions(path):
+        refuse_others(path, "another --output")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -126,13 +125,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _is_ours(path: Path) -> bool:
-    if path.suffix != ".png" or not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(_HEADER + len(_MARK))[_HEADER:] == _MARK
 
 
 def _is_predictions(path: Path) -> bool:

@@ -30,7 +30,7 @@ from d2go_fbnetv5.reports.run_agreement_page import agreement_figure, agreement_
 from d2go_fbnetv5.reports.text_drawing import draw_text
 from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.errors import InputError, run_tool
-from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.files import refuse_others, write_atomically
 from d2go_fbnetv5.utils.formatting import format_count
 from d2go_fbnetv5.utils.text_files import expand_user
 
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     args.sources = [expand_user(source) for source in args.sources]
     args.output = expand_user(args.output) if args.output else None
+    if args.output:
+        refuse_others(args.output)
     ascii_only = args.ascii or not _shows(_LEVELS + "█░─┄╲╱╳↓▶·")
     if len(args.sources) > 1:
         text = _agreement(args)

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from d2go_fbnetv5.arch.cost import BlockCosts
 from d2go_fbnetv5.arch.families import PATHS, Family
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.files import SIGNATURE, write_atomically
 from d2go_fbnetv5.utils.options import MisfitError, shown, to_float
 from d2go_fbnetv5.utils.text_files import read_text
 
@@ -47,7 +47,8 @@ def write_latency_table(
         about: more comment lines, such as the machine.
     """
     comments = {"family": family.name, "size": f"{size[0]}x{size[1]}", **(about or {})}
-    lines = [f"# {key}: {' '.join(value.split())}" for key, value in comments.items()]
+    lines = [f"# {SIGNATURE}"]
+    lines += [f"# {key}: {' '.join(value.split())}" for key, value in comments.items()]
     lines.append(",".join(COLUMNS))
     values = zip((*STAGE0, *BLOCKS), (*costs.stage0, *costs.blocks), strict=True)
     lines += [f"{name},{milliseconds:.6g}" for name, milliseconds in values]

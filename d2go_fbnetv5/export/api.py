@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -83,7 +84,7 @@ def export_model(
 
     Raises:
         ValueError: an unknown format, int8 or a fixed size for one that has none, a size that the model cannot take, a
-            package that is missing, a folder that holds a model.json that is not an export's.
+            package that is missing, a folder that holds such a file or a model.json that is not an export's.
         CheckFailedError: the file does not compute what the model does. It stays, under its first name.
         OSError: the folder cannot be written; what was there before stays.
     """
@@ -98,9 +99,9 @@ def export_model(
         )
     kind.require()
     description = describe(model, size, names, transform, kind.packages)
-    _refuse_other(folder / DESCRIPTION)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model{kind.suffix}"
+    _refuse_other(path)
+    folder.mkdir(parents=True, exist_ok=True)
     unchecked = path.with_suffix(f".unchecked{kind.suffix}")
 
     any_size = isinstance(model, ImageClassifier) and (not kind.fixed_size or not is_whole(size))
@@ -136,15 +137,19 @@ def export_model(
 
 
 def _refuse_other(path: Path) -> None:
-    """Raise an InputError unless there is no file, or an export's: a training of before network.json has one, too."""
-    if not os.path.lexists(path):
+    """Raise an InputError if ``path`` would replace what no export has written.
+
+    An export's folder has a model.json that says the format; a training of before network.json has one, too.
+    """
+    description, content = path.with_name(DESCRIPTION), None
+    if not os.path.lexists(description):
+        if os.path.lexists(path):
+            raise InputError(f"{path} is there and is not of an export; choose another folder")
         return
-    try:
-        content = read_json(path)
-    except InputError:
-        content = None
+    with contextlib.suppress(InputError):
+        content = read_json(description)
     if not isinstance(content, dict) or "format" not in content:
-        raise InputError(f"{path} is not of an export; choose another folder")
+        raise InputError(f"{description} is not of an export; choose another folder")
 
 
 def _other_size(size: tuple[int, int], least: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from d2go_fbnetv5.arch.topology import Node, Topology
 from d2go_fbnetv5.reports.text_drawing import fusion_edges, last_kept, live_blocks
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.files import replacing
+from d2go_fbnetv5.utils.files import SIGNATURE, replacing
 
 PATH_COLORS = ("#4aa8d8", "#3d7dca", "#5559c1", "#7a3f9d")
 DEAD_COLOR, DEAD_EDGE_COLOR, SKIPPED_COLOR = "#d4d7dc", "#aab0b8", "#d4d7dc"
@@ -78,9 +78,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     metadata = {
-        ".svg": {"Date": None, "Creator": None},
-        ".png": {"Software": None},
-        ".pdf": {"CreationDate": None},
+        ".svg": {"Date": None, "Creator": SIGNATURE},
+        ".png": {"Software": SIGNATURE},
+        ".pdf": {"CreationDate": None, "Creator": SIGNATURE},
     }
     if target.suffix not in metadata:
         raise InputError(f"{target}: cannot draw {target.suffix!r}; allowed are {', '.join(metadata)}")

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from d2go_fbnetv5.reports.html_style import STYLE
+from d2go_fbnetv5.utils.files import SIGNATURE
 from d2go_fbnetv5.version import __version__
 
 
@@ -25,6 +26,7 @@ def page(title: str, header: str, sections: Sequence[str]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
+        f'<meta name="generator" content="{SIGNATURE}">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{header}\n{''.join(sections)}"
         f"<footer>d2go_fbnetv5 {escape(__version__)}</footer>\n</main>\n</body>\n</html>\n"

@@ -18,11 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from d2go_fbnetv5.utils.errors import InputError
+
 fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # where there is none, nothing is locked and no rest is removed
     fcntl = None
+
+# Stands near the beginning or the end of what a tool has written under a name that the user gave.
+SIGNATURE = "written by d2go_fbnetv5"
+_SIGNED = 2**14  # bytes
 
 # Files of a folder that are waited for at once; a disk takes many together in the time of one.
 _SYNCING = 16
@@ -148,6 +154,30 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     """Replaces a file by a whole new one; text is written as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def refuse_others(path: str | os.PathLike[str], other: str = "another name") -> None:
+    """Raise an InputError where ``path`` is there and neither empty nor signed, and so may be a user's own.
+
+    Args:
+        other: what the user may choose instead.
+    """
+    if os.path.lexists(path) and not is_ours(path):
+        raise InputError(
+            f"{os.fspath(path)} is there and is nothing that this package has written; choose {other}"
+        )
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file has the SIGNATURE, or nothing in it."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        begin = file.read(_SIGNED)
+        file.seek(max(0, size - _SIGNED))
+        return not size or SIGNATURE.encode() in begin or SIGNATURE.encode() in file.read()
 
 
 @contextmanager

@@ -65,6 +65,13 @@ def test_a_missing_package_is_named_with_pips_line(tmp_path, monkeypatch):
         export_model(tiny(ImageClassifier), "onnx", tmp_path)
 
 
+def test_a_file_without_an_exports_description_is_not_overwritten(tmp_path):
+    (tmp_path / "model.pt").write_text("mine")
+    with pytest.raises(ValueError, match="model.pt is there and is not of an export; choose another folder"):
+        export_model(tiny(ImageClassifier), "torchscript", tmp_path)
+    assert (tmp_path / "model.pt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("content", ["null", "[]", "{", "", '{"names": ["a"]}', "[" * 9999])
 def test_a_file_that_is_no_exports_is_not_overwritten(tmp_path, content):
     (tmp_path / "model.json").write_text(content)

@@ -53,7 +53,7 @@ def test_models_by_formats_by_sizes(tmp_path, capsys, in_process):
     ]
     assert main([*argv, "--baselines", "--output", str(folder)]) == 0
     out, _ = capsys.readouterr()
-    assert (folder / "benchmark.md").read_text().strip() == out.strip()
+    assert (folder / "benchmark.md").read_text().startswith(out.strip())
     content = json.loads((folder / "benchmark.json").read_text())
     rows = content["rows"]
     assert [(row["format"], row["size"]) for row in rows] == [

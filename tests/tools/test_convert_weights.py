@@ -7,6 +7,7 @@ from d2go_fbnetv5 import MultitaskSearch, Supernet, build_family
 from d2go_fbnetv5.engine.checkpoint import RunCheckpointer
 from d2go_fbnetv5.models.weights import load_search_weights
 from d2go_fbnetv5.tasks import DatasetInfo, build_task
+from d2go_fbnetv5.utils.files import SIGNATURE
 
 
 @pytest.fixture
@@ -78,7 +79,8 @@ def test_the_weights_of_a_search_go_on_without_its_training(tmp_path, capsys):
         )
         assert fresh.distribution.probs.unique().tolist() == [0.5]
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
-        assert file.metadata() == {"config": "SEED: 7\n", "checkpoint": "model_final.pth"}
+        notes = {"config": "SEED: 7\n", "checkpoint": "model_final.pth"}
+        assert file.metadata() == {"author": SIGNATURE, **notes}
 
 
 def test_a_mobile_cv_checkpoint_needs_its_family(checkpoint, tmp_path, capsys):

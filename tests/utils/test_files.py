@@ -5,16 +5,36 @@ import sys
 
 import pytest
 
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import (
+    SIGNATURE,
     AppendedFile,
     FolderLock,
+    is_ours,
     naming,
+    refuse_others,
     remove_rests,
     remove_rests_in,
     replacing,
     replacing_folder,
     write_atomically,
 )
+
+
+def test_what_lies_under_a_name_is_ours_if_it_is_signed_at_its_beginning_or_end_or_empty(tmp_path):
+    path = tmp_path / "a"
+    refuse_others(path)
+    for before, after in ((0, 0), (16000, 200000), (200000, 16000), (0, 5)):
+        path.write_bytes(b"x" * before + SIGNATURE.encode() + b"y" * after)
+        refuse_others(path)
+    path.write_bytes(b"")
+    assert is_ours(path)
+    path.write_bytes(b"x" * 100000 + SIGNATURE.encode() + b"y" * 100000)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    for other in (path, tmp_path / "link", tmp_path / "folder", os.devnull):
+        with pytest.raises(InputError, match=rf"{other} is there and is nothing .*; choose another name"):
+            refuse_others(other)
 
 
 def test_a_file_is_replaced_by_what_the_block_wrote(tmp_path):

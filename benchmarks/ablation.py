@@ -1,4 +1,4 @@
-"""Table 5 in small: searched, random and hand-made topologies, all trained by their tasks' ordinary recipes.
+"""Table 5 in small: searched, random and hand-made topologies, all trained by their tasks' ordinary configurations.
 
     OMP_NUM_THREADS=1 python benchmarks/ablation.py
 

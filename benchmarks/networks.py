@@ -1,4 +1,4 @@
-"""Networks of family N on scenes: pretrained supernets, and networks trained by their tasks' ordinary recipes.
+"""Networks of family N on scenes: pretrained supernets, and networks trained by their tasks' ordinary configurations.
 
 What has been trained is kept as figures in benchmarks/results, by all that it depends on, and not trained again.
 """
@@ -30,10 +30,10 @@ METRICS = {"cls": "top1", "det": "AP", "seg": "mIoU"}
 
 @dataclass(frozen=True)
 class Scenes:
-    """Where the recipes of one kind of scenes are, under configs/.
+    """Where the configurations of one kind of scenes are, under configs/.
 
     Args:
-        name: of the scenes in the recipes' names.
+        name: of the scenes in the names of configurations.
         validation_set: of them.
         num_stages: of their supernet.
     """

@@ -14,7 +14,8 @@ from d2go_fbnetv5.models import ImageClassifier, LiteRCNN
 
 def test_a_failing_check_says_where_and_keeps_what_was_there(tmp_path, monkeypatch):
     model = tiny(ImageClassifier)
-    (tmp_path / "model.pt").write_text("mine")
+    (tmp_path / "model.pt").write_text("of an earlier export")
+    (tmp_path / "model.json").write_text('{"format": "torchscript"}')
     format = get_format("torchscript")
     load = format.load
     monkeypatch.setattr(
@@ -24,8 +25,9 @@ def test_a_failing_check_says_where_and_keeps_what_was_there(tmp_path, monkeypat
     )
     with pytest.raises(CheckFailedError, match=r"image 4 \(64 x 96\): class probabilities differ by 0.02"):
         export_model(model, "torchscript", tmp_path, (96, 64))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "model.unchecked.pt"]
-    assert (tmp_path / "model.pt").read_text() == "mine"
+    names = ["model.json", "model.pt", "model.unchecked.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "model.pt").read_text() == "of an earlier export"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import Progress
 
-from d2go_fbnetv5.front import find_front
+from d2go_fbnetv5.front.run import find_front
 from d2go_fbnetv5.utils.arguments import ToolParser, check_least
 from d2go_fbnetv5.utils.errors import run_tool
 

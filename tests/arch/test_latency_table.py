@@ -43,16 +43,17 @@ def test_what_is_written_is_read(tmp_path):
     write_latency_table(path, costs, FAMILY, SIZE, {"machine": "one\nof two"})
     read = read_latency_table(path, FAMILY, SIZE)
     assert read.stage0 == costs.stage0 and read.blocks == pytest.approx(costs.blocks, rel=1e-5)
-    assert path.read_text().splitlines()[:4] == [
+    assert path.read_text().splitlines()[:5] == [
+        "# written by d2go_fbnetv5",
         "# family: N",
         "# size: 64x96",
         "# machine: one of two",
         "name,milliseconds",
     ]
     assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]
-    with pytest.raises(ValueError, match=r"table\.csv, line 1: the table is of family N, needed is A"):
+    with pytest.raises(ValueError, match=r"table\.csv, line 2: the table is of family N, needed is A"):
         read_latency_table(path, build_family("A"), SIZE)
-    with pytest.raises(ValueError, match=r"table\.csv, line 2: the table is of size 64x96, needed is 96x96"):
+    with pytest.raises(ValueError, match=r"table\.csv, line 3: the table is of size 64x96, needed is 96x96"):
         read_latency_table(path, FAMILY, (96, 96))
 
 

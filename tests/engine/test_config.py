@@ -529,7 +529,7 @@ def test_latency_as_a_cost_comes_from_a_table(tmp_path):
         prepare(load_cfg("search_digits.yaml", opts), world_size=1)
     latency = BlockCosts("latency", (1.0, 1.0, 1.0, 1.0), (1.0, 2.0, 3.0, 10.0))
     write_latency_table(path, latency, build_family("N"), (64, 64))
-    with pytest.raises(ValueError, match="SEARCH.COST.TABLE: .*line 2: the table is of size 64x64"):
+    with pytest.raises(ValueError, match="SEARCH.COST.TABLE: .*line 3: the table is of size 64x64"):
         prepare(load_cfg("search_digits.yaml", opts), world_size=1)
 
     write_latency_table(path, latency, build_family("N"), (96, 96))

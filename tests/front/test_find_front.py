@@ -8,7 +8,7 @@ from d2go_fbnetv5.tools.front import main
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.train import Run, prepare
-from d2go_fbnetv5.front import find_front
+from d2go_fbnetv5.front.run import find_front
 
 FILES = ("front.html", "front.json", "front.png", "front.svg", "evaluations.json")
 ASKED = {"tasks": ["seg", "cls"], "costs": ["flops", "params"], "evaluations": 12, "population": 6}

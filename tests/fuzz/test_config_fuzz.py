@@ -98,17 +98,17 @@ def test_odd_tables_are_named(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(num_stages=10**6), "an integer of 1 to 100"),
+        (lambda c: c.update(num_stages=10**6), "num_stages is 1000000, allowed is a count of 1 to 100"),
         (lambda c: c.update(size=[10**400, 96]), "of 1 to 16384 pixels"),
         (lambda c: c["tasks"]["det"].update(flops=10**400), "a number of at least 0"),
         (
             lambda c: c["tasks"]["det"]["topology"].update(mask=[[1, 0, 1]] * 4, num_paths=3),
-            "expected 4 paths",
+            "of 4 x 3 blocks, allowed is 4 stages, as num_stages says, of 4 paths",
         ),
         (lambda c: c["tasks"]["det"]["topology"].update(mask=[[1, 0, 1, 0]] * 10**5), "at most 100"),
         (
             lambda c: c["tasks"]["det"].update(metrics={"AP": "high"}),
-            "metrics.AP' is high; expected a number",
+            "metrics.AP is 'high', allowed is a number or null",
         ),
     ],
 )

@@ -95,8 +95,8 @@ def end():
     if sys.argv[1] == "raise":
         raise SystemExit(5)
     if sys.argv[1] == "wait":
-        print(os.getpid(), flush=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        print(os.getpid(), flush=True)
         while True:
             signal.pause()
     return int(sys.argv[1])

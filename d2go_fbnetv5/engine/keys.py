@@ -228,6 +228,9 @@ KEYS = IMPORT_KEYS | table((
         "Whether each topology sees the process' whole batch and not its part once the probabilities learn; such a step"
         " takes up to SAMPLES_PER_RANK times as long.", SEARCH),
     Key("SEARCH.ARCH_WARMUP_ITERS", 0, between(0), "Iterations before the probabilities learn.", SEARCH),
+    Key("SEARCH.WARMUP_DENSITIES", False, SWITCH,
+        "Whether, until the probabilities learn, each topology keeps a block with a probability of its own, uniform in"
+        " [0, 1], and not with INIT_PROB, so that the supernet learns sparse and dense networks alike.", SEARCH),
     Key("SEARCH.ARCH_LR_FACTOR", 0.01, between(0), "The probabilities' rate as a factor of SOLVER.BASE_LR.", SEARCH),
     Key("SEARCH.ARCH_LR_DECAY", False, SWITCH,
         "Whether the probabilities' rate also falls linearly, from ARCH_WARMUP_ITERS on, to zero at SOLVER.MAX_ITER.",

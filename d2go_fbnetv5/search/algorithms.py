@@ -30,10 +30,12 @@ class MultitaskSearch(Search):
         importance_weighted: whether REINFORCE carries the importance weight. It must, since samples are of q
             and not of p_t; False is for ablation.
         self_normalize: Eq. 11 instead of Eq. 8, over all samples of all ranks.
+        warmup_densities: while the probabilities rest, topologies of all densities are sampled, see
+            `ArchDistribution.draw_densities`, and not those of the probabilities.
     """
 
     estimators = (REINFORCE,)
-    options = ("importance_weighted", "self_normalize")
+    options = ("importance_weighted", "self_normalize", "warmup_densities")
 
     def __init__(
         self,
@@ -42,14 +44,18 @@ class MultitaskSearch(Search):
         *,
         importance_weighted: bool = True,
         self_normalize: bool = True,
+        warmup_densities: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(supernet, tasks, **options)
         self.importance_weighted = importance_weighted
         self.self_normalize = self_normalize
+        self.warmup_densities = warmup_densities
 
     def step(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
-        drawn = self.distribution.draw_proxy(len(parts), generator)
+        anything = self.warmup_densities and not self.arch_is_on
+        draw = self.distribution.draw_densities if anything else self.distribution.draw_proxy
+        drawn = draw(len(parts), generator)
         losses = self.run(parts, drawn.topologies)
         pool = losses.pooled(drawn.ratios)
         weights = importance_weights(pool.ratios, pool.valid, self.self_normalize)

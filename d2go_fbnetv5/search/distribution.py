@@ -86,6 +86,21 @@ class ArchDistribution(nn.Module):
         ratios = (log_prob - self.log_proxy(log_prob)).exp().detach()
         return Drawn([Topology(mask) for mask in sampled], masks, log_prob, ratios)
 
+    def draw_densities(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
+        """Draw N samples for all tasks to share, each with a probability of its own of keeping a block.
+
+        That probability is uniform in [0, 1], so that a sample keeps 0, 1, ... or all of its B blocks equally often,
+        and the supernet learns sparse and dense topologies alike. With one probability for all samples, dense ones of
+        many blocks are never seen, and a supernet ranks them last. A sample is as likely for every task.
+        """
+        shape = self.probs.shape[1:]
+        densities = torch.rand((num_samples, 1, 1), generator=generator)
+        sampled = torch.rand((num_samples, *shape), generator=generator) < densities
+        masks = sampled.to(self.probs.device, non_blocking=True)
+        log_prob = self.log_prob(masks)
+        topologies = [Topology(mask) for mask in sampled]
+        return Drawn(topologies, masks, log_prob, torch.ones_like(log_prob).detach())
+
     def draw_own(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples from each task's own distribution, see `sample`."""
         sampled = self.sample(num_samples, generator)

@@ -409,6 +409,7 @@ def test_a_dumped_config_loads_again(tmp_path):
         ("SEARCH.SAMPLES_PER_RANK", "17", "at most 16"),
         ("SEARCH.INIT_PROB", "0.0", "0.02 or more"),
         ("SEARCH.ALGORITHM", "greedy", "multitask, per_task_forward, random, shared_forward, single_task"),
+        ("SEARCH.WARMUP_DENSITIES", "True", "allowed with SEARCH.ARCH_WARMUP_ITERS 0: False"),
         ("SEARCH.ESTIMATOR", "straight_through", "with SEARCH.ALGORITHM multitask: reinforce, ''"),
         ("SEARCH.COST.METRIC", "joules", "latency"),
         ("SEARCH.COST.TABLE", "table.csv", "nothing"),

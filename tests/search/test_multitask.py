@@ -426,3 +426,32 @@ def test_short_search_beats_random_and_needs_the_importance_weight():
     poor = objectives.quality(plain, tasks, optima, shape)
     assert sum(good) / 3 > 0.9
     assert sum(good) > sum(poor)
+
+
+def test_topologies_of_all_densities_keep_every_number_of_blocks_equally_often():
+    search = searchable((2, 3), double_tasks(2, 6))
+    drawn = search.distribution.draw_densities(14_000, torch.Generator().manual_seed(0))
+    kept = drawn.masks.flatten(1).sum(dim=1)
+    # Seven numbers, 2000 times each; six standard deviations are 250.
+    assert (torch.bincount(kept, minlength=7) - 2000).abs().max() < 250
+    assert (drawn.masks.double().mean(dim=0) - 0.5).abs().max() < 0.03
+    assert drawn.topologies[5] == Topology(drawn.masks[5])
+    assert torch.equal(drawn.ratios, torch.ones(2, 14_000))
+    assert torch.equal(drawn.log_prob, search.distribution.log_prob(drawn.masks))
+
+
+def test_topologies_of_all_densities_end_with_the_warm_up_and_count_alike_for_all_tasks():
+    shape = (4, 4)
+    search = searchable(shape, double_tasks(3, 16), 2, warmup_densities=True, arch_warmup_iters=1)
+    plain = searchable(shape, double_tasks(3, 16), 2, arch_warmup_iters=1)
+    batch = [{} for _ in range(4)]
+    losses = search(batch)
+    # Though the tasks' probabilities differ, the two samples count the same for each.
+    assert all(search.diagnostics[f"ess/{name}"] == pytest.approx(2) for name in search.tasks)
+    plain(batch)
+    assert plain.diagnostics["topologies"] != search.diagnostics["topologies"]
+    assert all(float(losses[f"loss_arch_{name}"].detach()) == 0 for name in search.tasks)
+    for each in (search, plain):
+        each.after_step()
+        each(batch)
+    assert plain.diagnostics["topologies"] == search.diagnostics["topologies"]

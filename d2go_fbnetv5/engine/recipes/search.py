@@ -84,6 +84,15 @@ class SearchRecipe(Recipe):
                 f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}, allowed where probabilities learn: sgd, whose steps "
                 "SEARCH.ARCH_LR_FACTOR is a rate for (Appendix F.1)"
             )
+        if cfg.SEARCH.WARMUP_DENSITIES:
+            if "warmup_densities" not in ALGORITHMS[algorithm].options:
+                raise InputError(
+                    f"SEARCH.WARMUP_DENSITIES is True, allowed with SEARCH.ALGORITHM {algorithm}: False"
+                )
+            if not cfg.SEARCH.ARCH_WARMUP_ITERS:
+                raise InputError(
+                    "SEARCH.WARMUP_DENSITIES is True, allowed with SEARCH.ARCH_WARMUP_ITERS 0: False"
+                )
         if algorithm == "single_task" and len(cfg.SEARCH.TASKS) != 1:
             raise InputError(
                 f"SEARCH.TASKS is {cfg.SEARCH.TASKS}, allowed with SEARCH.ALGORITHM single_task: one task a run"
@@ -236,6 +245,7 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
     options = {
         "importance_weighted": search.IMPORTANCE_WEIGHTED,
         "self_normalize": search.SELF_NORMALIZE,
+        "warmup_densities": search.WARMUP_DENSITIES,
         "estimator": search.ESTIMATOR or next(iter(algorithm.estimators), ""),
     }
     return {

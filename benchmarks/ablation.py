@@ -93,9 +93,8 @@ def rivals(
         for task in args.tasks:
             half = [[0.5] * 4] * scenes.num_stages
             found += [(seed, task, "random", "mean", t, 0.0) for t in draw(half, args.randoms, seed, task)]
-            for name, title in HAND_MADE.items():
-                topology = Topology.named(name, stages=scenes.num_stages)
-                found.append((seed, task, "hand-made", title, topology, 0.0))
+            for name, topology in Topology.hand_made(scenes.num_stages).items():
+                found.append((seed, task, "hand-made", HAND_MADE[name], topology, 0.0))
             for method, result in searched.items():
                 title, cpu = METHODS[method][0], result[task]["cpu"]
                 probs = result[task]["probabilities"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,15 @@ Node = tuple[int, int]
 """(stage, path); stage 0 is the always-on Stage 0."""
 
 _NUM_PATHS = 4
+_CLIMB, _DESCEND = (2, 1, 0), (1, 2, 3)
+# The path whose block each stage keeps (Appendix C, Figure 5).
+_SCHEDULES: dict[str, tuple[int, ...]] = {
+    "linear": (),
+    "unet": _CLIMB,
+    "fpn": _CLIMB,
+    "panet": (3, *_CLIMB, *_DESCEND),
+    "bifpn": (*_CLIMB, *_DESCEND),
+}
 MOST_STAGES = 100  # the paper's search spaces have 7 or so; what exceeds it is a slip
 
 
@@ -206,17 +215,9 @@ class Topology:
         Raises:
             ValueError: an unknown name, or too few stages for it.
         """
-        climb, descend = [2, 1, 0], [1, 2, 3]
-        schedules = {
-            "linear": [],
-            "unet": climb,
-            "fpn": climb,
-            "panet": [3, *climb, *descend],
-            "bifpn": [*climb, *descend],
-        }
-        if name not in schedules:
-            raise InputError(f"unknown topology {name!r}: allowed are {', '.join(schedules)}")
-        schedule: Sequence[int] = schedules[name]
+        if name not in _SCHEDULES:
+            raise InputError(f"unknown topology {name!r}: allowed are {', '.join(_SCHEDULES)}")
+        schedule = _SCHEDULES[name]
         least = max(1, len(schedule))
         if not least <= stages <= MOST_STAGES:
             raise InputError(f"topology {name!r} needs {least} to {MOST_STAGES} stages, found {stages}")
@@ -224,3 +225,9 @@ class Topology:
         for stage, path in enumerate(schedule):
             mask[stage][path] = True
         return cls(mask)
+
+    @classmethod
+    def hand_made(cls, stages: int) -> dict[str, Topology]:
+        """Return those of `named` that so many stages have room for, by name; of two that are equal the later one."""
+        found = {cls.named(name, stages): name for name, path in _SCHEDULES.items() if len(path) <= stages}
+        return {name: topology for topology, name in found.items()}

@@ -30,7 +30,6 @@ from d2go_fbnetv5.utils.seeding import derive_generator, derive_seed
 from d2go_fbnetv5.utils.text_files import read_json
 
 FOLDER, KEPT = "front", "evaluations.json"
-NAMED = ("linear", "fpn", "panet", "bifpn")  # U-Net's is FPN's
 _SHIFTS = np.linspace(-8, 8, 33)  # in units of the mean cost of a block, on the scale of log odds
 _RANDOM = 16  # topologies that a front is shown beside
 
@@ -140,7 +139,8 @@ class _Finder:
         search, outputs = self.judge.search, self.judge.search.in_features[task]
         generator = np.random.default_rng(derive_seed("front", seed, task))
         costs = next(iter(self.prices.values()))
-        seeds = [search.most_likely()[task], *_named(search).values(), *_likely(search, task, costs)]
+        hand_made = Topology.hand_made(search.supernet.num_stages).values()
+        seeds = [search.most_likely()[task], *hand_made, *_likely(search, task, costs)]
         return NSGA2(seeds, lambda topology: topology.prune(outputs), population, generator)
 
     def _objectives(self, task: str, network: Topology) -> tuple[float, ...]:
@@ -187,7 +187,7 @@ class _Finder:
             shown[task] = {
                 "front": found.front(),
                 "mode": [search.most_likely()[task]],
-                **{name: [topology] for name, topology in _named(search).items()},
+                **{name: [topology] for name, topology in Topology.hand_made(stages).items()},
                 "random": [Topology.random(stages, generator=generator) for _ in range(_RANDOM)],
             }
         verdicts = self.judge(
@@ -230,17 +230,6 @@ def _likely(search: Search, task: str, costs: BlockCosts) -> list[Topology]:
     price = price / price.mean()
     shifts = sorted(_SHIFTS, key=abs)
     return [Topology((odds - shift * price) > 0) for shift in shifts]
-
-
-def _named(search: Search) -> dict[str, Topology]:
-    """Return the hand-made topologies (Appendix C) that the supernet has enough stages for."""
-    found, stages = {}, search.supernet.num_stages
-    for name in NAMED:
-        try:
-            found[name] = Topology.named(name, stages)
-        except InputError:  # too few stages
-            continue
-    return found
 
 
 def _digits(network: Topology) -> str:

@@ -115,3 +115,10 @@ def test_random_follows_its_probability():
     assert Topology.random(3, prob=1.0) == Topology.full(3)
     with pytest.raises(ValueError, match="prob is 2"):
         Topology.random(3, prob=2)
+
+
+def test_hand_made_topologies_are_those_that_fit_each_once():
+    assert Topology.hand_made(2) == {"linear": Topology([[0] * 4] * 2)}
+    assert list(Topology.hand_made(4)) == ["linear", "fpn"]
+    assert list(Topology.hand_made(7)) == ["linear", "fpn", "panet", "bifpn"]
+    assert all(Topology.named(name, 7) == found for name, found in Topology.hand_made(7).items())

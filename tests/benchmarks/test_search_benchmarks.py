@@ -106,12 +106,8 @@ def test_ablation_goes_on_where_it_was_and_repeats_nothing(tmp_path):
     arguments = ("ablation.py", tmp_path / "out.json", "--folder", tmp_path)
     first, _ = run(*arguments)
     origins = {(row["origin"], row["topology"]) for row in first["runs"]}
-    assert {name for origin, name in origins if origin == "hand-made"} == {
-        "linear",
-        "FPN, U-Net",
-        "PANet",
-        "BiFPN",
-    }
+    # Four stages have no room for PANet's and BiFPN's.
+    assert {name for origin, name in origins if origin == "hand-made"} == {"linear", "FPN, U-Net"}
     assert {("Algorithm 1", "mode"), ("Algorithm 4", "mode"), ("random", "mean")} < origins
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "quick" / "results").rglob("*.json")}
     again, _ = run(*arguments)

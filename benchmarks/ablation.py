@@ -26,8 +26,7 @@ from typing import Any
 
 import torch
 from common import build_run, finish, finished, mean_and_spread, parser
-from exhaustive import judge_all
-from networks import RESULTS, SCENES, Scenes, Trainer, mask_text, pretrained, steps_by_task
+from networks import RESULTS, SCENES, Scenes, Trainer, judge_with, pretrained, steps_by_task
 
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
@@ -133,9 +132,7 @@ def main() -> None:
     scenes = SCENES[args.scenes]
     weights = pretrained(scenes, args.supernet, args.folder)
     everyone = rivals(args, scenes, weights)
-    run = build_run(
-        scenes.search, args.folder / "judge", ["MODEL.WEIGHTS", weights, *scenes.validation(args.images)]
-    )
+    run = build_run(scenes.search, args.folder / "judge", ["MODEL.WEIGHTS", weights])
     costs, in_features = block_costs("N", run.recipe.size), run.model.in_features
     networks = {
         task: list(
@@ -143,11 +140,9 @@ def main() -> None:
         )
         for task in args.tasks
     }
-    folder = args.results / f"judged_{args.scenes}_{args.supernet}_{args.images}"
-    folder.mkdir(parents=True, exist_ok=True)
-    judged = judge_all(run, networks, folder, args.images)
-    steps = steps_by_task(args.tasks, args.steps)
     start = str(args.supernet)
+    judged = judge_with(scenes, weights, start, networks, args.images, args.folder / "judge", args.results)
+    steps = steps_by_task(args.tasks, args.steps)
     trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results)
 
     rows = []
@@ -159,7 +154,7 @@ def main() -> None:
                 "task": task,
                 "origin": origin,
                 "topology": which,
-                "network": mask_text(network),
+                "network": network.text("-"),
                 "MFLOPs": costs.network(network, in_features[task]) / 1e6,
                 "supernet": judged[task][repr(network)]["metric"],
                 "trained": trainer(task, network, start, seed),

@@ -109,7 +109,7 @@ def main() -> None:
                 {
                     "task": name,
                     "search": folder.name,
-                    "found": repr(topology)[9:-1],
+                    "found": topology.text(", "),
                     "MFLOPs": flops / 1e6,
                     "objective": objective,
                     "best": min(each["loss"] + p for each, p, _ in others),

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import finished
+from common import build_run, finished
+from exhaustive import judge_all
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
@@ -67,11 +68,6 @@ SCENES = {
 }
 
 
-def mask_text(topology: Topology) -> str:
-    """The mask as text, stage by stage: ``1000-0100``."""
-    return "-".join("".join(str(int(kept)) for kept in row) for row in topology.mask)
-
-
 def pretrained(scenes: Scenes, steps: int, folder: Path, seed: int = 0) -> Path:
     """The checkpoint of a supernet that was trained for so many steps; trained in ``folder`` if it is not there.
 
@@ -83,6 +79,28 @@ def pretrained(scenes: Scenes, steps: int, folder: Path, seed: int = 0) -> Path:
     opts += ["SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, "SEARCH.EVAL.MAX_IMAGES", 64]
     finished(scenes.pretraining, own, opts)
     return own / "model_final.pth"
+
+
+def judge_with(
+    scenes: Scenes,
+    weights: Path,
+    name: str,
+    networks: dict[str, list[Topology]],
+    images: int,
+    folder: Path,
+    results: Path,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Loss and metric of networks with a supernet's weights, by task and the topology's repr; kept in ``results``.
+
+    Args:
+        name: of the supernet in the results.
+        images: of the validation set.
+        folder: of the run that opens the supernet.
+    """
+    own = results / f"judged_{scenes.name}_{name}_{images}"
+    own.mkdir(parents=True, exist_ok=True)
+    run = build_run(scenes.search, folder, ["MODEL.WEIGHTS", weights, *scenes.validation(images)])
+    return judge_all(run, networks, own, images)
 
 
 class Trainer:
@@ -119,19 +137,19 @@ class Trainer:
             doublings: how often the steps are doubled.
         """
         network, steps = topology.prune(IN_FEATURES[task]), self.steps[task] << doublings
-        key = f"{mask_text(network)} {start} {steps} steps {self.images} images seed {seed}"
+        key = f"{network.text('-')} {start} {steps} steps {self.images} images seed {seed}"
         file = self.results / f"trained_{self.scenes.name}_{task}.json"
-        if key not in _read(file):
+        kept = _read(file)
+        if key not in kept:
             metric = self._train(task, network, start, steps, seed)
-            # Another process may have added its own meanwhile.
-            content = _read(file) | {key: metric}
+            kept = _read(file) | {key: metric}  # another process may have added its own meanwhile
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(dict(sorted(content.items())), indent=0) + "\n")
+            write_atomically(file, json.dumps(dict(sorted(kept.items())), indent=0) + "\n")
             print(f"{task} {key}: {metric:.4f}", flush=True)
-        return _read(file)[key]
+        return kept[key]
 
     def _train(self, task: str, network: Topology, start: str, steps: int, seed: int) -> float:
-        folder = self.folder / f"{self.scenes.name}_{task}_{mask_text(network)}_{start}_{steps}_{seed}"
+        folder = self.folder / f"{self.scenes.name}_{task}_{network.text('-')}_{start}_{steps}_{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "topology.json"
         paths = IN_FEATURES[task]

@@ -27,16 +27,14 @@ from typing import Any
 
 import torch
 from common import build_run, finish, parser
-from exhaustive import judge_all
 from networks import (
     IN_FEATURES,
     METRICS,
     RESULTS,
     SCENES,
     SCRATCH,
-    Scenes,
     Trainer,
-    mask_text,
+    judge_with,
     pretrained,
     steps_by_task,
 )
@@ -145,20 +143,6 @@ def repeated(
     return rows
 
 
-def judge_with(
-    scenes: Scenes,
-    weights: Path,
-    networks: dict[str, list[Topology]],
-    images: int,
-    folder: Path,
-    results: Path,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Loss and metric of networks with a supernet's weights, by task and the topology's repr."""
-    results.mkdir(parents=True, exist_ok=True)
-    run = build_run(scenes.search, folder, ["MODEL.WEIGHTS", weights, *scenes.validation(images)])
-    return judge_all(run, networks, results, images)
-
-
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/ranking.json")
     parse.add_argument("--scenes", choices=list(SCENES), default="fashion")
@@ -189,14 +173,7 @@ def main() -> None:
         for task in args.tasks
     }
     judged = {
-        name: judge_with(
-            scenes,
-            weights,
-            networks,
-            args.images,
-            args.folder / "judge",
-            args.results / f"judged_{args.scenes}_{name}_{args.images}",
-        )
+        name: judge_with(scenes, weights, name, networks, args.images, args.folder / "judge", args.results)
         for name, weights in supernets.items()
     }
 
@@ -216,8 +193,8 @@ def main() -> None:
         more += repeated(trainer, task, networks[task], start, args.repeats)
         figures[task] = [
             {
-                "network": mask_text(t),
-                "model": mask_text(t.prune(IN_FEATURES[task])),
+                "network": t.text("-"),
+                "model": t.prune(IN_FEATURES[task]).text("-"),
                 "MFLOPs": p / 1e6,
                 f"trained {METRICS[task]}": metric,
                 **{f"supernet {name}": judged[name][task][repr(t)] for name in supernets},

@@ -77,8 +77,11 @@ class Topology:
         return Topology, (self.mask,)
 
     def __repr__(self) -> str:
-        rows = ", ".join("".join("01"[kept] for kept in row) for row in self.mask)
-        return f"Topology({rows})"
+        return f"Topology({self.text(', ')})"
+
+    def text(self, between: str) -> str:
+        """Return the mask as digits, such as 0100 for a stage that keeps Path 1, with ``between`` between stages."""
+        return between.join("".join("01"[kept] for kept in row) for row in self.mask)
 
     @property
     def num_stages(self) -> int:

@@ -146,13 +146,13 @@ class _Finder:
     def _objectives(self, task: str, network: Topology) -> tuple[float, ...]:
         outputs = self.judge.search.in_features[task]
         prices = (costs.network(network, outputs) for costs in self.prices.values())
-        return (self.losses[task][_digits(network)], *prices)
+        return (self.losses[task][network.text(" ")], *prices)
 
     def _judge(self, networks: Sequence[tuple[str, Topology]]) -> None:
-        missing = [(task, each) for task, each in networks if _digits(each) not in self.losses.get(task, {})]
+        missing = [(task, each) for task, each in networks if each.text(" ") not in self.losses.get(task, {})]
         if missing:
             for (task, network), verdict in self.judge(missing, metrics=False).items():
-                self.losses.setdefault(task, {})[_digits(network)] = verdict.loss
+                self.losses.setdefault(task, {})[network.text(" ")] = verdict.loss
             content = {**self._identity(), "losses": self.losses}
             write_atomically(self.folder / KEPT, json.dumps(content, indent=1) + "\n")
 
@@ -230,7 +230,3 @@ def _likely(search: Search, task: str, costs: BlockCosts) -> list[Topology]:
     price = price / price.mean()
     shifts = sorted(_SHIFTS, key=abs)
     return [Topology((odds - shift * price) > 0) for shift in shifts]
-
-
-def _digits(network: Topology) -> str:
-    return " ".join("".join("01"[kept] for kept in row) for row in network.mask)

@@ -168,6 +168,6 @@ def _glance(data: Mapping[str, Any]) -> str:
         for stage in range(1, topology.num_stages + 1)
         for path in range(topology.num_paths)
     )
-    mask = ", ".join("".join("01"[kept] for kept in row) for row in topology.mask)
+    mask = topology.text(", ")
     width, height = topology.num_stages * step + 2, topology.num_paths * step + 2
     return f'<svg width="{width}" height="{height}" role="img" aria-label="{mask}"><title>{mask}</title>{dots}</svg>'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -80,11 +80,9 @@ class ArchDistribution(nn.Module):
 
     def draw_proxy(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples from q for all tasks to share, see `sample_proxy`."""
-        sampled = self.sample_proxy(num_samples, generator)
-        masks = sampled.to(self.probs.device, non_blocking=True)
-        log_prob = self.log_prob(masks)
-        ratios = (log_prob - self.log_proxy(log_prob)).exp().detach()
-        return Drawn([Topology(mask) for mask in sampled], masks, log_prob, ratios)
+        drawn = self._drawn(self.sample_proxy(num_samples, generator))
+        ratios = (drawn.log_prob - self.log_proxy(drawn.log_prob)).exp().detach()
+        return replace(drawn, ratios=ratios)
 
     def draw_densities(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples for all tasks to share, each with a probability of its own of keeping a block.
@@ -95,19 +93,18 @@ class ArchDistribution(nn.Module):
         """
         shape = self.probs.shape[1:]
         densities = torch.rand((num_samples, 1, 1), generator=generator)
-        sampled = torch.rand((num_samples, *shape), generator=generator) < densities
-        masks = sampled.to(self.probs.device, non_blocking=True)
-        log_prob = self.log_prob(masks)
-        topologies = [Topology(mask) for mask in sampled]
-        return Drawn(topologies, masks, log_prob, torch.ones_like(log_prob).detach())
+        return self._drawn(torch.rand((num_samples, *shape), generator=generator) < densities)
 
     def draw_own(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples from each task's own distribution, see `sample`."""
-        sampled = self.sample(num_samples, generator)
+        return self._drawn(self.sample(num_samples, generator))
+
+    def _drawn(self, sampled: Tensor) -> Drawn:
+        """Make Drawn of sampled masks, N x S x P or T x N x S x P on the CPU, with ratios of one."""
         masks = sampled.to(self.probs.device, non_blocking=True)
         log_prob = self.log_prob(masks)
-        topologies = [Topology(mask) for mask in sampled.flatten(0, 1)]
-        return Drawn(topologies, masks, log_prob, torch.ones(masks.shape[:2], device=masks.device))
+        topologies = [Topology(mask) for mask in sampled.flatten(0, -3)]
+        return Drawn(topologies, masks, log_prob, torch.ones(log_prob.shape, device=masks.device))
 
     @torch.no_grad()
     def sample_proxy(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:

@@ -24,6 +24,7 @@ from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.options import MisfitError, to_float
 from d2go_fbnetv5.utils.ranks import barrier, is_main
 from d2go_fbnetv5.utils.text_files import expand_user
 
@@ -189,10 +190,10 @@ def _budget(cfg: CfgNode) -> dict[str, float]:
     budget = as_dict(cfg.MODEL.FBNETV5.BUDGET)
     for name, most in budget.items():
         try:
-            budget[name] = float(most)  # YAML takes 9.0e6 and an argument's 9.0e+6 for a text
-        except (TypeError, ValueError):
+            budget[name] = to_float(most)  # YAML takes 9.0e6 and an argument's 9.0e+6 for a text
+        except MisfitError:
             budget[name] = math.nan
-        if not 0 < budget[name] < math.inf:
+        if not budget[name] > 0:
             raise InputError(
                 f"MODEL.FBNETV5.BUDGET.{name} is {most!r}, allowed is a number over 0, such as 9.0e+6"
             )

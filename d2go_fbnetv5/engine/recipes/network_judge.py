@@ -168,13 +168,14 @@ class _Walk:
         self.search, self.norms, self.losses, self.metrics = search, norms, losses, metrics
         self.device = device_of(search)
         self.stage0 = Moments()
+        self.head_norms = {task: len(BatchNorms(task).norms) for task in search.tasks.values()}
 
     def measure(self, root: _Node, batch: Batch) -> None:
         """Add to every block's and head's statistics what they meet in a batch."""
         batch = [to_device(sample, self.device) for sample in batch]
 
         def head(leaf: _Leaf, features: dict[str, Tensor]) -> None:
-            last = len(BatchNorms(leaf.task).norms)
+            last = self.head_norms[leaf.task]
             if last:
                 self.norms.measure(leaf.moments, lambda: leaf.task(features, batch), stop_after=last)
 
@@ -217,8 +218,8 @@ class _Walk:
         supernet, paths = self.search.supernet, tuple(self.search.supernet.strides)
 
         def visit(node: _Node, features: list[Tensor]) -> None:
+            read = dict(zip(paths, features, strict=True))
             for name, leaf in node.leaves.items():
-                read = dict(zip(paths, features, strict=True))
                 head(leaf, {key: read[key] for key in self.search.in_features[name]})
             made = {
                 path: run(moments, partial(supernet.run_block, node.stage + 1, path, features, node.example))

@@ -23,7 +23,7 @@ from d2go_fbnetv5.export.metadata import describe, output_names
 from d2go_fbnetv5.export.network.inference import inference_module
 from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.files import replacing
+from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.text_files import read_json
 
 DESCRIPTION = "model.json"
@@ -117,23 +117,26 @@ def export_model(
         shown, int8 = _images(sizes, pictures), calibration is not None
         report = check(model, run, shown, int8, lambda: kind.load(unchecked, described, threshold=0.0))
         del run  # a runtime may hold the file
-        description = {
-            "file": path.name,
-            "format": format,
-            **description,
-            **described,
-            "check": report.to_json(),
-        }
-        # Where the disk is full, neither of the two is replaced.
-        with replacing(folder / DESCRIPTION) as temporary:
-            temporary.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(unchecked, path)
+        description = {"format": format, **description, **described, "check": report.to_json()}
+        # Whenever this is killed, model.json is of the file that it names, or that one is gone; and where the disk is
+        # full, neither of the two is replaced.
+        _write_description(unchecked, description)
+        os.replace(unchecked, path)
+        description = _write_description(path, description)
     except CheckFailedError as error:
         raise CheckFailedError(f"{unchecked}: {error}") from error
     except BaseException:
         unchecked.unlink(missing_ok=True)
         raise
     return Exported(path, description, report)
+
+
+def _write_description(path: Path, description: dict[str, Any]) -> dict[str, Any]:
+    """Write what is known of the file ``path`` beside it, and return it."""
+    description = {"file": path.name, **description}
+    content = json.dumps(description, indent=1, allow_nan=False) + "\n"
+    write_atomically(path.with_name(DESCRIPTION), content)
+    return description
 
 
 def _refuse_other(path: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.formatting import MOST_PIXELS
 
 
@@ -27,6 +27,12 @@ class ToolParser(argparse.ArgumentParser):
             **more,
         )
         self.register("type", None, _text)  # of every argument that names no type of its own
+        self._tool = tool
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; a stdout that cannot be written ends the tool as anything else that it prints does."""
+        if status := run_tool(self._tool, lambda: print(self.format_help(), end="", file=file)):
+            self.exit(status)
 
 
 def _text(given: str) -> str:

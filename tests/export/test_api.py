@@ -1,5 +1,8 @@
 """What an export writes, and what it must not do: leave rests, replace what is not its own, export what is wrong."""
 
+import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +12,7 @@ from exported import TOPOLOGY, tiny
 
 from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.export import CheckFailedError, api, export_model, get_format
+from d2go_fbnetv5.export.measure.check import Report
 from d2go_fbnetv5.models import ImageClassifier, LiteRCNN
 
 
@@ -120,6 +124,39 @@ def test_a_full_disk_leaves_the_earlier_export_and_no_rest(tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left on device"):
         export_model(model, "torchscript", tmp_path, (96, 64))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_kill_leaves_no_file_beside_the_description_of_another_and_the_next_export_goes_on(
+    tmp_path, monkeypatch
+):
+    model, format, replace, moments = tiny(ImageClassifier), get_format("torchscript"), os.replace, []
+    monkeypatch.setattr(api, "check", lambda *args: Report())
+    monkeypatch.setattr(format, "load", lambda *args: None)
+    monkeypatch.setattr(api, "describe", lambda model, size, names, *rest: {"classes": names})
+
+    def export(folder, name):
+        monkeypatch.setattr(
+            format, "export", lambda module, path, spec: (path.write_text(name), {"dynamic": False})[1]
+        )
+        export_model(model, "torchscript", folder, (96, 64), names=[name] * model.num_classes)
+
+    def seen(source, target):  # a kill leaves what is there before a file gets its name
+        moments.append(shutil.copytree(tmp_path / "out", tmp_path / f"killed{len(moments)}"))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", seen)
+        export(tmp_path / "out", "cat")
+        export(tmp_path / "out", "dog")
+    assert len(moments) == 6
+    for folder in moments:
+        if (folder / "model.json").exists():
+            described = json.loads((folder / "model.json").read_text())
+            file = folder / described["file"]
+            assert not file.exists() or file.read_text() == described["classes"][0]
+        export(folder, "emu")
+        assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.pt"]
+        assert (folder / "model.pt").read_text() == "emu"
 
 
 def test_an_interrupted_check_leaves_no_rest(tmp_path, monkeypatch):

@@ -56,6 +56,16 @@ def test_a_tool_without_stdout_says_so(bad_stdout, capsys, monkeypatch):
     assert f"{word}: 'stdout'" in capsys.readouterr().err
 
 
+def test_help_without_stdout_says_so(bad_stdout, capsys, monkeypatch):
+    file, word = bad_stdout
+    monkeypatch.setattr(sys, "stdout", file)
+    with pytest.raises(SystemExit) as end:
+        visualize(["--help"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("visualize: [Errno") and error.endswith(f"{word}: 'stdout'\n")
+
+
 def test_what_prints_nothing_needs_no_stdout(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert run_tool("tool", lambda: None) == 0

@@ -103,13 +103,6 @@ class SearchedModel(nn.Module):
         return height, width
 
 
-def require_range(least: float, most: float, **options: float) -> None:
-    """Raise an InputError that names the first option outside of [least, most]; NaN is outside."""
-    for name, value in options.items():
-        if not least <= value <= most:
-            raise InputError(f"{name} is {value}; allowed is {least} to {most}")
-
-
 def require_labels(labels: Tensor, num_classes: int, key: str, sample: Sample) -> None:
     """Raises a ValueError that names the sample if a label is not in 0..num_classes - 1."""
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:

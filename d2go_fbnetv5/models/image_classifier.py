@@ -16,13 +16,13 @@ from d2go_fbnetv5.models.base import (
     PIXEL_STD,
     SearchedModel,
     require_labels,
-    require_range,
     zero_loss,
 )
 from d2go_fbnetv5.models.distillation import TeacherClassifier
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.metrics import TopKAccuracy
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.rules import between, require_each
 
 
 class ClassifierHead(nn.Sequential):
@@ -73,8 +73,10 @@ class ImageClassifier(SearchedModel):
     ) -> None:
         super().__init__(backbone, num_classes, pixel_mean, pixel_std, size_divisibility)
         family = backbone.family
-        require_range(0, 1, dropout=dropout, label_smoothing=label_smoothing, teacher_weight=teacher_weight)
-        require_range(0, MOST, mixup=mixup, cutmix=cutmix)
+        require_each(
+            between(0, 1), dropout=dropout, label_smoothing=label_smoothing, teacher_weight=teacher_weight
+        )
+        require_each(between(0, MOST), mixup=mixup, cutmix=cutmix)
         self.label_smoothing = label_smoothing
         self.teacher, self.teacher_weight = teacher, teacher_weight
         blends = [

@@ -16,7 +16,6 @@ from d2go_fbnetv5.models.base import (
     SearchedModel,
     Sizes,
     require_labels,
-    require_range,
 )
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, Segments, segments_of
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
@@ -24,6 +23,7 @@ from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.images import image_size, label_map, label_size
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.rules import between, require_each
 
 _GROUPS = 32  # of the pixel decoder's norm
 
@@ -106,14 +106,14 @@ class LiteMaskFormer(SearchedModel):
         size_divisibility: int = 32,
     ) -> None:
         super().__init__(backbone, num_classes, pixel_mean, pixel_std, size_divisibility)
-        require_range(1, MOST, num_queries=num_queries, feedforward_dim=feedforward_dim)
-        require_range(1, 100, num_layers=num_layers, num_heads=num_heads)
-        require_range(_GROUPS, 64 * _GROUPS, dim=dim)
+        require_each(between(1, MOST), num_queries=num_queries, feedforward_dim=feedforward_dim)
+        require_each(between(1, 100), num_layers=num_layers, num_heads=num_heads)
+        require_each(between(_GROUPS, 64 * _GROUPS), dim=dim)
         if dim % _GROUPS:
             raise InputError(f"dim is {dim}; allowed is a multiple of {_GROUPS}, the groups of the norm")
-        require_range(0, 1, dropout=dropout)
+        require_each(between(0, 1), dropout=dropout)
         weights = {"class_weight": class_weight, "mask_weight": mask_weight, "dice_weight": dice_weight}
-        require_range(0, MOST, **weights, no_object_weight=no_object_weight)
+        require_each(between(0, MOST), **weights, no_object_weight=no_object_weight)
         self.ignore = ignore
         self.auxiliary_loss = auxiliary_loss
         self.pixel_decoder = PixelDecoder(backbone.channels["path1"], dim, _GROUPS)

@@ -18,7 +18,6 @@ from d2go_fbnetv5.models.base import (
     PIXEL_STD,
     SearchedModel,
     require_labels,
-    require_range,
     zero_loss,
 )
 from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHead
@@ -26,6 +25,7 @@ from d2go_fbnetv5.models.roi_head import BoxTargets, ROIHead
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.rules import between, require_each
 
 _LEAST_SIDE = 1e-2  # pixels; the logarithm of a smaller box's side is no target
 
@@ -69,12 +69,12 @@ class LiteRCNN(SearchedModel):
         for name, counts in (("train_proposals", train_proposals), ("test_proposals", test_proposals)):
             if len(counts) != 2:
                 raise InputError(f"{name} is {counts}; allowed are two numbers, before and after NMS")
-            require_range(1, MOST, **{f"{name}[{i}]": count for i, count in enumerate(counts)})
+            require_each(between(1, MOST), **{f"{name}[{i}]": count for i, count in enumerate(counts)})
         for name, values in (("anchor_sizes", anchor_sizes), ("aspect_ratios", aspect_ratios)):
-            require_range(1e-3, MOST, **{f"{name}[{i}]": value for i, value in enumerate(values)})
-            require_range(1, 100, **{f"len({name})": len(values)})
-        require_range(1, MOST, regions_per_image=regions_per_image, max_detections=max_detections)
-        require_range(0, 1, score_threshold=score_threshold)
+            require_each(between(1e-3, MOST), **{f"{name}[{i}]": value for i, value in enumerate(values)})
+            require_each(between(1, 100), **{f"len({name})": len(values)})
+        require_each(between(1, MOST), regions_per_image=regions_per_image, max_detections=max_detections)
+        require_each(between(0, 1), score_threshold=score_threshold)
         self.test_proposals = test_proposals[1]
         channels, stride = backbone.channels["path1"], backbone.strides["path1"]
         self.rpn = RegionProposalNetwork(

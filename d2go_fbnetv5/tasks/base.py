@@ -149,11 +149,3 @@ def require_feature(task: str, feature: str, channels: Mapping[str, int]) -> int
             f"option 'feature' of task {task!r} is {feature!r}; allowed: {', '.join(sorted(channels))}"
         )
     return channels[feature]
-
-
-def require_range(task: str, low: float = 0.0, high: float = float("inf"), **options: float | None) -> None:
-    """Raises a ValueError that names the first option outside of [low, high]; ``None`` passes."""
-    for option, value in options.items():
-        if value is not None and not low <= value <= high:
-            allowed = f"between {low} and {high}" if high != float("inf") else f"{low} or more"
-            raise InputError(f"option {option!r} of task {task!r} is {value}; it must be {allowed}")

@@ -14,9 +14,9 @@ from d2go_fbnetv5.tasks.base import (
     Task,
     register_task,
     require_names,
-    require_range,
 )
 from d2go_fbnetv5.tasks.metrics import TopKAccuracy
+from d2go_fbnetv5.utils.rules import between, require_each
 
 
 @register_task("cls")
@@ -48,8 +48,9 @@ class Classification(Task):
     ):
         super().__init__()
         names = require_names(self.name, "class_names", info)
-        require_range(self.name, low=1, pool_channels=pool_channels, expansion=expansion)
-        require_range(self.name, high=1.0, dropout=dropout, label_smoothing=label_smoothing)
+        whose = f" of task {self.name!r}"
+        require_each(between(1), whose, pool_channels=pool_channels, expansion=expansion)
+        require_each(between(0, 1), whose, dropout=dropout, label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
         self.pool = MBPool(channels["path3"], pool_channels, expansion)
         self.dropout = nn.Dropout(dropout)

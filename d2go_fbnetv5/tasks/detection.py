@@ -18,12 +18,12 @@ from d2go_fbnetv5.tasks.base import (
     register_task,
     require_feature,
     require_names,
-    require_range,
 )
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
 from d2go_fbnetv5.tasks.images import image_sizes
 from d2go_fbnetv5.tasks.roi_align import StrideRoIAlign
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.rules import between, require_each
 
 STRIDES = {"path0": 4, "path1": 8, "path2": 16, "path3": 32}  # pixels
 _MIN_SIDE = 1e-2  # pixels; a thinner box has no finite regression target
@@ -93,9 +93,10 @@ class FasterRCNN(Task):
                 f"options 'anchor_sizes' and 'anchor_ratios' of task {self.name!r} are {anchor_sizes} and "
                 f"{anchor_ratios}; both must hold positive numbers"
             )
-        require_range(
-            self.name,
-            low=1,
+        whose = f" of task {self.name!r}"
+        require_each(
+            between(1),
+            whose,
             rpn_pre_nms_topk_train=rpn_pre_nms_topk_train,
             rpn_pre_nms_topk_test=rpn_pre_nms_topk_test,
             rpn_post_nms_topk_train=rpn_post_nms_topk_train,
@@ -106,15 +107,15 @@ class FasterRCNN(Task):
             box_head_width=box_head_width,
             detections_per_image=detections_per_image,
         )
-        require_range(
-            self.name,
-            high=1.0,
+        require_each(
+            between(0, 1),
+            whose,
             rpn_nms_thresh=rpn_nms_thresh,
             roi_positive_fraction=roi_positive_fraction,
             score_thresh=score_thresh,
             nms_thresh=nms_thresh,
         )
-        require_range(self.name, roi_sampling_ratio=roi_sampling_ratio)
+        require_each(between(0), whose, roi_sampling_ratio=roi_sampling_ratio)
         strided = {name: width for name, width in channels.items() if name in STRIDES}
         width, stride = require_feature(self.name, feature, strided), STRIDES[feature]
         self.in_features = (feature,)

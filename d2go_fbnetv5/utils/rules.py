@@ -90,6 +90,17 @@ def between(
     )
 
 
+def require_each(rule: Rule, whose: str = "", /, **options: Any) -> None:
+    """Raise an InputError that names the first option that the rule does not allow; NaN is in no range.
+
+    Args:
+        whose: stands after the option's name in the message, such as " of task 'det'".
+    """
+    for name, value in options.items():
+        if not rule.holds(value):
+            raise InputError(f"option {name!r}{whose} is {value}, allowed: {rule}")
+
+
 def one_of(*names: Any) -> Rule:
     """Return the rule of one of some values."""
     return Rule(", ".join(map(str, names)), lambda value: value in names)

@@ -37,14 +37,14 @@ def test_a_head_reads_the_path_that_it_is_told_to(name):
     [
         ("cat", {}, "unknown task 'cat'; allowed are .*cls.*det.*seg"),
         ("cls", {"pool_chanels": 3}, "no option 'pool_chanels'; its options are .*pool_channels"),
-        ("cls", {"pool_channels": 0}, "'pool_channels' of task 'cls' is 0; it must be 1 or more"),
+        ("cls", {"pool_channels": 0}, "'pool_channels' of task 'cls' is 0, allowed: 1 or more"),
         (
             "cls",
             {"pool_channels": "many"},
             "'pool_channels' of task 'cls' is 'many', allowed: a whole number",
         ),
         ("cls", {"pool_channels": True}, "'pool_channels' of task 'cls' is True, allowed: a whole number"),
-        ("cls", {"dropout": 1.5}, "'dropout' of task 'cls' is 1.5; it must be between 0.0 and 1.0"),
+        ("cls", {"dropout": 1.5}, "'dropout' of task 'cls' is 1.5, allowed: 0 or more and at most 1"),
         ("det", {"anchor_sizes": 32}, "'anchor_sizes' of task 'det' is 32, allowed: a list"),
         (
             "det",
@@ -53,7 +53,7 @@ def test_a_head_reads_the_path_that_it_is_told_to(name):
         ),
         ("det", {"anchor_ratios": [1.0, -1.0]}, "both must hold positive numbers"),
         ("det", {"anchor_sizes": []}, "both must hold positive numbers"),
-        ("det", {"score_thresh": 2}, "'score_thresh' of task 'det' is 2.0; it must be between"),
+        ("det", {"score_thresh": 2}, "'score_thresh' of task 'det' is 2.0, allowed: 0 or more"),
         (
             "det",
             {"feature": "path4"},

@@ -33,8 +33,10 @@ test-slow: $(READY)
 test-plugins:
 	PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest tests/plugins
 
+# The site of docs/, in build/site; whatever is wrong with it is an error.
 docs: $(READY)
 	$(BIN)/python tools/configuration.py > docs/configuration.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .

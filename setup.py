@@ -56,7 +56,14 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "dev": ["mypy>=2.0", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"],
+        "dev": [
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=0.29",
+            "mypy>=2.0",
+            "pytest>=8.0",
+            "pytest-xdist>=3.5",
+            "ruff>=0.6",
+        ],
         "distillation": ["timm>=1.0"],
         "transformers": ["transformers>=5.0"],
         "onnx": ["onnxruntime>=1.18"],

@@ -26,7 +26,8 @@ class MultitaskSearch(Search):
     reaches that task's probabilities alone (lines 5 to 12).
 
     Args:
-        supernet, tasks, **options: as `Search` has them.
+        supernet: as `Search` has it, like the rest.
+        tasks: those that are searched for.
         importance_weighted: whether REINFORCE carries the importance weight. It must, since samples are of q
             and not of p_t; False is for ablation.
         self_normalize: Eq. 11 instead of Eq. 8, over all samples of all ranks.

@@ -1,6 +1,6 @@
-"""Runs the README's programs on Detectron2 alone, with D2Go and mobile_cv out of reach: a search, and detectors that
-start from it; and what goes wrong without our trainer, which must say so. Arguments: the README, the folder of a
-multitask data set (which is COCO's format too), the output folder."""
+"""Runs the programs of docs/detectron2.md on Detectron2 alone, with D2Go and mobile_cv out of reach: a search, and
+detectors that start from it; and what goes wrong without our trainer, which must say so. Arguments: the page, the
+folder of a multitask data set (which is COCO's format too), the output folder."""
 
 import sys
 from pathlib import Path
@@ -35,9 +35,9 @@ DETECTOR = {
 }
 
 
-def examples(readme: str) -> dict[str, str]:
-    """The README's programs: of the last two blocks, the second replaces the line that makes it a Lite R-CNN."""
-    search, project, retinanet = [part.split("```")[0] for part in readme.split("```py\n")[1:]]
+def examples(page: str) -> dict[str, str]:
+    """The page's programs: of the last two blocks, the second replaces the line that makes it a Lite R-CNN."""
+    search, project, retinanet = [part.split("```")[0] for part in page.split("```py\n")[1:]]
     (line,) = [line for line in project.splitlines() if line.startswith("use_lite_rcnn(cfg)")]
     return {
         "MultitaskSearch": search,
@@ -50,8 +50,8 @@ def run(program: str, settings: dict, output: Path) -> dict:
     """The program with its folders moved and these settings, in a namespace that is returned."""
     setup, training = program.replace("output/demo", str(output / "search")).split("trainer = ")
     settings = f"cfg.merge_from_list({[item for pair in settings.items() for item in pair]!r})\n"
-    namespace = {"__name__": "readme"}
-    exec(compile(f"{setup}{settings}trainer = {training}", "README.md", "exec"), namespace)
+    namespace = {"__name__": "page"}
+    exec(compile(f"{setup}{settings}trainer = {training}", "detectron2.md", "exec"), namespace)
     return namespace
 
 
@@ -125,13 +125,13 @@ def check_start(namespace: dict, backbone: str) -> None:
         refused("DetectionCheckpointer", "FBNetV5Checkpointer", lambda: load(cfg.MODEL.WEIGHTS, resume=False))
 
 
-def main(readme: str, data: str, output: str) -> None:
+def main(page: str, data: str, output: str) -> None:
     import torch
     from detectron2.data.datasets import register_coco_instances
 
     output = Path(output)
     register_coco_instances("mine_train", {}, f"{data}/index.json", data)
-    programs = examples(Path(readme).read_text(encoding="utf-8"))
+    programs = examples(Path(page).read_text(encoding="utf-8"))
     namespace = run(programs.pop("MultitaskSearch"), SEARCH, output)
     print("trained MultitaskSearch")
     check_search(namespace, output)

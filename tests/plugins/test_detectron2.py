@@ -27,9 +27,13 @@ def make_it_matter(model, seed=0):
     return model.eval()
 
 
-def test_readmes_programs_search_and_train_under_detectron2_alone(detectron2, tmp_path):
+def test_the_pages_programs_search_and_train_under_detectron2_alone(detectron2, tmp_path):
     write_multitask(DigitScenes("train", size=96, num_images=8), tmp_path / "data")
-    program = [sys.executable, str(Path(__file__).parent / "detectron2_project.py"), str(ROOT / "README.md")]
+    program = [
+        sys.executable,
+        str(Path(__file__).parent / "detectron2_project.py"),
+        str(ROOT / "docs" / "detectron2.md"),
+    ]
     run = subprocess.run(
         [*program, str(tmp_path / "data"), str(tmp_path / "run")],
         capture_output=True,

@@ -7,7 +7,6 @@ import json
 import os
 import struct
 import sys
-import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from d2go_fbnetv5.data.image_files import find_images
 from d2go_fbnetv5.data.images import encode_png
+from d2go_fbnetv5.data.names import alike
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import SIGNATURE, is_ours, refuse_others, write_atomically
 
@@ -59,8 +59,6 @@ def plan(given: Sequence[str], output: Path, label_maps: bool) -> list[Place]:
         FileNotFoundError: a folder without images.
         InputError: a file is in the way that is one of the images or was not written by `predict`.
     """
-    if "" in given:
-        raise InputError("the name of an image is empty, allowed: a file or a folder")
     found: dict[str, tuple[Path, Path]] = {}
     skipped: list[Path] = []
     for path in map(Path, given):
@@ -97,7 +95,7 @@ def _places(images: Sequence[tuple[Path, Path]], label_maps: bool) -> list[Place
             label_map = name.with_name(f"{stem}_sem_seg.png") if label_maps else None
             place = Place(image, name.with_name(f"{stem}.png"), label_map)
             # Some disks take names of another case, or with another form of an accent, for the same.
-            keys = {unicodedata.normalize("NFC", str(file)).casefold() for file in place.files}
+            keys = {alike(str(file)) for file in place.files}
             if not keys & taken:
                 break
         taken |= keys

@@ -53,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preview", type=int, default=0, metavar="N", help="draw the labels of N images into preview.png"
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys to override")
+    parser.add_argument(
+        "opts", nargs="*", type=str, metavar="KEY VALUE", help="configuration keys to override"
+    )
     return parser
 
 

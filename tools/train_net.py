@@ -39,7 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--machine-rank", type=int, default=0, metavar="R", help="which machine this is, from 0"
     )
     parser.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://host:port of machine 0")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys to override")
+    parser.add_argument(
+        "opts", nargs="*", type=str, metavar="KEY VALUE", help="configuration keys to override"
+    )
     return parser
 
 

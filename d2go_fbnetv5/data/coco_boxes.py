@@ -62,11 +62,14 @@ def read_boxes(path: Path, index: dict[str, Any], strict: bool = True) -> tuple[
     limits = np.tile(sizes, 2)[owners].reshape(-1, 4)
     xywh = _numbers(path, annotations)
     areas = _areas(path, annotations)
+    classes = np.array([labels[annotation["category_id"]] for annotation in annotations], dtype=np.int32)
     if len(xywh):
         _refuse_shares(path, annotations, xywh, limits)
         _refuse_other_forms(path, annotations, xywh, limits, areas)
         _warn_of_a_corner(path, xywh, limits)
         _warn_of_areas(path, annotations, xywh, areas)
+        _warn_of_repeats(path, annotations, np.column_stack([owners, classes, xywh]))
+        _warn_of_unused(path, names, classes)
     boxes, fault = _corners(xywh, limits)
     _report_faults(path, annotations, limits, fault, strict)
     kept = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
@@ -81,7 +84,7 @@ def read_boxes(path: Path, index: dict[str, Any], strict: bool = True) -> tuple[
     return names, BoxArrays(
         starts=np.searchsorted(owners[order], np.arange(len(images) + 1)),
         boxes=boxes,
-        labels=np.array([labels[a["category_id"]] for a in annotations], dtype=np.int32)[order],
+        labels=classes[order],
         crowd=crowd[order] if has_crowd else None,
         areas=None if (areas == own).all() else areas,
     )
@@ -215,6 +218,28 @@ def _warn_of_a_corner(path: Path, xywh: np.ndarray, limits: np.ndarray) -> None:
             "%s: none of %d boxes reaches beyond %.0f %% of its image's width and %.0f %% of its height; do they "
             "belong to smaller images than 'height' and 'width' say?",
             *(path, len(xywh), 100 * width, 100 * height),
+        )
+
+
+def _warn_of_repeats(path: Path, annotations: list[dict[str, Any]], boxes: np.ndarray) -> None:
+    """Warn of boxes that an image has twice, of which a detector can find one alone; M x 6, with image and label."""
+    _, first, same = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[same.ravel()] != np.arange(len(boxes)))
+    if len(again):
+        example = annotations[again[0]]
+        logger.warning(
+            "%s: %d of %d boxes stand there twice, with the same image and category, such as bbox %s of annotation %d",
+            *(path, len(again), len(boxes), shown(example["bbox"]), example["id"]),
+        )
+
+
+def _warn_of_unused(path: Path, names: tuple[str, ...], classes: np.ndarray) -> None:
+    """Warn of categories without a box, as exporters add one above all others."""
+    unused = np.flatnonzero(np.bincount(classes, minlength=len(names)) == 0)
+    if len(unused):
+        logger.warning(
+            "%s: %d of %d categories have no box, such as %r; they are classes all the same",
+            *(path, len(unused), len(names), names[unused[0]]),
         )
 
 

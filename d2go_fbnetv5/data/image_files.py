@@ -2,21 +2,35 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from d2go_fbnetv5.data.names import alike
 from d2go_fbnetv5.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# macOS' archives, Synology's thumbnails, and what stands at the top of a disk; folders and files whose name begins with
-# a dot are left out as well.
-_FOREIGN = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+# macOS' archives, thumbnails and bins of Synology and QNAP, Python's caches, and what stands at the top of a disk;
+# folders and files whose name begins with a dot are left out as well.
+_FOREIGN = (
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "#snapshot",
+    "@Recycle",
+    "__pycache__",
+    "lost+found",
+    "$RECYCLE.BIN",
+)
+_FOREIGN += ("System Volume Information", "Network Trash Folder", "Temporary Items")
 # Pictures, but none that can be read here.
 _UNREAD = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_SPLIT = re.compile(r"(train|training|val|valid|validation|eval|evaluation|dev|test|testing)[-_]?\d*")
+# How a copy of a file is named, and a mask beside its image.
+_COPY = re.compile(r"( \(\d+\)| - copy| copy|_mask|_mask_\d+)$")
 
 
 def is_foreign(name: str) -> bool:
@@ -86,7 +100,7 @@ def warn_of_unread(folder: str | Path, unread: list[str]) -> None:
 
 def refuse_splits(folder: str | Path, classes: list[str]) -> None:
     """Raise an InputError if the folders for classes are those of a set's parts, such as train and val."""
-    if len(classes) > 1 and {name.lower() for name in classes} <= _SPLITS:
+    if len(classes) > 1 and all(_SPLIT.fullmatch(name.lower()) for name in classes):
         raise InputError(
             f"folder of classes {folder}: its folders {', '.join(classes)} are parts of a set and no classes; allowed: "
             f"one of them, such as {Path(folder, classes[0])}"
@@ -94,16 +108,23 @@ def refuse_splits(folder: str | Path, classes: list[str]) -> None:
 
 
 def warn_of_copies(folder: str | Path, names: list[str]) -> None:
-    """Warn of images that differ in their ending or in capitals alone, such as a/1.jpg and a/1.PNG."""
-    seen: dict[str, str] = {}
-    again = [
-        (seen[stem], name)
-        for name in names
-        if seen.setdefault(stem := os.path.splitext(name)[0].casefold(), name) != name
-    ]
+    """Warn of images that are named like another one: a/1.jpg and a/1.PNG, "1 (1).jpg", 1_mask.png."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(_stem(name), name)
+
+    def other(name: str) -> str:
+        same = first[_stem(name)]
+        return same if same != name else first.get(_COPY.sub("", _stem(name)), name)
+
+    again = [(other(name), name) for name in names if other(name) != name]
     if again:
         logger.warning(
-            "%s: %d of %d images differ from another one in the ending or in capitals alone, such as %s and %s; each "
-            "counts as an image",
+            "%s: %d of %d images are named as another one is, but for the ending, capitals or what a copy or a mask is "
+            "named by, such as %s and %s; each counts as an image",
             *(folder, len(again), len(names), *again[0]),
         )
+
+
+def _stem(name: str) -> str:
+    return alike(os.path.splitext(name)[0])

@@ -1,11 +1,13 @@
 """Image classification from folders named by class."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from d2go_fbnetv5.data.image_files import (
     image_names,
@@ -19,6 +21,8 @@ from d2go_fbnetv5.data.index_arrays import Strings
 from d2go_fbnetv5.data.names import checked_names
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
+
+logger = logging.getLogger(__name__)
 
 
 @register_dataset("imagenet")
@@ -45,6 +49,16 @@ class ImageNetFolder(torch.utils.data.Dataset[dict[str, Any]]):
         if not classes:
             raise FileNotFoundError(f"folder of classes {root} has no class folder")
         refuse_splits(root, classes)
+        loose = sorted(
+            entry.name for entry in os.scandir(root) if entry.name.lower().endswith(IMG_EXTENSIONS)
+        )
+        if loose:
+            logger.warning(
+                "%s: %d images lie beside the class folders and are left out, such as %s",
+                root,
+                len(loose),
+                loose[0],
+            )
         self.info = DatasetInfo(class_names=checked_names(f"{root}: class folders", classes))
         found: list[str] = []
         counts = []

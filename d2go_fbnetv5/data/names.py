@@ -1,6 +1,7 @@
 """Names of classes, as files and folders give them."""
 
 import logging
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,26 +31,31 @@ def checked_names(where: str, names: Iterable[Any]) -> tuple[str, ...]:
     if len(names) > _MOST_NAMES:
         raise InputError(f"{where} has {len(names)} names, allowed are at most {_MOST_NAMES}")
     first: dict[str, str] = {}
-    alike = []
+    again = []
     for name in names:
         if not isinstance(name, str) or not name.strip() or not is_utf8(name):
             raise InputError(
                 f"{where} must be a list of strings, none of them empty, it has {shown(name)} (a number is a string "
                 "in quotes)"
             )
-        key = " ".join(name.split()).casefold()
+        key = alike(" ".join(name.split()))
         if key in first:
-            alike.append((first[key], name))
+            again.append((first[key], name))
         first.setdefault(key, name)
-    if alike:
+    if again:
         logger.warning(
             "%s: %d of %d names are like another one, such as %r and %r; they are classes of their own",
             where,
-            len(alike),
+            len(again),
             len(names),
-            *alike[0],
+            *again[0],
         )
     return names
+
+
+def alike(text: str) -> str:
+    """Return what texts have in common that differ in capitals or in the form of an accent alone."""
+    return unicodedata.normalize("NFC", text).casefold()
 
 
 def is_utf8(text: str, errors: str = "strict") -> bool:

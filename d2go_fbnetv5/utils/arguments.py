@@ -11,7 +11,8 @@ from d2go_fbnetv5.utils.formatting import MOST_PIXELS
 class ToolParser(argparse.ArgumentParser):
     """The parser of a tool's arguments.
 
-    A text that begins with ``~/`` is a path in the user's folder: of ``--run=~/x`` no shell makes one.
+    A text that begins with ``~/`` is a path in the user's folder: of ``--run=~/x`` no shell makes one. An empty text,
+    as of a variable that is not set, is refused.
 
     Args:
         tool: its name, such as "export".
@@ -36,6 +37,8 @@ class ToolParser(argparse.ArgumentParser):
 
 
 def _text(given: str) -> str:
+    if not given:
+        raise argparse.ArgumentTypeError("is empty")
     return os.path.expanduser(given) if given.startswith("~/") else given
 
 

@@ -25,6 +25,7 @@ _TAGS = tuple(
     for name in ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "map", "seq")
 )
 _TEXT = _TAGS[0]
+_VARIABLE = re.compile(r"\$([A-Za-z_]|\{)")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def expand_user(path: str | os.PathLike[str]) -> str:
     """Return a path with ``~`` and ``~user`` at its start replaced by the home folder; ``./~`` means the name itself.
 
     Raises:
-        ValueError: there is no such user.
+        ValueError: there is no such user, or the path has a variable that only a shell would replace.
     """
     if "\0" in os.fspath(path):
         raise InputError(f"{os.fspath(path)!r}: no file can have this name")
@@ -53,6 +54,10 @@ def expand_user(path: str | os.PathLike[str]) -> str:
         user = expanded.split("/", 1)[0]
         raise InputError(
             f"{path}: there is no user {user[1:]!r}; allowed for a name that begins so: ./{user}"
+        )
+    if _VARIABLE.search(expanded) and not os.path.lexists(expanded):
+        raise InputError(
+            f"{path}: its variable is not replaced; allowed: the path itself, ~ for the home folder"
         )
     return expanded
 

@@ -143,6 +143,28 @@ def test_boxes_of_a_smaller_copy_are_warned_of(write, caplog):
     assert "none of 60 boxes reaches beyond 50 % of its image's width and 50 % of its height" in caplog.text
 
 
+def test_boxes_that_stand_there_twice_and_categories_without_one_are_warned_of(write, caplog):
+    boxes = boxes_of(9, 5)
+    path = write([*boxes, boxes[2], boxes[2], boxes[4]])
+    index = json.loads(path.read_text())
+    index["categories"] = [{"id": 0, "name": "objects"}, *index["categories"]]
+    path.write_text(json.dumps(index))
+    dataset = CocoDetection(path, path.parent)
+    assert dataset.info.box_names == ("objects", "cat") and dataset.label_counts["boxes"] == 8
+    twice = (
+        f"3 of 8 boxes stand there twice, with the same image and category, such as bbox {boxes[2].tolist()}"
+    )
+    assert f"{twice} of annotation 5" in caplog.text
+    assert "1 of 2 categories have no box, such as 'objects'; they are classes all the same" in caplog.text
+    caplog.clear()
+    index["annotations"][0]["category_id"] = 0
+    index["annotations"][5]["category_id"] = 0
+    del index["annotations"][6:]
+    path.write_text(json.dumps(index))
+    CocoDetection(path, path.parent)
+    assert caplog.text == ""
+
+
 def test_names_and_files_that_are_alike_are_warned_of(tmp_path, caplog):
     image = {"file_name": "1.png", "height": 3, "width": 3}
     index = {"images": [{"id": 5, **image}, {"id": 6, **image}], "class_names": ["cat", "dog", " Cat", "dog"]}

@@ -21,6 +21,9 @@ FOREIGN = (
     "lost+found/1.png",
     "$RECYCLE.BIN/1.png",
     "System Volume Information/1.png",
+    "#recycle/1.png",
+    "@Recycle/1.png",
+    "__pycache__/1.png",
 )
 
 
@@ -55,15 +58,24 @@ def test_hidden_files_and_folders_are_left_out_by_every_reader(tmp_path):
     assert [dataset.info.class_names for dataset in readers[:2]] == [("cat", "dog")] * 2
 
 
-def test_folders_of_a_sets_parts_are_no_classes(tmp_path):
-    for name in ("train/cat/1.png", "val/cat/1.png"):
-        image(tmp_path / name)
+@pytest.mark.parametrize("parts", [("train", "val"), ("Train", "eval"), ("train2017", "val2017")])
+def test_folders_of_a_sets_parts_are_no_classes(tmp_path, parts):
+    for part in parts:
+        image(tmp_path / part / "cat" / "1.png")
     with pytest.raises(
-        InputError, match="its folders train, val are parts of a set and no classes.*such as .*train"
+        InputError,
+        match=f"its folders {', '.join(parts)} are parts of a set and no classes.*such as .*{parts[0]}",
     ):
         ImageNetFolder(tmp_path)
-    image(tmp_path / "bicycle" / "1.png")
-    assert ImageNetFolder(tmp_path).info.class_names == ("bicycle", "train", "val")
+    image(tmp_path / "Bicycle" / "1.png")
+    assert ImageNetFolder(tmp_path).info.class_names == ("Bicycle", *parts)
+
+
+def test_images_beside_the_class_folders_are_warned_of(tmp_path, caplog):
+    for name in ("cat/1.png", "dog/1.png", "3.JPG", "4.png"):
+        image(tmp_path / name)
+    assert len(ImageNetFolder(tmp_path)) == 2
+    assert "2 images lie beside the class folders and are left out, such as 3.JPG" in caplog.text
 
 
 def test_pictures_that_cannot_be_read_are_counted_once_a_set(tmp_path, caplog):
@@ -121,25 +133,36 @@ def test_links_in_circles_end_and_others_are_followed(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("like", ["1 (1).png", "1 - Copy.jpg", "1 copy.png", "1_mask.png", "1_MASK_2.PNG"])
+def test_copies_and_masks_are_warned_of_where_their_image_is_there(tmp_path, caplog, like):
+    image(tmp_path / "cat" / "1.png")
+    image(tmp_path / "cat" / like)
+    assert len(ImageNetFolder(tmp_path)) == 2
+    assert "1 of 2 images are named as another one is, but for the ending, capitals or what" in caplog.text
+    assert f"a copy or a mask is named by, such as 1.png and {like}; each counts as an image" in caplog.text
+    caplog.clear()
+    (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / "2.png")
+    assert len(ImageNetFolder(tmp_path)) == 2 and not caplog.text
+
+
 def test_files_that_differ_in_their_ending_alone_are_warned_of(tmp_path, caplog):
     for name in ("1.jpg", "1.png", "2.png"):
         image(tmp_path / "cat" / name)
     ImageNetFolder(tmp_path)
-    assert (
-        "1 of 3 images differ from another one in the ending or in capitals alone, such as 1.jpg and 1.png"
-        in (caplog.text)
-    )
+    assert "1 of 3 images are named as another one is" in caplog.text
+    assert "such as 1.jpg and 1.png; each counts as an image" in caplog.text
     image(tmp_path / "m" / "1.png")
     image(tmp_path / "m" / "2.png")
     with pytest.raises(InputError, match="1.jpg and .*1.png have the same label map .*1.png"):
         SemSegFolder(tmp_path / "cat", tmp_path / "m", ["a", "b"])
 
 
-def test_class_folders_that_are_alike_are_warned_of(tmp_path, caplog):
-    for name in ("cat", "Cat", "dog"):
+@pytest.mark.parametrize("names", [("Cat", "cat"), ("cafe\u0301", "caf\u00e9")])
+def test_class_folders_that_are_alike_are_warned_of(tmp_path, caplog, names):
+    for name in (*names, "dog"):
         image(tmp_path / name / "1.png")
-    assert ImageFolders(tmp_path).info.class_names == ("Cat", "cat", "dog")
-    assert "1 of 3 names are like another one, such as 'Cat' and 'cat'" in caplog.text
+    assert set(names) < set(ImageFolders(tmp_path).info.class_names)
+    assert f"1 of 3 names are like another one, such as {names[0]!r} and {names[1]!r}" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,18 @@ def test_home_is_expanded_in_every_key_that_is_a_path(tmp_path, monkeypatch):
         load_cfg(None, ["OUTPUT_DIR", "~nobody-at-all/x"])
 
 
+@pytest.mark.parametrize("path", ["$HOME/x", "/scratch/${USER}/x", "${oc.env:HOME}"])
+def test_a_variable_that_no_shell_has_replaced_is_no_folder(tmp_path, monkeypatch, path):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"OUTPUT_DIR: {path}\n")
+    with pytest.raises(InputError, match=f"OUTPUT_DIR is {re.escape(path)}: its variable is not replaced"):
+        load_cfg(file)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$RECYCLE" / "x").mkdir(parents=True)
+    for meant in ("$RECYCLE/x", "100$", "a$1"):
+        assert meant == load_cfg(None, ["OUTPUT_DIR", meant]).OUTPUT_DIR
+
+
 def test_free_groups_take_new_keys_from_files_and_options(tmp_path):
     file = tmp_path / "heads.yaml"
     file.write_text("SEARCH: {HEADS: {det: {hidden: 64}}}")

@@ -25,6 +25,14 @@ def test_a_path_in_the_users_folder_is_one_however_it_is_written(monkeypatch, gi
         assert (args.run, args.paths, args.count) == (expected, [expected], 1)
 
 
+def test_an_empty_argument_is_refused_by_its_name(capsys):
+    for argv, name in ((["--run="], "--run"), ([""], "paths")):
+        with pytest.raises(SystemExit) as end:
+            parser().parse_args(argv)
+        assert end.value.code == 2
+        assert f"error: argument {name}: is empty\n" in capsys.readouterr().err
+
+
 def test_the_description_keeps_its_lines():
     text = parser().format_help()
     assert text.startswith("usage: d2go_fbnetv5.export ") and "First line.\nSecond line.\n" in text

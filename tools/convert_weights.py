@@ -1,11 +1,13 @@
 """Turn a checkpoint of another kind into weights that MODEL.WEIGHTS takes.
 
+    d2go_fbnetv5.convert_weights timm/fbnetv3_b.ra2_in1k supernet_b.pth --family B_TIMM --stages 7
     d2go_fbnetv5.convert_weights fbnetv3_a.pth supernet_a.pth --family A
     d2go_fbnetv5.convert_weights output/pretrain_n_digits supernet_n_digits.safetensors
 
-A mobile_cv checkpoint of FBNetV3 has weights for Stage 0 and, for classification on Path 3, MBPool; the searchable
-blocks have no counterpart. Of the folder of a search or a pretraining the supernet and the heads are kept, without what
-only training needs, and with the configuration. A name that ends in .safetensors makes a file of that format.
+FBNetV3's weights, timm's by name or a file of timm's or mobile_cv's, are for Stage 0 and, for classification on Path 3,
+MBPool. With --stages each searchable block begins with those of its partition's last two layers. Of the folder of a
+search or a pretraining the supernet and the heads are kept, without what only training needs, and with the
+configuration. A name that ends in .safetensors makes a file of that format.
 """
 
 from __future__ import annotations
@@ -18,22 +20,31 @@ from pathlib import Path
 from torch import Tensor
 
 from d2go_fbnetv5.arch import list_families
-from d2go_fbnetv5.arch.mobile_cv import load_mobile_cv_checkpoint
+from d2go_fbnetv5.arch.published_weights import convert_published, fill_stages, load_published
 from d2go_fbnetv5.engine.checkpoint import list_checkpoints
 from d2go_fbnetv5.engine.continuing import CONFIG_FILE
 from d2go_fbnetv5.models.weights import read_search_weights
 from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.checkpoints import SAFETENSORS, save_safetensors, save_tensors
 from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import SIGNATURE, refuse_others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
     parser = ToolParser("convert_weights", __doc__)
-    parser.add_argument("input", help="mobile_cv's checkpoint, or the folder of a search")
+    parser.add_argument(
+        "input", help="a checkpoint of timm's or mobile_cv's, timm/NAME of its hub, or the folder of a search"
+    )
     parser.add_argument("output", help="the file to write")
-    parser.add_argument("--family", help=f"of mobile_cv's checkpoint: one of {', '.join(list_families())}")
+    parser.add_argument("--family", help=f"of such a checkpoint: one of {', '.join(list_families())}")
+    parser.add_argument(
+        "--stages",
+        type=int,
+        metavar="N",
+        help="give the searchable blocks of so many stages weights, too (default: none)",
+    )
     args = parser.parse_args(argv)
     return run_tool("convert_weights", lambda: _run(args))
 
@@ -53,17 +64,35 @@ def _run(args: argparse.Namespace) -> None:
     elif args.family is None:
         raise InputError(f"--family is missing: of which family is {args.input}?")
     else:
-        weights, notes = _from_mobile_cv(args.input, args.family), {"family": args.family}
+        weights, notes = _published(args.input, args.family, args.stages), {"family": args.family}
     _write(Path(args.output), weights, notes)
     print(f"{args.output}: {len(weights)} weights of {args.input}")
 
 
-def _from_mobile_cv(path: str, family: str) -> dict[str, Tensor]:
+def _published(source: str, family: str, stages: int | None) -> dict[str, Tensor]:
     """The weights by the names that a search (and its classification head) gives them."""
+    library, slash, name = source.partition("/")
+    hub = library == "timm" and slash and not Path(source).exists()
+    weights = convert_published(_from_hub(name), family) if hub else load_published(source, family)
+    if stages is not None:
+        weights = fill_stages(weights, family, stages)
     return {
-        f"supernet.{name}" if name.startswith("stage0.") else f"tasks.cls.{name}": value
-        for name, value in load_mobile_cv_checkpoint(path, family).items()
+        f"supernet.{name}" if name.startswith(("stage0.", "stages.")) else f"tasks.cls.{name}": value
+        for name, value in weights.items()
     }
+
+
+def _from_hub(name: str) -> Mapping[str, Tensor]:
+    timm = require_extra(f"timm/{name}", "timm", "distillation")
+    if not timm.is_model(name):
+        raise InputError(f"timm/{name}: timm {timm.__version__} has no model {name!r}")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the hub's, which has many kinds of its own
+        message = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"timm/{name}: its weights cannot be fetched ({type(error).__name__}: {message}); a file of them will do"
+        ) from error
 
 
 def _write(path: Path, weights: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:

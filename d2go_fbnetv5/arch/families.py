@@ -2,14 +2,15 @@
 
 A, C and F are what the paper's results use, A_C and A_R are its Appendix D, B, D, E and G are the other
 published FBNetV3 sizes. The tables are those of the paper's Appendix A and of FBNetV3's published model
-definitions, with their unusual paddings (``pad``), which the paper's FLOPs agree with. N is our own small
-network for tests and the demo.
+definitions, with their unusual paddings (``pad``), which the paper's FLOPs agree with. B_TIMM is B as timm has
+trained it, padded by half of each kernel (its D and G are these). N is our own small network for tests and the
+demo.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -226,6 +227,14 @@ for _name, _size in (("A", 224), ("B", 248)):
         [_ir(5, 72, 2, 1, 5, pad=1), _ir(3, 72, 1, 4, 3), _se(3, 120, 1, 1, 5), _se(5, 120, 1, 5, 3)],
         [_se(3, 184, 2, 1, 6, pad=0), _se(5, 184, 1, 5, 4), _se(5, 224, 1, 1, 6)],
     )
+_B = build_family("B")
+register_family(
+    replace(
+        _B,
+        name="B_TIMM",
+        partitions=tuple(tuple(replace(layer, pad=None) for layer in part) for part in _B.partitions),
+    )
+)
 _fbnetv3(
     "C",
     248,

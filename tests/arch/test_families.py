@@ -14,7 +14,7 @@ from d2go_fbnetv5.arch.blocks import (
 
 
 def test_all_published_sizes_are_there():
-    assert list_families() == ["A", "A_C", "A_R", "B", "C", "D", "E", "F", "G", "N"]
+    assert list_families() == ["A", "A_C", "A_R", "B", "B_TIMM", "C", "D", "E", "F", "G", "N"]
     with pytest.raises(ValueError, match="unknown family 'H'; allowed are A, A_C"):
         build_family("H")
     with pytest.raises(ValueError, match="registered already"):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from d2go_fbnetv5.arch import build_family
-from d2go_fbnetv5.arch.mobile_cv import load_mobile_cv_checkpoint
+from d2go_fbnetv5.arch.published_weights import load_published
 
 # mobile_cv asks for stdin's file descriptor when it is imported, which pytest's stand-in does not have.
 with open(os.devnull) as null, mock.patch.object(sys, "stdin", null):
@@ -40,7 +40,7 @@ def test_outputs_equal_mobile_cvs_with_its_weights(name, tmp_path):
             "pool": family.build_pool(),
         }
     )
-    ours.load_state_dict(load_mobile_cv_checkpoint(tmp_path / "fbnet.pth", name))
+    ours.load_state_dict(load_published(tmp_path / "fbnet.pth", name))
     x = torch.randn(2, 3, family.input_size, family.input_size)
     with torch.no_grad():
         expected = theirs.eval().backbone(x)

@@ -13,8 +13,10 @@ def version() -> str:
 
 
 def config_files() -> list[str]:
-    """The configurations, and the weights that some of them start from."""
-    files = [path for path in (ROOT / "configs").rglob("*") if path.suffix in (".yaml", ".safetensors")]
+    """The configurations, lazy ones of Detectron2 too, and the weights that some of them start from."""
+    files = [
+        path for path in (ROOT / "configs").rglob("*") if path.suffix in (".yaml", ".safetensors", ".py")
+    ]
     return sorted(str(path.relative_to(ROOT / "configs")) for path in files)
 
 

@@ -25,6 +25,7 @@ ALLOWED = {
     "pseudo_labels": {"arch", "tasks", "models", "data", "reports", "engine", "export", "zoo"},
     "plugins": {"arch", "search", "tasks", "models", "data", "reports", "engine", "export", "zoo"},
     "runner": {"plugins"},
+    "d2go": {"plugins"},
     "__init__": {"arch", "search", "tasks", "models", "data", "engine", "export", "pseudo_labels", "zoo"},
 }
 ANYONE = {"version", "utils"}

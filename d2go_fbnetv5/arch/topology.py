@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -184,7 +184,7 @@ class Topology:
         Raises:
             ValueError: a key is missing, or the mask is not of the shape that the other keys name.
         """
-        if not isinstance(data, dict) or "mask" not in data:
+        if not isinstance(data, Mapping) or "mask" not in data:
             raise InputError(f"a topology is a mapping with the key 'mask', found {shown(data)}")
         topology = cls(data["mask"])
         for key, found in (("num_stages", topology.num_stages), ("num_paths", topology.num_paths)):

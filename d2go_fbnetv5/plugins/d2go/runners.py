@@ -41,6 +41,7 @@ from d2go_fbnetv5.plugins.detectron2.meta_arch import describe_model, set_number
 from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
 from d2go_fbnetv5.plugins.detectron2.trainer import by_task
 from d2go_fbnetv5.reports.history import write_evaluation
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main
 from d2go_fbnetv5.utils.seeding import seed_all
 
@@ -67,6 +68,13 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
     @classmethod
     def get_default_cfg(cls) -> CfgNode:
         return extend_config(super().get_default_cfg())
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, eval_only: bool = False) -> None:
+        """Refuse D2Go's lightning_train_net, which asks a task of Lightning's for this."""
+        raise InputError(
+            f"lightning_train_net has the runner {cls.__name__}, allowed there: tasks of Lightning; train_net takes it"
+        )
 
     def register(self, cfg: CfgNode) -> None:
         """Data sets are registered here, because D2Go spawns its workers; the numbers of classes follow from them.

@@ -18,6 +18,7 @@ from d2go_fbnetv5.plugins.detectron2.heads import (
     LiteRPNHead,
     RoundedAnchorGenerator,
 )
+from d2go_fbnetv5.plugins.detectron2.lazy import sample_evaluator, searched_topology
 from d2go_fbnetv5.plugins.detectron2.meta_arch import ImageClassifier, LiteMaskFormer, MultitaskSearch
 from d2go_fbnetv5.plugins.detectron2.rcnn import LiteRCNN
 from d2go_fbnetv5.plugins.detectron2.solver import build_optimizer
@@ -42,6 +43,8 @@ __all__ = [
     "build_optimizer",
     "from_generalized_rcnn",
     "register_datasets",
+    "sample_evaluator",
+    "searched_topology",
     "to_generalized_rcnn",
     "use_lite_rcnn",
 ]

@@ -15,17 +15,10 @@ logger = logging.getLogger(__name__)
 
 # macOS' archives, thumbnails and bins of Synology and QNAP, Python's caches, and what stands at the top of a disk;
 # folders and files whose name begins with a dot are left out as well.
-_FOREIGN = (
-    "__MACOSX",
-    "@eaDir",
-    "#recycle",
-    "#snapshot",
-    "@Recycle",
-    "__pycache__",
-    "lost+found",
-    "$RECYCLE.BIN",
-)
-_FOREIGN += ("System Volume Information", "Network Trash Folder", "Temporary Items")
+_FOREIGN = {
+    *("__MACOSX", "Network Trash Folder", "Temporary Items", "@eaDir", "#recycle", "#snapshot", "@Recycle"),
+    *("__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information"),
+}
 # Pictures, but none that can be read here.
 _UNREAD = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")
 _SPLIT = re.compile(r"(train|training|val|valid|validation|eval|evaluation|dev|test|testing)[-_]?\d*")

@@ -174,7 +174,7 @@ class Run:
         candidates = list_checkpoints(self.folder) if go_on else []
         if cfg.MODEL.WEIGHTS and not candidates:
             try:
-                self.recipe.load_weights(cfg.MODEL.WEIGHTS)
+                self.recipe.load_weights(cfg.MODEL.WEIGHTS, to_train=not self.eval_only)
             except (InputError, FileNotFoundError) as error:
                 raise type(error)(f"MODEL.WEIGHTS: {error}") from error
         if cfg.MODEL_EMA.ENABLED:

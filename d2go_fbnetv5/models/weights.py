@@ -158,6 +158,11 @@ def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[s
         raise InputError(f"weights {where!r}: a tensor's name is {strange[0]!r}, allowed: text")
     if key == "ema":  # torch's AveragedModel puts "module." before the names
         state = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
+    stored = content.get("model")
+    if key == "ema_state" and isinstance(
+        stored, Mapping
+    ):  # D2Go averages also buffers that no state_dict has
+        state = {name: value for name, value in state.items() if name in stored}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -114,6 +114,7 @@ def test_weights_that_are_not_finite_and_variances_below_0_are_named(stored, nam
         {"model": {}},
         {1: torch.ones(1)},
         {"ema": None},
+        {"ema_state": None, "model": None},
     ],
 )
 def test_what_holds_no_named_tensors_is_one_sentence(tmp_path, content):
@@ -131,8 +132,9 @@ def test_a_detector_of_any_trainer_gives_its_weights_and_their_average(tmp_path,
     given, other, taken = map(detector, range(3))
     theirs = to_generalized_rcnn(given.state_dict())
     anchors = {"proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(15, 4)}
+    pixels = {"pixel_mean": torch.zeros(3, 1, 1)} if key == "ema_state" else {}
     content = {"model": to_generalized_rcnn(other.state_dict())}
-    content[key] = {f"{prefix}{name}": value for name, value in (theirs | anchors).items()}
+    content[key] = {f"{prefix}{name}": value for name, value in (theirs | anchors | pixels).items()}
     torch.save(content, tmp_path / "model_final.pth")
     load_weights(taken, tmp_path / "model_final.pth", averaged=True)
     assert same(given, taken, "")

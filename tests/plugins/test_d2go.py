@@ -11,6 +11,7 @@ import torch
 
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.engine.config import get_cfg
+from d2go_fbnetv5.engine.predictor import from_run
 
 ROOT = Path(__file__).parent.parent.parent
 RUNNER = "d2go_fbnetv5.runner."
@@ -349,6 +350,9 @@ def test_models_train_from_a_search_and_export(search, model_config, kind, tmp_p
     task, metric = MODELS[kind]
     found = metrics_in_table(output, task)
     assert {f"default/{metric}", f"ema/{metric}"} <= set(found)
+    described = from_run(folder)
+    assert (described.task, len(described.names)) == (task, 11 if kind == "LiteMaskFormer" else 10)
+    assert len(described.predict([torch.zeros(3, 64, 64, dtype=torch.uint8)])) == 1
     if kind != "LiteRCNN":  # Detectron2's RPN and RoI heads draw samples of regions in their own way
         embedded = ["--config-file", str(model_config), "--output-dir", str(tmp_path / "embedded")]
         run(["tools/train_net.py"], *embedded, *settings, *training)

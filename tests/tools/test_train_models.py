@@ -121,6 +121,10 @@ def test_weights_come_from_a_supernet_or_a_model(args, tmp_path, capsys):
     other = torch.load(tmp_path / "again" / "model_final.pth", weights_only=True)["model"]
     assert torch.allclose(other["head.fc.weight"], trained["head.fc.weight"], atol=1e-6)
     capsys.readouterr()
+    assert main(args("cls", "--eval-only", "MODEL.WEIGHTS", weights, folder="untrained")) == 2
+    assert (
+        "has no weights for the head of a ImageClassifier; train the model first" in capsys.readouterr().err
+    )
     # A classifier's weights are no detector's.
     wrong = args("det", "MODEL.WEIGHTS", tmp_path / "run" / "model_final.pth", folder="wrong")
     assert main(wrong) == 2

@@ -82,8 +82,11 @@ class Recipe:
         """Return the optimizer's groups, each with its base rate."""
         return build_param_groups(self.cfg, self.model)
 
-    def load_weights(self, path: str) -> None:
+    def load_weights(self, path: str, to_train: bool = True) -> None:
         """Start from MODEL.WEIGHTS.
+
+        Args:
+            to_train: whether what the file has no weights for will be trained.
 
         Raises:
             FileNotFoundError, InputError: no such file, or its weights are not those of the model.

@@ -90,8 +90,8 @@ class ModelRecipe(Recipe):
     def describe(self, output_dir: Path) -> None:
         searched_network(self.cfg, self.names).write(output_dir, self.task, self.kind.in_features)
 
-    def load_weights(self, path: str) -> None:
-        load_weights(self.model, path, supernet=True)
+    def load_weights(self, path: str, to_train: bool = True) -> None:
+        load_weights(self.model, path, supernet=to_train)
 
     def conclude(self, trained: Trained) -> dict[str, float]:
         metrics = super().conclude(trained)

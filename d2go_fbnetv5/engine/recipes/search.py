@@ -132,7 +132,7 @@ class SearchRecipe(Recipe):
     def param_groups(self) -> list[dict[str, Any]]:
         return build_search_groups(self.cfg, self.model)
 
-    def load_weights(self, path: str) -> None:
+    def load_weights(self, path: str, to_train: bool = True) -> None:
         # Of another search, such as the pretraining, neither its probabilities nor how far it came.
         load_search_weights(self.model, path)
 

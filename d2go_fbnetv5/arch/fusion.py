@@ -61,6 +61,11 @@ def _divide(total: Tensor, group: int) -> Tensor:
     return total if group == 1 else total * (1.0 / group)
 
 
+def _enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Repeat features to another size, in their own type: autocast would make them, and all sums with them, float32."""
+    return F.interpolate(x, size=size, mode="nearest").to(x.dtype)
+
+
 def _size(x: Tensor) -> tuple[int, int]:
     return x.shape[2], x.shape[3]
 
@@ -116,10 +121,10 @@ class Fusion(nn.Module):
             rows, columns = (slice(start, start + step * length, step) for length in size)
             x = _take(x, rows=rows, columns=columns)
             if x.shape[2] < size[0] or x.shape[3] < size[1]:
-                x = F.interpolate(x, size=size, mode="nearest")
+                x = _enlarge(x, size)
             return _divide(*self._match_channels(x, target))
         x = _divide(*self._match_channels(x, target))
-        return F.interpolate(x, size=size, mode="nearest")
+        return _enlarge(x, size)
 
     def grid(self, source: int, target: int) -> tuple[int, int]:
         """Return which of a path's features a path of lower resolution takes first, and the step to the next."""
@@ -161,14 +166,14 @@ class Fusion(nn.Module):
             x = _scale(x, weights.get(source))
             if low is not None:
                 if _divides(_size(low), _size(x)) and _divides(_size(x), size):
-                    low = F.interpolate(low, size=_size(x), mode="nearest")
+                    low = _enlarge(low, _size(x))
                     x = torch.add(x, low, alpha=factor * group)
                 else:
-                    low = F.interpolate(low, size=size, mode="nearest")
+                    low = _enlarge(low, size)
                     total = _add(total, low, features[target], factor)
             low, factor = x, 1.0 / group
         if low is not None:
-            total = _add(total, F.interpolate(low, size=size, mode="nearest"), features[target], factor)
+            total = _add(total, _enlarge(low, size), features[target], factor)
         return total
 
     def _match_channels(self, x: Tensor, target: int) -> tuple[Tensor, int]:

@@ -14,7 +14,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from d2go_fbnetv5.tasks.base import Sample
-from d2go_fbnetv5.tasks.labels import LabelKind
+from d2go_fbnetv5.tasks.images import label_size
+from d2go_fbnetv5.tasks.labels import LABELS, LabelKind
 
 Size = tuple[int, int]  # (height, width)
 
@@ -80,14 +81,17 @@ class Move:
         return v2.functional.horizontal_flip(resized) if self.mirror else resized
 
 
-def move_labels(sample: Sample, labels: Mapping[str, LabelKind], move: Move, min_visible: float) -> Sample:
+def move_labels(
+    sample: Sample, labels: Mapping[str, LabelKind], move: Move, min_visible: float, size: Size | None = None
+) -> Sample:
     """Return a sample of which all but the image has moved; ``height`` and ``width`` are the crop's.
 
     Args:
         labels: how each moves, by key.
         min_visible: boxes of which a smaller share is left are dropped, with the rows of other labels that are theirs.
+        size: what the labels lie in; None for the image's own.
     """
-    size = tuple(sample["image"].shape[-2:])
+    size = tuple(sample["image"].shape[-2:]) if size is None else size
     moved, kept = dict(sample), {}
     for key, value in sample.items():
         label = labels.get(key)
@@ -107,6 +111,12 @@ def move_labels(sample: Sample, labels: Mapping[str, LabelKind], move: Move, min
         if owner in kept:
             moved[key] = _rows(moved[key], kept[owner])
     return {**moved, "height": move.crop[0], "width": move.crop[1]}
+
+
+def labels_in_image(sample: Sample) -> Sample:
+    """Return an evaluation's sample, whose labels are in the original's pixels, with those of its image, for a loss."""
+    size, shown = label_size(sample), tuple(sample["image"].shape[-2:])
+    return sample if size == shown else move_labels(sample, LABELS.entries, Move(shown, shown), 0.0, size)
 
 
 def resize_map(values: Tensor, size: Size, interpolation: str = "nearest") -> Tensor:

@@ -43,7 +43,7 @@ class TrainLoop:
         start_iteration: the first one to do, > 0 after a resume.
         hooks: called in this order.
         seed: the run's seed, >= 0; the generators are seeded anew at every step.
-        device: where samples' tensors are moved to.
+        device: where samples' images are moved to.
         precision: autocast and gradient scaling.
         clip_gradients: called with the parameters before each optimizer step.
 
@@ -105,7 +105,7 @@ class TrainLoop:
     def step(self) -> None:
         """One batch: losses, gradients, update."""
         start = time.perf_counter()
-        batch = [to_device(sample, self.device) for sample in next(self.data)]
+        batch = [image_to_device(sample, self.device) for sample in next(self.data)]
         self.data_time = time.perf_counter() - start
         seed_all(self.seed, rank(), self.iteration)
 
@@ -121,8 +121,16 @@ class TrainLoop:
         self.step_time = time.perf_counter() - start
 
 
+def image_to_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the sample with its image on `device`.
+
+    Labels stay on the host, where checking and sorting them out makes nobody wait for a GPU; heads move what is left.
+    """
+    return {**sample, "image": sample["image"].to(device, non_blocking=device.type != "cpu")}
+
+
 def to_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return the sample with its tensors on `device`."""
+    """Return the sample, or the output, with its tensors on `device`."""
     return {
         # A copy to the CPU has to have ended when it is read.
         key: value.to(device, non_blocking=device.type != "cpu") if isinstance(value, Tensor) else value

@@ -38,6 +38,11 @@ class ClassifierHead(nn.Sequential):
         nn.init.zeros_(self.fc.bias)
 
 
+def _chosen(values: Tensor, indices: Sequence[int]) -> Tensor:
+    """Return some of the first dimension's items, without a copy where they are all of it."""
+    return values if len(indices) == len(values) else values[indices]
+
+
 class ImageClassifier(SearchedModel):
     """MBPool and one linear layer on Path 3.
 
@@ -103,17 +108,18 @@ class ImageClassifier(SearchedModel):
             require_labels(
                 torch.as_tensor(int(batch[i]["class_label"])), self.num_classes, "class_label", batch[i]
             )
-        target = torch.tensor([int(batch[i]["class_label"]) for i in labelled], device=images.device)
+        target = torch.tensor([int(batch[i]["class_label"]) for i in labelled])
+        target = target.to(images.device, non_blocking=True)  # a GPU need not catch up first
         if self._blend is not None:
             if len(set(sizes)) > 1:
                 raise InputError("mixup and cutmix need images of one size in a batch, such as crops")
-            images, target = self._blend(images[labelled], target)
+            images, target = self._blend(_chosen(images, labelled), target)
             labelled = list(range(len(images)))
-        logits = self.logits(images)[labelled]
+        logits = _chosen(self.logits(images), labelled)
         losses = {"loss_class": F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)}
         if self.teacher is not None:
             std, mean = self.pixel_std.view(3, 1, 1), self.pixel_mean.view(3, 1, 1)
-            choice = self.teacher(images[labelled] * std + mean).argmax(1)
+            choice = self.teacher(_chosen(images, labelled) * std + mean).argmax(1)
             losses["loss_class"] = losses["loss_class"] * (1 - self.teacher_weight)
             losses["loss_teacher"] = F.cross_entropy(logits, choice) * self.teacher_weight
         return losses

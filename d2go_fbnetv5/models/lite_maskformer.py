@@ -141,9 +141,10 @@ class LiteMaskFormer(SearchedModel):
             predictions = predictions[-1:]
         labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
         targets = [self.targets(batch[i], image_size(images), images.device) for i in labelled]
-        predictions = [
-            SegmentPrediction(p.class_logits[labelled], p.mask_logits[labelled]) for p in predictions
-        ]
+        if len(labelled) < len(batch):
+            predictions = [
+                SegmentPrediction(p.class_logits[labelled], p.mask_logits[labelled]) for p in predictions
+            ]
         return self.loss(predictions, targets)
 
     def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
@@ -177,7 +178,8 @@ class LiteMaskFormer(SearchedModel):
             )
         require_labels(sem_seg[sem_seg != self.ignore], self.num_classes, "sem_seg", sample)
         padding = (0, padded[1] - width, 0, padded[0] - height)
-        return segments_of(F.pad(sem_seg, padding, value=self.ignore).to(device), self.ignore)
+        segments = segments_of(F.pad(sem_seg, padding, value=self.ignore), self.ignore)
+        return segments.to(device)
 
 
 def valid_features(

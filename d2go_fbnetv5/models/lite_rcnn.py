@@ -145,4 +145,5 @@ class LiteRCNN(SearchedModel):
             single = ~torch.as_tensor(sample["box_is_crowd"], dtype=torch.bool).reshape(-1)
             boxes, labels = boxes[single], labels[single]
         kept = remove_small_boxes(boxes, _LEAST_SIDE)
-        return BoxTargets(boxes[kept].to(device), labels[kept].to(device))
+        boxes, labels = boxes[kept], labels[kept]
+        return BoxTargets(boxes.to(device, non_blocking=True), labels.to(device, non_blocking=True))

@@ -32,6 +32,10 @@ class Segments:
     masks: Tensor
     valid: Tensor
 
+    def to(self, device: torch.device) -> Segments:
+        """Return the same on a device, which need not catch up first."""
+        return Segments(*(x.to(device, non_blocking=True) for x in (self.labels, self.masks, self.valid)))
+
 
 def segments_of(sem_seg: Tensor, ignore: int) -> Segments:
     """One segment per class of a label map (H x W int64); pixels of ``ignore`` belong to none."""

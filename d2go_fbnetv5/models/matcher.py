@@ -32,15 +32,17 @@ def matching_cost(
         masks: M x h x w, 0 or 1.
         valid: h x w booleans; other pixels (padding, don't care) have no part in the cost.
     """
-    class_cost = -class_logits.float().softmax(1)[:, labels]
-    logits = mask_logits.float().flatten(1)[:, valid.flatten()]  # Q x P
-    truth = masks.float().flatten(1)[:, valid.flatten()]  # M x P
-    prob = logits.sigmoid()
-    on = FOCAL_ALPHA * (1 - prob) ** FOCAL_GAMMA * F.softplus(-logits)
-    off = (1 - FOCAL_ALPHA) * prob**FOCAL_GAMMA * F.softplus(logits)
-    mask_cost = (on @ truth.T + off @ (1 - truth).T) / max(1, logits.shape[1])
-    dice_cost = 1 - (2 * prob @ truth.T + 1) / (prob.sum(1)[:, None] + truth.sum(1)[None] + 1)
-    return class_weight * class_cost + mask_weight * mask_cost + dice_weight * dice_cost
+    # In half precision the products of so many pixels are off by more than the costs differ.
+    with torch.autocast(class_logits.device.type, enabled=False):
+        class_cost = -class_logits.float().softmax(1)[:, labels]
+        logits = mask_logits.float().flatten(1)[:, valid.flatten()]  # Q x P
+        truth = masks.float().flatten(1)[:, valid.flatten()]  # M x P
+        prob = logits.sigmoid()
+        on = FOCAL_ALPHA * (1 - prob) ** FOCAL_GAMMA * F.softplus(-logits)
+        off = (1 - FOCAL_ALPHA) * prob**FOCAL_GAMMA * F.softplus(logits)
+        mask_cost = (on @ truth.T + off @ (1 - truth).T) / max(1, logits.shape[1])
+        dice_cost = 1 - (2 * prob @ truth.T + 1) / (prob.sum(1)[:, None] + truth.sum(1)[None] + 1)
+        return class_weight * class_cost + mask_weight * mask_cost + dice_weight * dice_cost
 
 
 def hungarian_match(cost: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,7 @@ class ArchDistribution(nn.Module):
             raise InputError(f"init_prob is {init_prob}, allowed is {prob_min} to {1 - prob_min}")
         self.prob_min = prob_min
         self.probs = nn.Parameter(torch.full((num_tasks, num_stages, num_paths), init_prob))
+        self._copied: tuple[int, Tensor] | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -116,7 +117,7 @@ class ArchDistribution(nn.Module):
         Returns:
             N x S x P booleans on the CPU.
         """
-        probs = self.probs.detach().cpu()
+        probs = self._on_host()
         tasks = torch.randint(self.num_tasks, (num_samples,), generator=generator)
         return torch.rand((num_samples, *probs.shape[1:]), generator=generator) < probs[tasks]
 
@@ -130,9 +131,15 @@ class ArchDistribution(nn.Module):
         Returns:
             T x N x S x P booleans on the CPU.
         """
-        probs = self.probs.detach().cpu()[:, None]
+        probs = self._on_host()[:, None]
         shape = (probs.shape[0], num_samples, *probs.shape[2:])
         return torch.rand(shape, generator=generator) < probs
+
+    def _on_host(self) -> Tensor:
+        """The probabilities on the CPU, read back only when they have changed: a GPU has to catch up for that."""
+        if self._copied is None or self._copied[0] != self.probs._version:
+            self._copied = (self.probs._version, self.probs.detach().cpu())
+        return self._copied[1]
 
     @torch.no_grad()
     def project(self) -> None:

@@ -35,7 +35,7 @@ class StrideAnchorGenerator(AnchorGenerator):
         device = feature_maps[0].device
         self.set_cell_anchors(torch.float32, device)
         grids = [feature.shape[-2:] for feature in feature_maps]
-        strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
+        strides = [[torch.full((), stride, device=device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors(grids, strides))
         return [anchors] * len(image_list.image_sizes)
 
@@ -47,8 +47,8 @@ def anchor_similarity(boxes: Tensor, anchors: Tensor) -> Tensor:
     tie at 0 and would all become positives; such boxes occur at borders that the grid does not reach.
     """
     iou = box_iou(boxes, anchors)
-    untouched = iou.amax(1) == 0
+    untouched = iou.amax(1, keepdim=True) == 0
     centres, anchor_centres = ((x[:, :2] + x[:, 2:]) / 2 for x in (boxes, anchors))
-    nearest = torch.cdist(centres[untouched], anchor_centres).argmin(1)
-    iou[untouched.nonzero().flatten(), nearest] = torch.finfo(iou.dtype).eps
-    return iou
+    # Of all boxes: to know which are untouched a GPU would have to catch up first.
+    nearest = torch.cdist(centres, anchor_centres).argmin(1, keepdim=True)
+    return iou.scatter(1, nearest, iou.gather(1, nearest) + untouched * torch.finfo(iou.dtype).eps)

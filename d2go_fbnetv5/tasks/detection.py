@@ -185,9 +185,10 @@ def detection_target(sample: Sample, device: torch.device) -> dict[str, Tensor]:
 
     Without crowds, and without boxes that have no width or height.
     """
-    boxes = torch.as_tensor(sample["boxes"], dtype=torch.float32, device=device).reshape(-1, 4)
-    labels = torch.as_tensor(sample["box_labels"], dtype=torch.int64, device=device).reshape(-1)
+    boxes = torch.as_tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4)
+    labels = torch.as_tensor(sample["box_labels"], dtype=torch.int64).reshape(-1)
     keep = (boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE).all(1)
     if "box_is_crowd" in sample:
-        keep &= ~torch.as_tensor(sample["box_is_crowd"], dtype=torch.bool, device=device).reshape(-1)
-    return {"boxes": boxes[keep], "labels": labels[keep] + 1}
+        keep &= ~torch.as_tensor(sample["box_is_crowd"], dtype=torch.bool).reshape(-1)
+    kept = {"boxes": boxes[keep], "labels": labels[keep] + 1}
+    return {key: value.to(device, non_blocking=True) for key, value in kept.items()}

@@ -80,7 +80,8 @@ class Segmentation(Task):
         if len(labelled) < len(batch):
             feature = feature[labelled]
         logits = self._logits(feature, size)
-        truth = padded_sem_seg([batch[i] for i in labelled], size, self.ignore).to(logits.device)
+        truth = padded_sem_seg([batch[i] for i in labelled], size, self.ignore)
+        truth = truth.to(logits.device, non_blocking=True)
         total = F.cross_entropy(logits, truth, ignore_index=self.ignore, reduction="sum")
         return {"loss_sem_seg": total / (truth != self.ignore).sum().clamp(min=1)}
 

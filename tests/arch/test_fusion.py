@@ -125,3 +125,19 @@ def test_a_sum_over_paths_is_the_sum_of_what_each_brings(name, size):
                 ):
                     torch.testing.assert_close(a, b)
     assert all(torch.equal(x, y) for x, y in zip(features, before, strict=True))
+
+
+def test_features_keep_their_type_under_autocast(monkeypatch):
+    """Autocast for GPUs makes what nearest interpolation gives float32, and so all that it is added to."""
+    to_float32 = torch.nn.functional.interpolate
+    monkeypatch.setattr(torch.nn.functional, "interpolate", lambda x, **how: to_float32(x.float(), **how))
+    family = build_family("N")
+    fusion = Fusion(family.channels, family.strides, family.offsets)
+    sizes = family.feature_sizes((96, 128))
+    features = [
+        torch.randn(2, c, *s, dtype=torch.bfloat16) for c, s in zip(family.channels, sizes, strict=True)
+    ]
+    for target in range(4):
+        others = [path for path in range(4) if path != target]
+        assert fusion.add_all(features, others, target).dtype == torch.bfloat16
+        assert {fusion(features[s], s, target, sizes[target]).dtype for s in others} == {torch.bfloat16}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.data import ClassifyTransform, EvalTransform, TrainTransform
+from d2go_fbnetv5.data.moves import labels_in_image
 from d2go_fbnetv5.tasks import register_label
 from d2go_fbnetv5.tasks.labels import LABELS
 
@@ -161,6 +162,21 @@ def test_a_wrong_registration_is_refused(arguments, message):
     with pytest.raises(ValueError, match="'sem_seg' is registered already"):
         register_label("sem_seg", "map", fill=0)
     assert "new" not in LABELS
+
+
+def test_an_evaluations_labels_in_its_image_for_a_loss():
+    plain = {"image": torch.zeros(3, 40, 20, dtype=torch.uint8), "image_id": 1, "class_label": 3}
+    labels = {
+        "boxes": torch.tensor([[2.0, 4.0, 10.0, 20.0]]),
+        "box_labels": torch.tensor([1]),
+        "sem_seg": torch.arange(2).repeat_interleave(20)[:, None].expand(40, 20).contiguous(),
+    }
+    shown = EvalTransform(40)({**plain, **labels, "height": 40, "width": 20})
+    assert shown["image"].shape[-2:] == (80, 40) and torch.equal(shown["boxes"], labels["boxes"])
+    moved = labels_in_image(shown)
+    assert moved["boxes"].tolist() == [[4.0, 8.0, 20.0, 40.0]]
+    assert moved["sem_seg"].sum(0).tolist() == [40] * 40 and (moved["height"], moved["width"]) == (80, 40)
+    assert labels_in_image(moved) is moved and moved["class_label"] == 3
 
 
 def test_fills_may_be_nan():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.arch import Supernet, Topology
-from d2go_fbnetv5.data import DigitScenes
+from d2go_fbnetv5.data import DigitScenes, EvalTransform
 from d2go_fbnetv5.engine.recipes import network_judge
 from d2go_fbnetv5.engine.recipes.network_judge import NetworkJudge
 from d2go_fbnetv5.search import MultitaskSearch
@@ -74,6 +74,37 @@ def test_what_is_judged_together_is_what_each_network_is_worth_alone(judge, judg
     assert len(together) > 8
     assert all(same(verdict, judge_alone(judge, *network)) for network, verdict in together.items())
     assert len({verdict.loss for verdict in together.values()}) > 6
+
+
+def test_losses_are_taken_where_the_image_is_and_metrics_where_the_original_is(judge):
+    """Evaluation resizes the image and leaves labels in the original's pixels: no loss may compare the two."""
+    scale = EvalTransform(96)
+    samples = [sample for batch in judge.eval_batches for sample in batch]
+    resized = [scale(sample) for sample in samples]
+    assert resized[0]["image"].shape[-2:] == (96, 96) and resized[0]["sem_seg"].shape == (64, 64)
+    by_hand = [
+        {
+            **sample,
+            "boxes": sample["boxes"] * 1.5,
+            "sem_seg": torch.nn.functional.interpolate(sample["sem_seg"][None, None].double(), (96, 96))[
+                0, 0
+            ].long(),
+            "height": 96,
+            "width": 96,
+        }
+        for sample in resized
+    ]
+    networks, statistics = random_networks(1), [resized]
+    found = NetworkJudge(judge.search, judge.info, statistics, [resized])(networks)
+    expected = NetworkJudge(judge.search, judge.info, statistics, [by_hand])(networks)
+    for network, verdict in found.items():
+        assert verdict.loss == pytest.approx(expected[network].loss, rel=1e-6)
+    unmoved = [{**sample, "height": 96, "width": 96} for sample in resized]
+    det = [network for network in networks if network[0] == "det"]
+    wrong = NetworkJudge(judge.search, judge.info, statistics, [unmoved])(det, metrics=False)
+    assert all(
+        verdict.loss != pytest.approx(found[network].loss, rel=1e-3) for network, verdict in wrong.items()
+    )
 
 
 def test_networks_beyond_what_memory_holds_are_judged_in_turns(judge, monkeypatch):

@@ -61,3 +61,13 @@ def test_a_diverged_network_is_still_matched():
 def test_no_segment_matches_nothing():
     queries, segments = hungarian_match(torch.zeros(4, 0))
     assert len(queries) == len(segments) == 0
+
+
+def test_the_cost_is_the_same_under_autocast():
+    torch.manual_seed(0)
+    class_logits, mask_logits = torch.randn(20, 9), 3 * torch.randn(20, 32, 32)
+    masks, valid = torch.rand(6, 32, 32) < 0.3, torch.ones(32, 32, dtype=torch.bool)
+    given = (class_logits, mask_logits, torch.arange(6), masks, valid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = matching_cost(*given)
+    assert torch.equal(found, matching_cost(*given))

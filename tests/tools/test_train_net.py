@@ -23,6 +23,7 @@ INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64, CROP: {SIZE: [64, 64]}}
 FBNETV5_DATA: {DATASETS: {digit_scenes_train: {size: 64, num_images: 64}, digit_scenes_val: {size: 64, num_images: 16}}}
 SOLVER: {IMS_PER_BATCH: 8, MAX_ITER: 6, STEPS: [4], WARMUP_ITERS: 2, CHECKPOINT_PERIOD: 2}
 TEST: {EVAL_PERIOD: 3}
+MODEL_EMA: {ENABLED: True, DECAY: 0.5}
 WRITER_PERIOD: 2
 """
 
@@ -72,6 +73,7 @@ def test_a_search_leaves_everything_and_can_be_evaluated_again(args, tmp_path, c
     assert keys <= training[0].keys()
     assert training[0]["arch_lr"] == pytest.approx(0.05 * training[0]["lr"])
     assert [record["iteration"] for record in history if "eval/cls/top1" in record] == [2, 5]
+    assert {"eval/ema/cls/top1", "eval/ema/seg/mIoU"} <= history[-1].keys()
     assert torch.tensor(training[0]["probs/seg"]).shape == (2, 4)
 
     # Where the topologies stand in the file: what the checkpoint says.

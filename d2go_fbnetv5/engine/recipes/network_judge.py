@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Topology
+from d2go_fbnetv5.data.moves import labels_in_image
 from d2go_fbnetv5.engine.evaluation import Batch, BatchNorms, Moments, average_over_ranks, device_of, in_mode
-from d2go_fbnetv5.engine.loop import to_device
+from d2go_fbnetv5.engine.loop import image_to_device, to_device
 from d2go_fbnetv5.search import Search
 from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, Task
 from d2go_fbnetv5.utils.ranks import gather
@@ -172,7 +173,7 @@ class _Walk:
 
     def measure(self, root: _Node, batch: Batch) -> None:
         """Add to every block's and head's statistics what they meet in a batch."""
-        batch = [to_device(sample, self.device) for sample in batch]
+        batch = [image_to_device(sample, self.device) for sample in batch]
 
         def head(leaf: _Leaf, features: dict[str, Tensor]) -> None:
             last = self.head_norms[leaf.task]
@@ -187,7 +188,8 @@ class _Walk:
         Args:
             seed: of heads that sample, such as regions of detectors.
         """
-        inputs = [to_device(sample, self.device) for sample in batch]
+        inputs = [image_to_device(sample, self.device) for sample in batch]
+        labelled = [labels_in_image(sample) for sample in inputs] if self.losses else []
 
         def run(moments: Moments, part: Callable[[], Any]) -> Any:
             self.norms.put(moments)
@@ -201,7 +203,7 @@ class _Walk:
             if self.losses:
                 seed_all(0, iteration=seed)
                 with _saying_losses(leaf.task):
-                    losses = leaf.task(features, inputs)
+                    losses = leaf.task(features, labelled)
                 if losses:
                     leaf.loss += len(batch) * float(sum(losses.values()))
                     leaf.images += len(batch)

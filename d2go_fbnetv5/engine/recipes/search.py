@@ -145,7 +145,7 @@ class SearchRecipe(Recipe):
         return {f"{task}/{name}": value for task in model.tasks for name, value in metrics[task].items()}
 
     def conclude(self, trained: Trained) -> dict[str, float]:
-        # Averaged probabilities lag behind; what the search found is in the model itself.
+        # Averaged probabilities lag behind; what the search found is in the model itself, whatever weights judge it.
         evals, size = self.cfg.SEARCH.EVAL, self.size
         judge = self.judge(self.model)
         with Progress(
@@ -159,6 +159,11 @@ class SearchRecipe(Recipe):
                 lambda done: progress.update(bar, completed=done),
             )
         metrics = {f"{task.task}/{name}": value for task in tasks for name, value in task.metrics.items()}
+        if trained.averaged is not None:
+            averaged = self.judge(trained.averaged).metrics({task.task: task.topology for task in tasks})
+            metrics |= {
+                f"ema/{task}/{name}": value for task in averaged for name, value in averaged[task].items()
+            }
         trained.record(metrics)
         if is_main():
             priced = self.cfg.SEARCH.COST.WEIGHT > 0

@@ -109,6 +109,14 @@ def test_the_configuration_of_your_own_data_loads(checkout):
     assert cfg.FBNETV5_DATA.DATASETS.mine_val.index == "mine/val.json"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(ROOT / name, "yaml")])
+def test_whole_configurations_load(name, checkout):
+    for block in blocks(ROOT / name, "yaml"):
+        (checkout / "configs" / "whole.yaml").write_text(block)
+        cfg = load_cfg("configs/whole.yaml", ["MODEL.DEVICE", "cpu"])
+        assert all(cfg.FBNETV5_DATA.DATASETS[each] for each in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(ROOT / name, "yml")])
 def test_parts_of_configurations_have_keys_that_are_known(name, checkout):
     for block in blocks(ROOT / name, "yml"):
@@ -127,7 +135,7 @@ def test_a_command_is_one_that_its_program_takes(page, words, checkout, monkeypa
             rf"^(?:[\w-]+ )*{rest[0]}(?: [\w-]+)*:", (ROOT / "Makefile").read_text(), re.MULTILINE
         )
     elif program == "pip":
-        (extras,) = re.findall(r"^d2go_fbnetv5\[(.*)\]$", rest[-1])
+        (extras,) = re.findall(r"^(?:d2go_fbnetv5|\.)\[(.*)\]$", rest[-1])
         setup = (ROOT / "setup.py").read_text()
         assert rest[0] == "install" and all(f'"{each}": [' in setup for each in extras.split(","))
     elif program == "python":

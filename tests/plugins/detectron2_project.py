@@ -48,7 +48,7 @@ def examples(page: str) -> dict[str, str]:
 
 def run(program: str, settings: dict, output: Path) -> dict:
     """The program with its folders moved and these settings, in a namespace that is returned."""
-    setup, training = program.replace("output/demo", str(output / "search")).split("trainer = ")
+    setup, training = program.replace("output/search", str(output / "search")).split("trainer = ")
     settings = f"cfg.merge_from_list({[item for pair in settings.items() for item in pair]!r})\n"
     namespace = {"__name__": "page"}
     exec(compile(f"{setup}{settings}trainer = {training}", "detectron2.md", "exec"), namespace)

@@ -108,7 +108,7 @@ class SearchRecipe(Recipe):
                 raise InputError(f"SEARCH.COST.SIZE: {error}") from error
         if cfg.SEARCH.COST.METRIC == "latency" or cfg.SEARCH.COST.TABLE:
             cost_per_block(cfg)
-        placed = [name for name in cfg.SEARCH.TASKS if name in ("det", "seg")]
+        placed = [name for name in cfg.SEARCH.TASKS if name != "cls"]  # a user's own, too
         if placed and cfg.FBNETV5_DATA.CROP_AREA:
             raise InputError(
                 f"FBNETV5_DATA.CROP_AREA is {cfg.FBNETV5_DATA.CROP_AREA}, allowed with {placed[0]} in SEARCH.TASKS: "

@@ -41,7 +41,7 @@ class LiteRPNHead(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             zero_bias(layer)
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level N x C x H x W -> N x A x H x W logits and N x 4A x H x W deltas, in float32."""
         hidden = [self.blocks(feature) for feature in features]
         return [self.objectness(x).float() for x in hidden], [self.deltas(x).float() for x in hidden]

@@ -307,23 +307,6 @@ def test_d2gos_own_runner_reads_our_sets_by_our_mapper(config):
     assert data["class_label"] in range(10)
 
 
-@pytest.mark.parametrize("kind", ["ImageClassifier", "LiteMaskFormer"])
-def test_only_a_detector_is_quantised_by_d2go(model_config, kind):
-    from d2go.export.exporter import convert_model
-
-    from d2go_fbnetv5.runner import FBNetV5Runner
-
-    cfg = FBNetV5Runner.get_default_cfg()
-    cfg.merge_from_file(str(model_config))
-    cfg.MODEL.META_ARCHITECTURE = kind
-    runner = FBNetV5Runner()
-    runner._initialize(cfg)
-    model = runner.build_model(cfg, eval_only=True)
-    loader = runner.build_detection_test_loader(cfg, list(cfg.DATASETS.TRAIN))
-    with pytest.raises(ValueError, match=f"quantise is {kind}, allowed under D2Go: LiteRCNN"):
-        convert_model(cfg, model, "torchscript_int8", loader)
-
-
 def metrics_in_table(output: str, task: str) -> dict[str, float]:
     """What D2Go prints at the end, as "default/mIoU" and "ema/mIoU"."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if "|" in line]

@@ -1,10 +1,12 @@
 """Detectron2's trainer: what a search and its results need of optimizer, checkpointer and configuration."""
 
+import json
+
 import pytest
 import torch
 
 from d2go_fbnetv5.arch import Supernet, Topology
-from d2go_fbnetv5.data import DigitScenes
+from d2go_fbnetv5.data import DigitScenes, write_multitask
 from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -196,6 +198,25 @@ def test_a_search_on_others_sets_is_refused_before_it_starts(search_cfg):
         InputError, match=r"DATASETS names coco_2017_train, allowed for a search: .*READER: coco"
     ):
         FBNetV5Trainer(search_cfg)
+
+
+def test_sets_of_the_catalog_are_judged_by_detectron2s_evaluators(cfg, tmp_path):
+    from detectron2.data.datasets import register_coco_instances
+
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Trainer
+
+    file = write_multitask(DigitScenes("train", size=64, num_images=2), tmp_path / "data")
+    index = json.loads(file.read_text())
+    for annotation in index["annotations"]:  # which the multitask format may leave out
+        annotation |= {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+    file.write_text(json.dumps(index))
+    register_coco_instances("to_be_judged", {}, str(file), str(file.parent))
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("to_be_judged",)
+    cfg.MODEL.META_ARCHITECTURE, cfg.OUTPUT_DIR = "LiteRCNN", str(tmp_path)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.DATALOADER.NUM_WORKERS = 10, 0
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    model = FBNetV5Trainer.build_model(cfg)
+    assert 0 <= FBNetV5Trainer.test(cfg, model)["bbox"]["AP"] <= 100
 
 
 def test_names_that_a_set_tells_when_it_is_opened_are_found(cfg):

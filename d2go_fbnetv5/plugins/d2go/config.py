@@ -30,6 +30,7 @@ def extend_config(cfg: CfgNode) -> CfgNode:
     """Add our keys to D2Go's defaults, in place; a key that our own trainer has too gets the default it has there."""
     add_fbnetv5_config(cfg)
     use_lite_rcnn(cfg)
+    cfg.RCNN_PREPARE_FOR_EXPORT = "fbnetv5_rcnn_prepare_for_export"
     cfg.RCNN_PREPARE_FOR_QUANT = "fbnetv5_rcnn_prepare_for_quant"
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     cfg.SOLVER.AUTO_SCALING_METHODS = [*cfg.SOLVER.AUTO_SCALING_METHODS, scale_fbnetv5_configs.__name__]

@@ -1,17 +1,32 @@
-"""Lets D2Go's exporter save the classifier and Lite MaskFormer: image in, tensor out, traced."""
+"""Lets D2Go's exporter save the three models: image in, tensors out, batch norm folded, traced or scripted."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from d2go.export.api import PredictorExportConfig
+from d2go.modeling.meta_arch.rcnn import RCNN_PREPARE_FOR_EXPORT_REGISTRY, default_rcnn_prepare_for_export
+from detectron2.export import scripting_with_instances
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from fvcore.common.config import CfgNode
 from mobile_cv.predictor.api import FuncInfo
 from torch import Tensor, nn
 
+from d2go_fbnetv5.export.network.fold import folded
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer
+from d2go_fbnetv5.plugins.detectron2.deploy import ClassifierOnImage, SegmenterOnImage
 from d2go_fbnetv5.utils.errors import InputError
+
+FIELDS = {
+    "proposal_boxes": Boxes,
+    "objectness_logits": Tensor,
+    "pred_boxes": Boxes,
+    "scores": Tensor,
+    "pred_classes": Tensor,
+}
 
 
 class FirstImage:
@@ -33,74 +48,73 @@ class AsOutput:
         return [{self.key: outputs}]
 
 
-def classifier_export(model: ImageClassifier) -> PredictorExportConfig:
+class AsInstances:
+    """A detector's prediction, from the scripted one's tensors."""
+
+    def __call__(
+        self, batch: list[dict[str, Any]], inputs: Any, outputs: tuple[Tensor, ...]
+    ) -> list[dict[str, Instances]]:
+        boxes, classes, scores, size = outputs
+        found = Instances((int(size[0]), int(size[1])))
+        found.pred_boxes, found.pred_classes, found.scores = Boxes(boxes), classes, scores
+        return [{"instances": detector_postprocess(found, batch[0]["height"], batch[0]["width"])}]
+
+
+def classifier_export(model: ImageClassifier, predictor_type: str) -> PredictorExportConfig:
     """3 x H x W -> K class probabilities."""
-    return _export(_Classifier(model), "class_scores")
+    module = ClassifierOnImage(model)
+    return _export(_for(predictor_type, module), AsOutput, key="class_scores")
 
 
-def segmentation_export(model: LiteMaskFormer) -> PredictorExportConfig:
+def segmentation_export(model: LiteMaskFormer, predictor_type: str) -> PredictorExportConfig:
     """3 x H x W -> K x H x W scores."""
-    return _export(_Segmentor(model), "sem_seg")
+    module = SegmenterOnImage(model)
+    return _export(_for(predictor_type, module), AsOutput, key="sem_seg")
 
 
-def _export(model: nn.Module, key: str) -> PredictorExportConfig:
-    return PredictorExportConfig(
-        model=model.eval(),
-        data_generator=lambda batch: (FirstImage()(batch),),
-        preprocess_info=FuncInfo.gen_func_info(FirstImage, params={}),
-        postprocess_info=FuncInfo.gen_func_info(AsOutput, params={"key": key}),
-    )
+@RCNN_PREPARE_FOR_EXPORT_REGISTRY.register()
+def fbnetv5_rcnn_prepare_for_export(
+    model: GeneralizedRCNN, cfg: CfgNode, inputs: Any, predictor_type: str
+) -> PredictorExportConfig:
+    """D2Go's default with batch norms of our blocks folded. Scripted it is 3 x H x W -> M x 4 boxes in the image's
+    pixels, M classes, M scores and the image's height and width, as it is traced."""
+    model = folded(model)
+    if "@scripting" not in predictor_type:
+        return default_rcnn_prepare_for_export(model, cfg, inputs, predictor_type)
+    scripted = scripting_with_instances(_DetectorOnImage(model).eval(), FIELDS)
+    return _export(_Scripted(scripted), AsInstances)
 
 
-@torch.jit.script_if_tracing
-def pad_image(image: Tensor, divisor: int, least: int) -> Tensor:
-    """1 x 3 x H x W -> padded with zeros, right and bottom, as `SearchedModel.images` does, at any size."""
-    height, width = image.shape[2], image.shape[3]
-    target_height = max((height + divisor - 1) // divisor * divisor, least)
-    target_width = max((width + divisor - 1) // divisor * divisor, least)
-    return F.pad(image, [0, target_width - width, 0, target_height - height])
-
-
-@torch.jit.script_if_tracing
-def valid_mask(image: Tensor, padded: Tensor, feature: Tensor) -> Tensor:
-    """1 x h x w booleans: `valid_features` of one image, at any size."""
-    rows = (image.shape[2] * feature.shape[2] + padded.shape[2] - 1) // padded.shape[2]
-    columns = (image.shape[3] * feature.shape[3] + padded.shape[3] - 1) // padded.shape[3]
-    y = torch.arange(feature.shape[2], device=feature.device) < max(rows, 1)
-    x = torch.arange(feature.shape[3], device=feature.device) < max(columns, 1)
-    return (y[:, None] & x[None, :])[None]
-
-
-@torch.jit.script_if_tracing
-def mask_scores(class_logits: Tensor, mask_logits: Tensor, image: Tensor, padded: Tensor) -> Tensor:
-    """`segment_scores` of one image, cut to its size: K x H x W."""
-    size = [padded.shape[2], padded.shape[3]]
-    masks = F.interpolate(mask_logits.float(), size, mode="bilinear", align_corners=False)[0].sigmoid()
-    classes = class_logits[0].float().softmax(1)[:, :-1]
-    return torch.einsum("qk,qhw->khw", classes, masks)[:, : image.shape[2], : image.shape[3]]
-
-
-class _Traced(nn.Module):
-    def __init__(self, model: Any) -> None:
+class _DetectorOnImage(nn.Module):
+    def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()
         self.model = model
 
-    def normalized(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.model.pixel_mean, self.model.pixel_std
-        images = ((image.float() - mean[:, None, None]) / std[:, None, None])[None]
-        least, _ = self.model.padded_size((1, 1))
-        return images, pad_image(images, self.model.size_divisibility, least)
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        found = self.model.inference([{"image": image}], None, False)[0]
+        size = torch.tensor(found.image_size)
+        return found.pred_boxes.tensor, found.pred_classes, found.scores, size
 
 
-class _Classifier(_Traced):
-    def forward(self, image: Tensor) -> Tensor:
-        return self.model.logits(self.normalized(image)[1]).softmax(1)[0]
+class _Scripted(nn.Module):
+    """What is scripted already, for D2Go's exporter, which scripts all that it is given."""
+
+    def __init__(self, detector: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.detector(image)
 
 
-class _Segmentor(_Traced):
-    def forward(self, image: Tensor) -> Tensor:
-        images, padded = self.normalized(image)
-        features = self.model.backbone(padded)
-        valid = valid_mask(images, padded, features["path3"])
-        prediction = self.model.head(features, valid)[-1]
-        return mask_scores(prediction.class_logits, prediction.mask_logits, images, padded)
+def _for(predictor_type: str, module: Any) -> nn.Module:
+    return module.scriptable().eval() if "@scripting" in predictor_type else module.eval()
+
+
+def _export(model: nn.Module, postprocess: type, **options: str) -> PredictorExportConfig:
+    return PredictorExportConfig(
+        model=model,
+        data_generator=lambda batch: (FirstImage()(batch),),
+        preprocess_info=FuncInfo.gen_func_info(FirstImage, params={}),
+        postprocess_info=FuncInfo.gen_func_info(postprocess, params=options),
+    )

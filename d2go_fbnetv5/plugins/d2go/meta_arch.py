@@ -8,11 +8,12 @@ from d2go.export.api import PredictorExportConfig
 from d2go.modeling.meta_arch.rcnn import GeneralizedRCNN
 from d2go.registry.builtin import META_ARCH_REGISTRY
 from fvcore.common.config import CfgNode
+from torch import nn
 
 from d2go_fbnetv5.plugins.d2go.export import classifier_export, segmentation_export
+from d2go_fbnetv5.plugins.d2go.quantization import prepare_for_quant
 from d2go_fbnetv5.plugins.detectron2 import meta_arch
 from d2go_fbnetv5.plugins.detectron2.rcnn import LiteRCNNMixin
-from d2go_fbnetv5.utils.errors import InputError
 
 
 @META_ARCH_REGISTRY.register()
@@ -26,30 +27,25 @@ class MultitaskSearch(meta_arch.MultitaskSearch):
         ]
 
 
-class _FloatsOnly:
-    """Refuses quantisation, which D2Go would begin and then fail at with a list of operators."""
-
-    def prepare_for_quant(self, cfg: CfgNode) -> None:
-        raise InputError(
-            f"the model to quantise is {type(self).__name__}, allowed under D2Go: LiteRCNN (tools/export.py --int8 "
-            "has all)"
-        )
+class _Quantizable:
+    def prepare_for_quant(self, cfg: CfgNode) -> nn.Module:
+        return prepare_for_quant(self, cfg)
 
 
 @META_ARCH_REGISTRY.register()
-class ImageClassifier(_FloatsOnly, meta_arch.ImageClassifier):
+class ImageClassifier(_Quantizable, meta_arch.ImageClassifier):
     """The classifier."""
 
     def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:
-        return classifier_export(self)
+        return classifier_export(self, predictor_type)
 
 
 @META_ARCH_REGISTRY.register()
-class LiteMaskFormer(_FloatsOnly, meta_arch.LiteMaskFormer):
+class LiteMaskFormer(_Quantizable, meta_arch.LiteMaskFormer):
     """Lite MaskFormer."""
 
     def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:
-        return segmentation_export(self)
+        return segmentation_export(self, predictor_type)
 
 
 @META_ARCH_REGISTRY.register()

@@ -1,50 +1,74 @@
-"""Post-training int8 quantisation of a detector, by D2Go's RCNN_PREPARE_FOR_QUANT (its eager mode)."""
+"""int8 under D2Go, after and while training: islands of 8 bits in the eager mode of `torch.ao.quantization`."""
 
 from __future__ import annotations
+
+import logging
 
 from d2go.modeling.meta_arch.rcnn import RCNN_PREPARE_FOR_QUANT_REGISTRY
 from d2go.quantization.qconfig import set_backend_and_create_qconfig
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
-from torch.ao.quantization import QConfig, QuantWrapper, fuse_modules
+from torch.ao.quantization import QuantWrapper, fuse_modules, fuse_modules_qat
 
-from d2go_fbnetv5.arch.blocks import ConvBNAct, InvertedResidual, SqueezeExcite
+from d2go_fbnetv5.arch.blocks import ConvBNAct, InvertedResidual, MBPool, SqueezeExcite
+from d2go_fbnetv5.models import TransformerDecoder
+from d2go_fbnetv5.models.lite_maskformer import SegmentationModule
 from d2go_fbnetv5.utils.errors import InputError
+
+_BLOCKS = (ConvBNAct, InvertedResidual, MBPool)
+_IN_FLOATS = (TransformerDecoder, SegmentationModule)
 
 
 @RCNN_PREPARE_FOR_QUANT_REGISTRY.register()
 def fbnetv5_rcnn_prepare_for_quant(model: nn.Module, cfg: CfgNode) -> nn.Module:
-    """Each partition and block of the backbone and each head becomes an int8 island; paths are fused, and regions
-    pooled, in floats.
+    """See `prepare_for_quant`, which this is for detectors, by RCNN_PREPARE_FOR_QUANT."""
+    return prepare_for_quant(model, cfg)
+
+
+def prepare_for_quant(model: nn.Module, cfg: CfgNode) -> nn.Module:
+    """Make each partition and block of the backbone, each head and each convolution and linear layer an island that
+    D2Go quantises, in place; paths are fused, and regions pooled, in floats.
+
+    While training (QUANTIZATION.QAT.ENABLED) batch norms stay within their convolutions' islands, else they are folded.
+    In floats remain, too, Lite MaskFormer's transformer decoder and mask embedding, and layers of other classes than
+    torch's own, such as those of Detectron2's FPN. A line of the log says which.
 
     A saved model takes the engine that is set while it is loaded. It gives this model's outputs on that of
     QUANTIZATION.BACKEND: ``torch.backends.quantized.engine = "fbgemm"``, which D2Go sets, and torch by itself does not.
 
     Raises:
-        ValueError: QUANTIZATION.QAT.ENABLED.
+        ValueError: the model has none of our blocks.
     """
-    if cfg.QUANTIZATION.QAT.ENABLED:
+    if not any(isinstance(module, _BLOCKS) for module in model.modules()):
         raise InputError(
-            "QUANTIZATION.QAT.ENABLED is True, allowed for FBNetV5's blocks: False (they quantise after)"
+            f"the model to quantise, a {type(model).__name__}, has none of FBNetV5's blocks; RCNN_PREPARE_FOR_QUANT "
+            "default_rcnn_prepare_for_quant is D2Go's own way"
         )
-    qconfig = set_backend_and_create_qconfig(cfg, is_train=False)
-    _quantize_children(model, qconfig)
+    qconfig = set_backend_and_create_qconfig(cfg, is_train=model.training)
+    left: list[str] = []
+    _make_islands(model, qconfig, "", left)
+    logging.getLogger(__name__).info(
+        "In floats: fusion of paths, normalisation, %s", ", ".join(left) or "nothing else"
+    )
     return model
 
 
-def _quantize_children(module: nn.Module, qconfig: QConfig) -> None:
+def _make_islands(module: nn.Module, qconfig: object, prefix: str, left: list[str]) -> None:
     for name, child in list(module.named_children()):
-        if _is_chain(child) or isinstance(child, (nn.Conv2d, nn.Linear)):
+        if _is_island(child):
             island = QuantWrapper(_quantizable(child))
             island.qconfig = qconfig
             setattr(module, name, island)
+        elif isinstance(child, (*_IN_FLOATS, nn.Conv2d, nn.Linear)):
+            left.append(f"{prefix}{name}")
         else:
-            _quantize_children(child, qconfig)
+            _make_islands(child, qconfig, f"{prefix}{name}.", left)
 
 
-def _is_chain(module: nn.Module) -> bool:
-    """Return whether it is a sequence of our blocks."""
+def _is_island(module: nn.Module) -> bool:
+    if isinstance(module, MBPool) or type(module) in (nn.Conv2d, nn.Linear):
+        return True
     return (
         type(module) is nn.Sequential
         and len(module) > 0
@@ -53,14 +77,18 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _quantizable(module: nn.Module) -> nn.Module:
-    """The same weights, batch norms folded into convolutions, sums and products as modules that can be observed."""
+    """The same weights in the same order, sums and products as modules that can be observed, and each batch norm within
+    its convolution."""
     if isinstance(module, InvertedResidual):
         return QuantizableResidual(module)
     if isinstance(module, SqueezeExcite):
         return QuantizableSqueezeExcite(module)
+    if isinstance(module, MBPool):
+        return nn.Sequential(_quantizable(module.pw), module.pool, module.pwl, module.act)
     if isinstance(module, ConvBNAct):
         names = ["conv", "bn"] + (["act"] if isinstance(module[-1], nn.ReLU) else [])
-        return fuse_modules(module.eval(), names)
+        fused = (fuse_modules_qat if module.training else fuse_modules)(module, names)
+        return nn.Sequential(*(layer for layer in fused if not isinstance(layer, nn.Identity)))
     if type(module) is nn.Sequential:
         return nn.Sequential(*map(_quantizable, module))
     return module
@@ -90,3 +118,11 @@ class QuantizableSqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mul.mul(x, self.weigh(x))
+
+
+def allow_zero_norms(model: nn.Module) -> None:
+    """Let a fake-quantised convolution whose batch norm is 0, as where a residual block begins, compute what it is to,
+    in place: torch's faster way divides by it."""
+    for module in model.modules():
+        if hasattr(module, "_enable_slow_path_for_better_numerical_stability"):
+            module._enable_slow_path_for_better_numerical_stability = bool((module.bn.weight == 0).any())

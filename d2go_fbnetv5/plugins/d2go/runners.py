@@ -24,7 +24,10 @@ from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.hooks import Stopwatch
 from d2go_fbnetv5.engine.recipes.base import Trained
 from d2go_fbnetv5.engine.recipes.search import SearchRecipe
+from d2go_fbnetv5.plugins.d2go.checks import check_d2go
 from d2go_fbnetv5.plugins.d2go.config import extend_config
+from d2go_fbnetv5.plugins.d2go.quantization import allow_zero_norms
+from d2go_fbnetv5.plugins.d2go.visualization import visualization_evaluator
 from d2go_fbnetv5.plugins.detectron2.checkpoint import StartsFromSearches
 from d2go_fbnetv5.plugins.detectron2.checks import check_run
 from d2go_fbnetv5.plugins.detectron2.datasets import (
@@ -90,9 +93,11 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
 
     def build_model(self, cfg: CfgNode, eval_only: bool = False) -> nn.Module:
         check_run(cfg)
+        check_d2go(cfg)
         if all_ours(cfg):
             seed_all(cfg.SEED, iteration=-1)  # the same first weights on every process, and in every trainer
         model = super().build_model(cfg, eval_only)
+        allow_zero_norms(model)
         if not eval_only:  # what is exported is left as it is
             compile_model(cfg, model)
         return model
@@ -123,8 +128,8 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
         return GeneralizedRCNNRunner.get_mapper(cfg, is_train)
 
     @staticmethod
-    def get_visualization_evaluator() -> None:
-        """None: D2Go's draws from dicts that name an image file, which samples do not."""
+    def get_visualization_evaluator() -> Any:
+        return visualization_evaluator
 
     @staticmethod
     def get_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluators:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import PATHS, Backbone, Family, Supernet, Topology
 from d2go_fbnetv5.plugins.detectron2.config import configured_topology
 from d2go_fbnetv5.plugins.detectron2.convert import require_whole
+from d2go_fbnetv5.plugins.detectron2.deploy import ScriptableBackbone, enlarge
 from d2go_fbnetv5.utils.errors import InputError
 
 
@@ -96,16 +96,10 @@ class FBNetV5Backbone(Backbone, _PathBackbone):
         features = super().forward(images)
         if not self.exact_sizes:
             return features
-        height, width = images.shape[-2:]
-        return {
-            name: _enlarge(feature, -(-height // self.strides[name]), -(-width // self.strides[name]))
-            for name, feature in features.items()
-        }
+        return {name: enlarge(feature, images, self.strides[name]) for name, feature in features.items()}
 
-
-def _enlarge(feature: Tensor, height: int, width: int) -> Tensor:
-    missing = (height - feature.shape[-2], width - feature.shape[-1])
-    return F.pad(feature, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else feature
+    def __prepare_scriptable__(self) -> ScriptableBackbone:
+        return ScriptableBackbone(self, self.exact_sizes)
 
 
 @BACKBONE_REGISTRY.register()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor
 
 from d2go_fbnetv5.models.weights import SEARCH_WEIGHTS
-from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_fit
+from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, has_observers, require_fit
 from d2go_fbnetv5.search import MultitaskSearch
 from d2go_fbnetv5.utils.checkpoints import read_tensors
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.shipped import or_shipped
 
 
@@ -36,13 +39,26 @@ class StartsFromSearches:
         return read_tensors(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        ours = self.model.state_dict()
+        ours = self._names_to_load(checkpoint["model"])
         state = adapt_weights(checkpoint["model"], ours)
         if self._start and isinstance(self.model, MultitaskSearch):
             state = {name: value for name, value in state.items() if name.startswith(SEARCH_WEIGHTS)}
         require_fit(state, ours)
         checkpoint["model"] = state
         return super()._load_model(checkpoint)
+
+    def _names_to_load(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's own ``state_dict``, under the names that it had before D2Go prepared it for int8 where the
+        weights are those of a training in floats: D2Go gives them the others."""
+        ours = self.model.state_dict()
+        if has_observers(state):
+            if not has_observers(ours):
+                raise InputError(
+                    "MODEL.WEIGHTS is of a training with QUANTIZATION.QAT.ENABLED True, allowed there: the same here"
+                )
+            return ours
+        names = getattr(self.model, "_non_qat_to_qat_state_dict_map", {name: name for name in ours})
+        return {name: ours[here] for name, here in names.items()}
 
 
 class FBNetV5Checkpointer(StartsFromSearches, DetectionCheckpointer):

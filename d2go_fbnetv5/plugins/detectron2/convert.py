@@ -13,8 +13,8 @@ from d2go_fbnetv5.models.detectron2_names import RPN, to_generalized_rcnn
 from d2go_fbnetv5.utils.errors import InputError
 
 _STAGE0 = "stage0."
-# Counters, and what quantisation adds to a network.
-_DISPENSABLE = ("num_batches_tracked", "fake_quant", "activation_post_process")
+_OBSERVERS = ("fake_quant", "activation_post_process")  # which training for int8 adds to a network
+_DISPENSABLE = ("num_batches_tracked", *_OBSERVERS)
 
 
 def network_prefix(names: Iterable[str]) -> str | None:
@@ -42,6 +42,16 @@ def adapt_weights(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> di
     return {name: value for name, value in renamed.items() if name in ours}
 
 
+def has_observers(names: Iterable[str]) -> bool:
+    """Return whether a model's weights are those of one that is trained for int8."""
+    return any(is_observer(name) for name in names)
+
+
+def is_observer(name: str) -> bool:
+    """Return whether a value is a range that training for int8 has found: it may be infinite, and of another shape."""
+    return any(part in name for part in _OBSERVERS)
+
+
 def require_fit(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
     """Raise an InputError if a weight for a model with our network is not finite, or one of the network has another
     shape than in ``ours``. (Detectron2 passes over what does not fit, which heads of other classes may.)"""
@@ -49,6 +59,8 @@ def require_fit(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None
     if prefix is None:
         return
     for name, value in state.items():
+        if is_observer(name):
+            continue
         if name in ours and not torch.as_tensor(value).isfinite().all():
             raise InputError(f"MODEL.WEIGHTS: {name!r} is not finite (NaN or infinity)")
         if name.startswith(prefix) and name in ours and value.shape != ours[name].shape:

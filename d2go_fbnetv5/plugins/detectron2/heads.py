@@ -34,6 +34,8 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
     """Anchors as `d2go_fbnetv5.models.LiteRCNN` has them (and torchvision): sides rounded to whole pixels around
     the centre, all sizes of the first aspect ratio first. So that a detector's weights fit both."""
 
+    __constants__ = ["box_dim"]  # as the base class annotates it, which scripting looks for in the very class
+
     def generate_cell_anchors(
         self,
         sizes: Sequence[float] = (32, 64, 128, 256, 512),

@@ -19,6 +19,7 @@ from d2go_fbnetv5.engine.recipes.models import class_names, model_arguments, sea
 from d2go_fbnetv5.engine.recipes.search import search_arguments
 from d2go_fbnetv5.plugins.detectron2.convert import require_whole
 from d2go_fbnetv5.plugins.detectron2.datasets import register_datasets
+from d2go_fbnetv5.plugins.detectron2.deploy import ClassifierOnImage, OnDicts, SegmenterOnImage
 from d2go_fbnetv5.plugins.detectron2.rcnn import head_options
 from d2go_fbnetv5.plugins.detectron2.samples import to_sample
 from d2go_fbnetv5.plugins.detectron2.solver import SearchGuard
@@ -71,9 +72,12 @@ class SampleModel:
         super().__init__(**arguments)
         self.to(memory_format=torch.channels_last)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def forward(self, batch: Batch) -> dict[str, Tensor] | list[dict[str, Any]]:
-        device = next(self.parameters()).device
-        return super().forward([to_sample(data, device) for data in batch])
+        return super().forward([to_sample(data, self.device) for data in batch])
 
 
 class _SearchedSampleModel(SampleModel):
@@ -138,6 +142,9 @@ class MultitaskSearch(SampleModel, search.MultitaskSearch):
 class ImageClassifier(_SearchedSampleModel, models.ImageClassifier):
     """MBPool and a linear layer on Path 3; reads ``class_label``, predicts ``class_scores``."""
 
+    def __prepare_scriptable__(self) -> OnDicts:
+        return OnDicts(ClassifierOnImage(self).scriptable(), "class_scores")
+
 
 @META_ARCH_REGISTRY.register()
 class LiteMaskFormer(_SearchedSampleModel, models.LiteMaskFormer):
@@ -151,3 +158,6 @@ class LiteMaskFormer(_SearchedSampleModel, models.LiteMaskFormer):
             size_out = data.get("height", height), data.get("width", width)
             outputs.append({"sem_seg": sem_seg_postprocess(scores, size, *size_out)})
         return outputs
+
+    def __prepare_scriptable__(self) -> OnDicts:
+        return OnDicts(SegmenterOnImage(self).scriptable(), "sem_seg")

@@ -15,6 +15,7 @@ from d2go_fbnetv5.engine.network import checked_head
 from d2go_fbnetv5.engine.recipes.base import get_recipe
 from d2go_fbnetv5.models.base import zero_loss
 from d2go_fbnetv5.plugins.detectron2.config import use_lite_rcnn
+from d2go_fbnetv5.plugins.detectron2.deploy import ScriptableRCNN
 from d2go_fbnetv5.utils.errors import InputError
 
 
@@ -105,6 +106,9 @@ class LiteRCNNMixin:
                 names = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
                 return {name: zero_loss(*self.parameters()) for name in names}
         return super().forward(batched_inputs)
+
+    def __prepare_scriptable__(self) -> ScriptableRCNN:
+        return ScriptableRCNN.of(self)
 
 
 @META_ARCH_REGISTRY.register()

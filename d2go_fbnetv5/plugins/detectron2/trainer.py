@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator, SemSegEvaluator
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
@@ -38,6 +38,9 @@ from d2go_fbnetv5.plugins.detectron2.solver import build_optimizer
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.seeding import seed_all
 
+# Of sets that are not ours; there are more, which a subclass names in ``build_evaluator``.
+_EVALUATORS = {"coco": COCOEvaluator, "lvis": LVISEvaluator, "sem_seg": SemSegEvaluator}
+
 
 class FBNetV5Trainer(DefaultTrainer):
     """`DefaultTrainer` for a search and for models on the searched backbone, without D2Go.
@@ -45,7 +48,8 @@ class FBNetV5Trainer(DefaultTrainer):
     A search's probabilities get their own rate, no decay and no momentum, and are kept in their range; it ends with
     the report that our own trainer writes. MODEL.WEIGHTS may be a search, a supernet, or a model of any trainer.
     Optimizer and schedule are ours (SOLVER.OPTIMIZER, LR_MULTIPLIER_OVERWRITE, WarmupPolyLR). Sets of FBNETV5_DATA are
-    registered, read and judged as in our own trainer, others as by DefaultTrainer.
+    registered, read and judged as in our own trainer, others read as by DefaultTrainer and, where they are of COCO's or
+    LVIS' kind or label maps, judged by Detectron2's evaluators.
 
     Raises:
         ValueError: an impossible value, or a key that Detectron2's trainer would pass over.
@@ -95,7 +99,10 @@ class FBNetV5Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         if is_ours(cfg, dataset_name):
             return SampleEvaluator.for_info(MetadataCatalog.get(dataset_name).info)
-        return super().build_evaluator(cfg, dataset_name)
+        build = _EVALUATORS.get(MetadataCatalog.get(dataset_name).get("evaluator_type"))
+        if build is None:
+            return super().build_evaluator(cfg, dataset_name)
+        return build(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR, "inference", dataset_name)))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:

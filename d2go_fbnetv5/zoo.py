@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from d2go_fbnetv5.arch import Backbone, Topology, list_families
@@ -16,7 +16,7 @@ from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, Searc
 from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.options import bind_options
+from d2go_fbnetv5.utils.options import bind_options, to_budget
 
 FAMILIES = ("A_C", "A_R", "A", "C", "F")
 _NAME = re.compile(r"FBNetV5-(?P<family>.+)-(?P<task>[A-Z]+)")
@@ -46,6 +46,7 @@ def create_model(
     num_classes: int | None = None,
     topology: Topology | str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    budget: Mapping[str, float] | None = None,
     **options: Any,
 ) -> SearchedModel:
     """Build a model by name, ready to be trained, or open the one that a training has left in its folder.
@@ -54,10 +55,12 @@ def create_model(
         name: one of `list_models`, or the same with another registered family, such as "FBNetV5-N-DET"; or the
             OUTPUT_DIR of a training, which has a topology, classes, options and trained weights of its own.
         num_classes: classes to predict; the paper's data set by default (1000, 150 and 80).
-        topology: a topology, or the path of a ``topologies.json`` whose "cls", "seg" or "det" is taken; by
-            default the built-in reconstruction, which is not the paper's own.
+        topology: a topology, or the path of a ``topologies.json`` or ``front.json`` whose "cls", "seg" or "det" is
+            taken; by default the built-in reconstruction, which is not the paper's own.
         weights: path of a checkpoint, of such a model or of a supernet of the family (`load_weights`); without it a
             model by name is not trained, and a training's has the newest one of its folder.
+        budget: of a ``front.json`` the best network is taken whose backbone costs no more, {"flops": 9e6}, see
+            `TopologyFile.task`.
         options: the model's further arguments, such as ``test_proposals`` or ``pixel_mean``.
 
     Returns:
@@ -69,7 +72,7 @@ def create_model(
     """
     match = _NAME.fullmatch(os.fspath(name))
     if match is None and os.path.isdir(name):
-        given = {"num_classes": num_classes, "topology": topology, **options}
+        given = {"num_classes": num_classes, "topology": topology, "budget": budget, **options}
         wrong = [key for key, value in given.items() if value is not None]
         if wrong:
             raise InputError(f"run {os.fspath(name)} has its own {wrong[0]}; allowed is weights alone")
@@ -83,10 +86,14 @@ def create_model(
         num_classes = entry.num_classes
     if num_classes < 1:
         raise InputError(f"num_classes is {num_classes}; allowed is 1 or more")
+    if budget and (topology is None or isinstance(topology, Topology)):
+        raise InputError("a budget is given, allowed with the path of a front.json as topology alone")
     if topology is None:
         topology = builtin_topology(match["task"])
     elif not isinstance(topology, Topology):
-        topology = load_topologies(topology).task(match["task"].lower()).topology
+        file, within = load_topologies(topology), to_budget(budget or {}, "budget ")
+        task, outputs = match["task"].lower(), entry.model.in_features
+        topology = file.task(task, within, match["family"], outputs).topology
     backbone = Backbone(match["family"], topology, entry.model.in_features)
     options = bind_options(f"model {name!r}", entry.model, options, ("backbone", "num_classes"))
     model = entry.model(backbone, num_classes, **options)
@@ -101,20 +108,22 @@ def from_zoo(
     topology: str | None = None,
     num_classes: int | None = None,
     names: Sequence[str] | None = None,
+    budget: Mapping[str, float] | None = None,
 ) -> Predictor:
     """Return the predictor of a model of the zoo.
 
     Args:
         name: such as "FBNetV5-A-DET".
         weights: its checkpoint; None for a model that is not trained.
-        topology: the topologies.json that it was trained with; by default the zoo's reconstruction.
+        topology: the topologies.json or front.json that it was trained with; by default the zoo's reconstruction.
         num_classes: as many as there are names, or as in the paper, by default.
         names: of the classes; by default those of ADE20K for its 150, else the numbers.
+        budget: by which its network was picked of a front.json.
 
     Raises:
         FileNotFoundError, ValueError: names what is missing or does not fit.
     """
-    model = create_model(name, num_classes or (len(names) if names else None), topology)
+    model = create_model(name, num_classes or (len(names) if names else None), topology, budget=budget)
     if weights is not None:
         load_weights(model, weights)
     count = model.num_classes

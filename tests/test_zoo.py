@@ -1,7 +1,9 @@
+import json
+
 import pytest
 import torch
 
-from d2go_fbnetv5.arch import Supernet, Topology
+from d2go_fbnetv5.arch import Supernet, Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 from d2go_fbnetv5.models.reconstructions import builtin_topology
@@ -85,6 +87,30 @@ def test_topology_file_without_the_task(tmp_path):
         create_model("FBNetV5-N-DET", 4, topology=path)
     with pytest.raises(FileNotFoundError, match="missing.json"):
         create_model("FBNetV5-N-DET", 4, topology=tmp_path / "missing.json")
+
+
+def test_a_model_by_name_is_picked_of_a_front_by_budget(tmp_path):
+    topologies = Topology.full(1), Topology([[0, 0, 0, 0]])
+    points = [{"topology": t.to_dict(), "loss": loss} for t, loss in zip(topologies, (0.1, 0.2), strict=True)]
+    tasks = {"seg": {"outputs": ["path2"], "front": points}}
+    content = {"format": 1, "family": "N", "num_stages": 1, "size": [96, 96], "tasks": tasks}
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps(content))
+    costs = block_costs("N", (96, 96))
+    least = costs.network(topologies[1], ["path1", "path3"])  # of what Lite MaskFormer reads
+    for budget, expected in (({}, 0), ({"flops": 1e12}, 0), ({"flops": str(least)}, 1)):
+        model = create_model("FBNetV5-N-SEG", 4, path, budget=budget)
+        assert model.backbone.topology == topologies[expected].prune(model.in_features)
+    for name, topology, message in (
+        ("FBNetV5-N-SEG", path, f"costs 9 flops or less, the least is {least:g}"),
+        ("FBNetV5-A-SEG", path, "a front of family N, allowed is the network's own, A"),
+        ("FBNetV5-N-DET", path, "no task 'det'; available: seg"),
+        ("FBNetV5-N-SEG", None, "a budget is given, allowed with the path of a front.json as topology alone"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            create_model(name, 4, topology, budget={"flops": 9})
+    with pytest.raises(ValueError, match="budget flops is -1, allowed is a number over 0"):
+        create_model("FBNetV5-N-SEG", 4, path, budget={"flops": -1})
 
 
 def same_weights(ours, theirs):

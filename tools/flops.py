@@ -2,6 +2,7 @@
 
     python tools/flops.py --family A --size 224x224
     python tools/flops.py --topology output/demo/topologies.json --task det --json
+    python tools/flops.py --topology output/demo/front/front.json --task det --budget flops=9e6 --with-head
     python tools/flops.py --model FBNetV5-A-DET --size 213x320
     python tools/flops.py --model FBNetV5-A-DET --size 213x320 --coco-sizes instances_val2017.json
 
@@ -24,12 +25,11 @@ from rich.table import Table
 from rich.text import Text
 
 from d2go_fbnetv5.arch import PATHS, BlockCosts, block_costs, build_family, list_families
-from d2go_fbnetv5.arch.topology_file import TopologyEntry, load_topologies
-from d2go_fbnetv5.utils.arguments import ToolParser, parse_size
+from d2go_fbnetv5.arch.cost import METRICS
+from d2go_fbnetv5.arch.topology_file import TopologyEntry, TopologyFile, load_topologies
+from d2go_fbnetv5.utils.arguments import ToolParser, add_budget, parse_budget, parse_size
 from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.formatting import format_count, format_share
-
-METRICS = ("flops", "params")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,11 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    costs = _model_costs(args) if args.model else _costs(args)
+    whole = args.model or args.with_head
+    costs = _model_costs(args) if whole else _costs(args)
     if args.json:
         print(json.dumps(costs, indent=2))
     else:
-        Console().print(model_table(costs) if args.model else _table(costs))
+        Console().print(model_table(costs) if whole else _table(costs))
 
 
 def cli() -> None:
@@ -60,10 +61,17 @@ def _parser() -> argparse.ArgumentParser:
         "--size", help="HEIGHTxWIDTH in pixels; default: the topology file's, or the family's own"
     )
     parser.add_argument(
-        "--topology", metavar="FILE", help="a topologies.json: cost a searched network as well"
+        "--topology", metavar="FILE", help="a topologies.json or front.json: cost a searched network as well"
     )
     parser.add_argument("--task", help="which of the file's tasks; may be left out if there is one")
+    add_budget(parser)
+    parser.add_argument(
+        "--with-head",
+        action="store_true",
+        help="count the whole model that --task names, as --model does",
+    )
     parser.add_argument("--model", metavar="NAME", help="count a whole model, such as FBNetV5-A-DET")
+    parser.add_argument("--num-classes", type=int, metavar="K", help="of a whole model; default: the paper's")
     parser.add_argument(
         "--coco-sizes",
         metavar="FILE",
@@ -80,20 +88,42 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _model_costs(args: argparse.Namespace) -> dict[str, Any]:
-    for flag, value in (("--family", args.family), ("--task", args.task)):
-        if value:
-            raise InputError(f"{flag} {value}: the name of --model says it already")
-    size = parse_size(args.size) if args.size else None
-    resize = parse_size(args.coco_resize, "--coco-resize")
-    return model_costs(args.model, size, args.topology, args.coco_sizes, resize)
+    name, size = args.model, parse_size(args.size) if args.size else None
+    if name:
+        for flag, value in (
+            ("--family", args.family),
+            ("--task", args.task),
+            ("--with-head", args.with_head),
+        ):
+            if value:
+                raise InputError(f"{flag} {value}: the name of --model says it already")
+    else:
+        file, task = _read(args)
+        if file is None:
+            raise InputError("--with-head needs --topology FILE")
+        name, size = f"FBNetV5-{args.family or file.family}-{task.upper()}", size or file.size
+    resize, budget = parse_size(args.coco_resize, "--coco-resize"), parse_budget(args.budget)
+    return model_costs(name, size, args.topology, args.coco_sizes, resize, budget, args.num_classes)
+
+
+def _read(args: argparse.Namespace) -> tuple[TopologyFile | None, str]:
+    """Return the file of --topology, if it is given, and the task that is asked for."""
+    if not args.topology:
+        for flag, value in (("--task", args.task), ("--budget", " ".join(args.budget))):
+            if value:
+                raise InputError(f"{flag} {value} needs --topology FILE")
+        return None, ""
+    file = load_topologies(args.topology)
+    if args.task is None and len(file.tasks) > 1:
+        raise InputError(f"--task is missing; {file.path} has {', '.join(file.tasks)}")
+    return file, args.task or next(iter(file.tasks))
 
 
 def _costs(args: argparse.Namespace) -> dict[str, Any]:
-    if args.coco_sizes:
-        raise InputError(f"--coco-sizes {args.coco_sizes} needs --model NAME")
-    file = load_topologies(args.topology) if args.topology else None
-    if file is None and args.task:
-        raise InputError(f"--task {args.task} needs --topology FILE")
+    for flag, value in (("--coco-sizes", args.coco_sizes), ("--num-classes", args.num_classes)):
+        if value:
+            raise InputError(f"{flag} {value} needs --model NAME or --with-head")
+    file, task = _read(args)
     family = build_family(args.family or (file.family if file else "A"))
     size = (
         parse_size(args.size) if args.size else file.size if file else (family.input_size, family.input_size)
@@ -107,10 +137,8 @@ def _costs(args: argparse.Namespace) -> dict[str, Any]:
         "blocks": _per_path(costs, "blocks"),
     }
     if file is not None:
-        if args.task is None and len(file.tasks) > 1:
-            raise InputError(f"--task is missing; {file.path} has {', '.join(file.tasks)}")
-        task = args.task or next(iter(file.tasks))
-        answer["network"] = {"task": task, **_network(file.task(task), costs)}
+        entry = file.task(task, parse_budget(args.budget), family.name)
+        answer["network"] = {"task": task, **_network(entry, costs)}
     return answer
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from d2go_fbnetv5.engine.predictor import Predictor, from_run
+from d2go_fbnetv5.utils.arguments import add_budget, parse_budget
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.zoo import from_zoo
 
@@ -16,8 +17,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str, weights: st
     parser.add_argument("--model", metavar="NAME", help=model)
     parser.add_argument("--weights", metavar="FILE", help=weights)
     parser.add_argument(
-        "--topology", metavar="FILE", help="the topologies.json that --model was trained with"
+        "--topology", metavar="FILE", help="the topologies.json or front.json that --model was trained with"
     )
+    add_budget(parser)
     parser.add_argument(
         "--num-classes", type=int, metavar="K", help="of --model, if not as many as in the paper"
     )
@@ -38,9 +40,11 @@ def open_model(args: argparse.Namespace) -> Predictor:
     """
     if args.run is None:
         names = _names(args.names) if args.names is not None else None
-        return from_zoo(args.model, args.weights, args.topology, args.num_classes, names)
+        budget = parse_budget(args.budget)
+        return from_zoo(args.model, args.weights, args.topology, args.num_classes, names, budget)
     for flag, value in (
         ("--topology", args.topology),
+        ("--budget", " ".join(args.budget) or None),
         ("--num-classes", args.num_classes),
         ("--names", args.names),
     ):

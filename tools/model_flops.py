@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -33,16 +34,20 @@ def model_costs(
     topology: str | None = None,
     coco_sizes: str | None = None,
     resize: tuple[int, int] = (224, 320),
+    budget: Mapping[str, float] | None = None,
+    num_classes: int | None = None,
 ) -> dict[str, Any]:
     """Multiply-adds by part, total and parameters of a model of the zoo.
 
     Args:
         size: height and width of the image before padding; None for the family's own.
-        topology: path of a topologies.json; None for the zoo's reconstruction.
+        topology: path of a topologies.json or front.json; None for the zoo's reconstruction.
         coco_sizes: path of a COCO annotation file, or of a JSON list of [height, width]: adds the ``average``.
         resize: for the average, the short side and the bound on the long one.
+        budget: that picks the network of a front.json.
+        num_classes: None for as many as in the paper.
     """
-    model = create_model(name, topology=topology)
+    model = create_model(name, num_classes, topology, budget=budget)
     size = size or (model.backbone.family.input_size,) * 2
     counted = model_flops(model, size)
     answer: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 python tools/visualize.py output/demo                                    the topologies of a run
 python tools/visualize.py output/demo --output topologies.svg            ... as a picture
+python tools/visualize.py output/demo/front/front.json --budget flops=9e6    the best of a front that cost no more
 python tools/visualize.py output/demo --probabilities                    every block's probability over time
 python tools/visualize.py output/seed0 output/seed1 output/seed2         whether several runs found the same
 python tools/visualize.py output/seed* --output agreement.html           ... on a page, or as a picture
@@ -28,7 +29,7 @@ from d2go_fbnetv5.reports.plots import probabilities_figure
 from d2go_fbnetv5.reports.run_agreement import read_agreement
 from d2go_fbnetv5.reports.run_agreement_page import agreement_figure, agreement_page, agreement_table
 from d2go_fbnetv5.reports.text_drawing import draw_text
-from d2go_fbnetv5.utils.arguments import ToolParser
+from d2go_fbnetv5.utils.arguments import ToolParser, add_budget, parse_budget
 from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.files import refuse_others, write_atomically
 from d2go_fbnetv5.utils.formatting import format_count
@@ -48,6 +49,10 @@ def _run(args: argparse.Namespace) -> None:
     args.output = expand_user(args.output) if args.output else None
     if args.output:
         refuse_others(args.output)
+    if args.budget and (len(args.sources) != 1 or args.named or args.probabilities):
+        raise InputError(
+            f"--budget {' '.join(args.budget)}: expected is one front.json and no other option of its kind"
+        )
     ascii_only = args.ascii or not _shows(_LEVELS + "█░─┄╲╱╳↓▶·")
     if len(args.sources) > 1:
         text = _agreement(args)
@@ -71,8 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         "sources",
         nargs="*",
         metavar="RUN_DIR",
-        help="a search's output folder, or a topologies.json; several are compared",
+        help="a search's output folder, a topologies.json or a front.json; several searches are compared",
     )
+    add_budget(parser)
     parser.add_argument(
         "--named", metavar="NAME", help="linear, unet, fpn, panet or bifpn instead of a search's"
     )
@@ -133,7 +139,7 @@ def _file_panels(args: argparse.Namespace) -> list[Panel]:
     file = load_topologies(path)
     panels = []
     for name in args.task or file.tasks:
-        entry = file.task(name)
+        entry = file.task(name, parse_budget(args.budget))
         topology, used = entry.topology, entry.topology.prune(entry.outputs).num_kept
         blocks = topology.num_stages * topology.num_paths
         note = f"{topology.num_kept} of {blocks} blocks kept, {used} used by the head"

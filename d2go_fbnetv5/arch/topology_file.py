@@ -3,7 +3,12 @@
     {"format": 1, "family": "A", "num_stages": 7, "size": [224, 224],
      "tasks": {"det": {"topology": {...}, "outputs": ["path2"], "probabilities": [[...]], "flops": 1.2e9, ...}}}
 
-Only ``topology`` and ``outputs`` are required of a task, so the file can also be written by hand.
+Only ``topology`` and ``outputs`` are required of a task, so the file can also be written by hand. A ``front.json`` is
+read as well: there a task has the networks that no other one beats, of which a budget picks one.
+
+    {"format": 1, "family": "A", "num_stages": 7, "size": [224, 224],
+     "tables": {"phone.csv": {"stage0": [4 milliseconds], "blocks": [4 milliseconds]}},
+     "tasks": {"det": {"outputs": ["path2"], "front": [{"topology": {...}, "loss": 0.5, ...}, ...], ...}}}
 """
 
 from __future__ import annotations
@@ -11,17 +16,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from d2go_fbnetv5.arch.cost import MOST_PIXELS
+from d2go_fbnetv5.arch.cost import METRICS, MOST_PIXELS, BlockCosts, block_costs
 from d2go_fbnetv5.arch.families import NUM_PATHS, PATHS
 from d2go_fbnetv5.arch.topology import MOST_STAGES, Topology
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import is_number, json_value
-from d2go_fbnetv5.utils.options import require
+from d2go_fbnetv5.utils.options import require, shown
 from d2go_fbnetv5.utils.text_files import read_json_object
 
 FORMAT = 1
@@ -54,19 +59,73 @@ class TopologyEntry:
 
 @dataclass(frozen=True)
 class TopologyFile:
-    """The content of a ``topologies.json``."""
+    """The content of a ``topologies.json`` or of a ``front.json``."""
 
     path: str
     family: str
     num_stages: int
     size: tuple[int, int]  # (height, width) in pixels at which the costs were counted
-    tasks: dict[str, TopologyEntry]
+    tasks: dict[str, TopologyEntry]  # of a front the one with the least loss
+    fronts: dict[str, tuple[TopologyEntry, ...]] = field(default_factory=dict)  # the least loss first
+    tables: dict[str, BlockCosts] = field(
+        default_factory=dict
+    )  # milliseconds of a front by their table's name
 
-    def task(self, name: str) -> TopologyEntry:
-        """Return the entry of a task; a task that the file lacks is a ValueError naming those it has."""
+    def task(
+        self,
+        name: str,
+        budget: Mapping[str, float] | None = None,
+        family: str | None = None,
+        outputs: Collection[str] | None = None,
+    ) -> TopologyEntry:
+        """Return the entry of a task; of a front the one with the least loss that stays within a budget.
+
+        Args:
+            budget: the most that the backbone may cost as it is built for its head, Stage 0 included, at the file's
+                size of images: by "flops", "params" or the name of a latency table of the front; None for anything.
+            family: that the backbone is built of; None for the file's own.
+            outputs: names of the paths that its head reads; None for those of the search's head.
+
+        Raises:
+            InputError: there is no such task or cost, the front is of another family, or nothing is as cheap; names the
+                file, and the least that there is.
+        """
         if name not in self.tasks:
             raise InputError(f"{self.path}: no task {name!r}; available: {', '.join(self.tasks)}")
-        return self.tasks[name]
+        family, budget = family or self.family, budget or {}
+        if self.fronts and family != self.family:
+            raise InputError(
+                f"{self.path}: a front of family {self.family}, allowed is the network's own, {family}"
+            )
+        entries = self.fronts.get(name, (self.tasks[name],))
+        try:
+            prices = {cost: self._prices(cost, family) for cost in budget}
+            costs = [
+                {
+                    cost: each.network(entry.topology, outputs or entry.outputs)
+                    for cost, each in prices.items()
+                }
+                for entry in entries
+            ]
+            for cost, most in budget.items():
+                least = min(each[cost] for each in costs)
+                if least > most:
+                    raise InputError(
+                        f"no network of {name} costs {most:g} {cost} or less, the least is {least:g}"
+                    )
+            within = [all(each[cost] <= most for cost, most in budget.items()) for each in costs]
+            if True not in within:
+                raise InputError(f"no network of {name} stays within all of {budget}")
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+        return entries[within.index(True)]
+
+    def _prices(self, cost: str, family: str) -> BlockCosts:
+        if cost in METRICS:
+            return block_costs(family, self.size, cost)
+        if cost not in self.tables:
+            raise InputError(f"budget of {cost!r}, allowed are {', '.join((*METRICS, *self.tables))}")
+        return self.tables[cost]
 
 
 def save_topologies(
@@ -96,7 +155,7 @@ def save_topologies(
 
 
 def load_topologies(path: str | os.PathLike[str]) -> TopologyFile:
-    """Read and validate a topology file.
+    """Read and validate a ``topologies.json`` or a ``front.json``.
 
     Raises FileNotFoundError if there is none, ValueError naming the file, the key, what was found and what is
     allowed if its content is not what it should be.
@@ -118,15 +177,53 @@ def _parse(content: dict[str, Any], path: str) -> TopologyFile:
         tasks = require(
             content, "tasks", lambda value: value and _is_object(value), "an object with at least one task"
         )
-        entries = {name: _parse_entry(tasks, name, stages) for name in tasks}
+        entries, fronts = {}, {}
+        for name in tasks:
+            given = require(tasks, name, _is_object, "an object", "tasks.")
+            if "front" in given:
+                fronts[name] = _parse_front(given, f"tasks.{name}.", stages)
+            entries[name] = (
+                fronts[name][0] if name in fronts else _parse_entry(given, f"tasks.{name}.", stages)
+            )
+        tables = _parse_tables(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return TopologyFile(path=path, family=family, num_stages=stages, size=tuple(size), tasks=entries)
+    return TopologyFile(path, family, stages, tuple(size), entries, fronts, tables)
 
 
-def _parse_entry(tasks: dict[str, Any], name: str, stages: int) -> TopologyEntry:
-    group = f"tasks.{name}."
-    given = require(tasks, name, _is_object, "an object", "tasks.")
+def _parse_tables(content: dict[str, Any]) -> dict[str, BlockCosts]:
+    tables = require({"tables": {}, **content}, "tables", _is_object, "an object")
+    found = {}
+    for name in tables:
+        table = require(tables, name, _is_object, "an object", "tables.")
+        stage0, blocks = (
+            require(table, part, _are_costs, f"{NUM_PATHS} numbers of at least 0", f"tables.{name}.")
+            for part in ("stage0", "blocks")
+        )
+        found[name] = BlockCosts("latency", tuple(stage0), tuple(blocks))
+    return found
+
+
+def _parse_front(given: dict[str, Any], group: str, stages: int) -> tuple[TopologyEntry, ...]:
+    points = require(given, "front", lambda value: value and isinstance(value, list), "a list", group)
+    found = []
+    for place, point in enumerate(points):
+        where = f"{group}front[{place}]"
+        if not _is_object(point):
+            raise InputError(f"{where} is {shown(point)}, allowed is an object")
+        loss = require(point, "loss", is_number, "a number", f"{where}.")
+        costs = require({"costs": {}, **point}, "costs", _is_object, "an object", f"{where}.")
+        entry = {
+            "outputs": given.get("outputs"),
+            "metrics": {},
+            **{key: point[key] for key in ("topology", "metrics") if key in point},
+            "flops_pruned": costs.get("flops"),
+        }
+        found.append((loss, _parse_entry(entry, f"{where}.", stages)))
+    return tuple(entry for _, entry in sorted(found, key=lambda each: each[0]))
+
+
+def _parse_entry(given: dict[str, Any], group: str, stages: int) -> TopologyEntry:
     entry = {"metrics": {}, "random": {}, **dict.fromkeys(("probabilities", *NUMBERS)), **given}
     try:
         topology = Topology.from_dict(require(entry, "topology", _is_object, "a topology", group))
@@ -183,6 +280,10 @@ def _is_object(value: Any) -> bool:
 
 def _is_number_or_null(value: Any) -> bool:
     return value is None or is_number(value)
+
+
+def _are_costs(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == NUM_PATHS and all(is_number(v) and v >= 0 for v in value)
 
 
 def _are_shares(value: Any, stages: int) -> bool:

@@ -14,6 +14,7 @@ import torch
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs, build_family
 from d2go_fbnetv5.arch.cost import METRICS
 from d2go_fbnetv5.arch.latency_table import read_latency_table
+from d2go_fbnetv5.arch.topology_file import FORMAT
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.continuing import CONFIG_FILE
 from d2go_fbnetv5.engine.recipes.network_judge import NetworkJudge, Verdict
@@ -205,7 +206,18 @@ class _Finder:
                     kind: [self._point(name, each, verdicts) for each in some] for kind, some in kinds.items()
                 },
             }
-        content = {"format": 1, **self.header, "costs": list(self.prices), "tasks": tasks}
+        tables = {
+            name: {"stage0": costs.stage0, "blocks": costs.blocks}
+            for name, costs in self.prices.items()
+            if name not in METRICS
+        }
+        content = {
+            "format": FORMAT,
+            **self.header,
+            "costs": list(self.prices),
+            "tables": tables,
+            "tasks": tasks,
+        }
         write_front_report(self.folder, json_value(content))
         return self.folder / "front.json"
 

@@ -2,10 +2,12 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.formatting import MOST_PIXELS
+from d2go_fbnetv5.utils.options import to_budget
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -47,6 +49,26 @@ def check_least(args: argparse.Namespace, **least: int) -> None:
     for name, allowed in least.items():
         if (value := getattr(args, name)) < allowed:
             raise InputError(f"--{name.replace('_', '-')} {value}: allowed is {allowed} or more")
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Add ``--budget``, which `parse_budget` reads."""
+    parser.add_argument(
+        "--budget",
+        nargs="+",
+        metavar="COST=MOST",
+        default=[],
+        help="of a front.json the best network whose backbone costs no more: flops=9e6, params=5e5, or milliseconds by "
+        "the name of a latency table of the front",
+    )
+
+
+def parse_budget(pairs: Sequence[str]) -> dict[str, float]:
+    """Return ["flops=9e6"] as {"flops": 9e6}; an InputError names what is no such pair."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"--budget {pair}: expected COST=MOST, such as flops=9e6")
+    return to_budget(dict(pair.rsplit("=", 1) for pair in pairs), "--budget ")
 
 
 def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:

@@ -84,6 +84,23 @@ def to_float(value: Any) -> float:
     return number
 
 
+def to_budget(values: Mapping[str, Any], group: str) -> dict[str, float]:
+    """Return the most that something may cost by the costs' names, numbers over 0 or their texts.
+
+    Raises:
+        InputError: one is no such number; names it after ``group``, such as "MODEL.FBNETV5.BUDGET.".
+    """
+    budget = {}
+    for name, most in values.items():
+        try:
+            budget[name] = to_float(most)  # YAML takes 9.0e6 and an argument's 9.0e+6 for a text
+        except MisfitError:
+            budget[name] = math.nan
+        if not budget[name] > 0:
+            raise InputError(f"{group}{name} is {most!r}, allowed is a number over 0, such as 9.0e+6")
+    return budget
+
+
 def to_switch(value: Any) -> bool:
     """Return True or False, also of yes, no, on, off, true and false in any case; MisfitError for anything else."""
     if isinstance(value, str):

@@ -1,9 +1,10 @@
 import json
+import re
 
 import pytest
 import torch
 
-from d2go_fbnetv5.arch.topology import Topology
+from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies, save_topologies
 
 
@@ -154,3 +155,128 @@ def test_wrong_entry_leaves_the_old_file(tmp_path, topology):
         save_topologies(path, "A", 7, (64, 64), {"det": {"topology": topology, "outputs": ["path2"]}})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["topologies.json"]
+
+
+NONE, ONE, TWO = (Topology([[0, n > 0, 0, 0], [0, n > 1, 0, 0]]) for n in range(3))
+COSTS = block_costs("N", (96, 96))
+
+
+@pytest.fixture
+def front(tmp_path):
+    """A front.json of three networks, the worst first; a block takes 5 ms, a part of Stage 0 one."""
+    points = [
+        {
+            "topology": t.to_dict(),
+            "loss": loss,
+            "costs": {"flops": COSTS.network(t, ["path1"])},
+            "metrics": {},
+        }
+        for t, loss in ((NONE, 0.5), (ONE, 0.4), (TWO, 0.3))
+    ]
+    content = {
+        "format": 1,
+        "family": "N",
+        "num_stages": 2,
+        "size": [96, 96],
+        "tables": {"phone.csv": {"stage0": [1, 1, 1, 1], "blocks": [5, 5, 5, 5]}},
+        "tasks": {"det": {"outputs": ["path1"], "front": points}},
+    }
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def pick(front, outputs=None, task="det", family="N", **budget):
+    return load_topologies(front).task(task, budget, family, outputs).topology
+
+
+def test_of_a_front_the_best_within_the_budget_is_picked(front):
+    flops = [COSTS.network(t, ["path1"]) for t in (NONE, ONE, TWO)]
+    assert pick(front, flops=flops[0]) == NONE
+    assert pick(front, flops=flops[1] + 1) == ONE
+    assert pick(front) == pick(front, flops=1e9) == pick(front, params=1e9) == TWO
+    file = load_topologies(front)
+    assert file.task("det", {"phone.csv": 9.0, "flops": 1e9}) == file.task("det", {"flops": flops[1]})
+    assert file.task("det") == file.tasks["det"] and file.task("det").flops_pruned == flops[2]
+
+
+def test_a_head_that_reads_more_paths_has_less_left_for_blocks(front):
+    most = COSTS.network(NONE, ["path1"])
+    assert COSTS.network(NONE, ["path1", "path3"]) > most
+    assert pick(front, flops=most) == NONE
+    with pytest.raises(ValueError, match=re.escape(f"costs {most:g} flops or less, the least is")):
+        pick(front, outputs=("path1", "path3"), flops=most)
+    assert (
+        pick(front, outputs=["path2"], **{"phone.csv": 8.0}) == ONE
+    )  # Stage 0 has three parts before Path 2
+    with pytest.raises(ValueError, match="no network of det costs 2.5 phone.csv or less, the least is 3"):
+        pick(front, outputs=["path2"], **{"phone.csv": 2.5})
+
+
+def test_a_file_of_one_network_a_task_is_held_to_a_budget_too(tmp_path):
+    path = tmp_path / "topologies.json"
+    save_topologies(path, "N", 2, (96, 96), {"det": {"topology": ONE, "outputs": ["path1"]}})
+    least = COSTS.network(ONE, ["path1"])
+    assert pick(path, flops=least) == pick(path, family="A") == ONE
+    with pytest.raises(ValueError, match=f"no network of det costs 5 flops or less, the least is {least:g}"):
+        pick(path, flops=5.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (
+            {"flops": 1.0},
+            f"no network of det costs 1 flops or less, the least is {COSTS.network(NONE, ['path1']):g}",
+        ),
+        ({"joules": 1.0}, "budget of 'joules', allowed are flops, params, phone.csv"),
+        ({"task": "seg", "flops": 1e9}, "no task 'seg'; available: det"),
+        ({"family": "A", "flops": 1e9}, "a front of family N, allowed is the network's own, A"),
+        ({"family": "A"}, "a front of family N, allowed is the network's own, A"),
+    ],
+)
+def test_what_cannot_be_met_is_said_in_a_sentence(front, asked, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        pick(front, **asked)
+    assert str(error.value).startswith(str(front))
+
+
+def test_budgets_that_are_met_apart_and_not_together_are_named(front):
+    content = json.loads(front.read_text())
+    for place, name in enumerate(("a.csv", "b.csv")):
+        blocks = [5 * (path == place) for path in range(4)]
+        content["tables"][name] = {"stage0": [1, 1, 1, 1], "blocks": blocks}
+        mask = [[int(path == place) for path in range(4)], [0, 0, 0, 0]]
+        content["tasks"]["det"]["front"][place]["topology"] = Topology(mask).to_dict()
+    del content["tasks"]["det"]["front"][2]
+    front.write_text(json.dumps(content))
+    paths = ("path0", "path1")
+    assert pick(front, paths, **{"a.csv": 9.0, "b.csv": 4.0}) == Topology([[1, 0, 0, 0], [0, 0, 0, 0]])
+    with pytest.raises(ValueError, match="no network of det stays within all of"):
+        pick(front, paths, **{"a.csv": 8.0, "b.csv": 8.0})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c.update(tables=[]), r"tables is \[\], allowed is an object"),
+        (lambda c: c["tables"].update({"phone.csv": {}}), "tables.phone.csv.stage0 is missing, allowed is 4"),
+        (lambda c: c["tables"]["phone.csv"].update(blocks=[1]), r"blocks is \[1\], allowed is 4 numbers"),
+        (lambda c: c["tasks"]["det"].update(front=[]), r"tasks.det.front is \[\], allowed is a list"),
+        (lambda c: c["tasks"]["det"].pop("outputs"), r"tasks.det.front\[0\].outputs is None"),
+        (lambda c: c["tasks"]["det"]["front"].append(1), r"tasks.det.front\[3\] is 1, allowed is an object"),
+        (lambda c: c["tasks"]["det"]["front"][1].pop("loss"), r"det.front\[1\].loss is missing"),
+        (lambda c: c["tasks"]["det"]["front"][1].pop("topology"), r"front\[1\].topology is missing"),
+        (
+            lambda c: c["tasks"]["det"]["front"][1].update(costs=3),
+            r"front\[1\].costs is 3, allowed is an object",
+        ),
+    ],
+)
+def test_a_broken_front_is_named(front, spoil, message):
+    content = json.loads(front.read_text())
+    spoil(content)
+    front.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as error:
+        load_topologies(front)
+    assert str(error.value).startswith(str(front))

@@ -223,7 +223,9 @@ def test_a_budget_takes_the_best_network_of_a_front_that_costs_no_more(tmp_path)
         {"topology": t.to_dict(), "loss": loss, "costs": {}} for t, loss in ((small, 0.5), (large, 0.4))
     ]
     path = tmp_path / "front.json"
-    path.write_text(json.dumps({"family": "N", "size": [96, 96], "tasks": {"det": {"front": points}}}))
+    content = {"format": 1, "family": "N", "num_stages": 2, "size": [96, 96]}
+    content["tasks"] = {"det": {"outputs": ["path2"], "front": points}}
+    path.write_text(json.dumps(content))
 
     def configured(budget):
         opts = ["MODEL.FBNETV5.TOPOLOGY", str(path), "MODEL.FBNETV5.BUDGET", budget]

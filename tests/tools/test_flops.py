@@ -64,6 +64,36 @@ def test_family_and_size_come_from_the_file_unless_given(capsys, topology_file):
     assert other["network"]["flops"] > base["network"]["flops"]
 
 
+@pytest.fixture
+def front(tmp_path):
+    """A front.json of a detector's networks of no, one and two blocks of Path 1."""
+    points = [
+        {"topology": Topology([[0, n > 0, 0, 0], [0, n > 1, 0, 0]]).to_dict(), "loss": 0.5 - n / 10}
+        for n in range(3)
+    ]
+    tasks = {"det": {"outputs": ["path1"], "front": points}}
+    path = tmp_path / "front.json"
+    path.write_text(
+        json.dumps({"format": 1, "family": "N", "num_stages": 2, "size": [96, 96], "tasks": tasks})
+    )
+    return path
+
+
+def test_the_network_of_a_front_within_a_budget_is_counted_alone_and_with_its_head(capsys, front):
+    costs = block_costs("N", (96, 96))
+    one = sum(costs.stage0) + costs.blocks[1]  # a block's fusion reads all paths
+    network = answer(capsys, "--topology", front, "--budget", f"flops={one + 1}", "params=1e9")["network"]
+    assert (network["blocks_kept"], network["flops_pruned"]) == (1, one)
+    assert answer(capsys, "--topology", front)["network"]["blocks_kept"] == 2
+    whole = answer(
+        capsys, "--topology", front, "--budget", f"flops={one}", "--with-head", "--num-classes", "10"
+    )
+    assert whole["model"] == "FBNetV5-N-DET" and whole["size"] == [96, 96]
+    assert whole["parts"]["BB"] == one and whole["total"] == sum(whole["parts"].values()) > one
+    name = ("--model", "FBNetV5-N-DET", "--size", "96x96", "--num-classes", "10", "--topology", front)
+    assert answer(capsys, *name, "--budget", f"flops={one}") == whole
+
+
 def test_table(capsys, topology_file):
     assert (
         main(["--topology", str(topology_file), "--task", "cls", "--family", "A", "--size", "224x224"]) == 0
@@ -85,10 +115,29 @@ def test_table(capsys, topology_file):
         (["--topology", "FILE"], "--task is missing; "),
         (["--topology", "FILE", "--task", "seg"], "no task 'seg'; available: det, cls"),
         (["--topology", "nowhere.json"], "nowhere.json"),
+        (
+            ["--topology", "FRONT", "--budget", "flops=9"],
+            "no network of det costs 9 flops or less, the least is",
+        ),
+        (["--topology", "FRONT", "--budget", "joules=9"], "budget of 'joules', allowed are flops, params"),
+        (
+            ["--topology", "FRONT", "--budget", "flops"],
+            "--budget flops: expected COST=MOST, such as flops=9e6",
+        ),
+        (
+            ["--topology", "FRONT", "--budget", "flops=few"],
+            "--budget flops is 'few', allowed is a number over 0",
+        ),
+        (["--topology", "FRONT", "--family", "A"], "a front of family N, allowed is the network's own, A"),
+        (["--topology", "FRONT", "--task", "seg"], "no task 'seg'; available: det"),
+        (["--budget", "flops=9e6"], "--budget flops=9e6 needs --topology FILE"),
+        (["--with-head"], "--with-head needs --topology FILE"),
+        (["--num-classes", "3"], "--num-classes 3 needs --model NAME or --with-head"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_status_2(capsys, topology_file, argv, message):
-    assert main([str(topology_file) if word == "FILE" else word for word in argv]) == 2
+def test_wrong_input_is_one_sentence_and_status_2(capsys, topology_file, front, argv, message):
+    places = {"FILE": str(topology_file), "FRONT": str(front)}
+    assert main([places.get(word, word) for word in argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err

@@ -5,7 +5,7 @@ import sys
 import pytest
 from d2go_fbnetv5.tools.visualize import main
 
-from d2go_fbnetv5.arch.topology import Topology
+from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.reports.text_drawing import draw_text
 
@@ -51,6 +51,23 @@ def test_takes_the_file_itself_and_one_task(capsys, run):
     assert out.isascii()
     assert draw_text(CLS, {"path3"}, ascii_only=True) in out
     assert "det" not in out
+
+
+def test_draws_the_network_of_a_front_within_a_budget(capsys, tmp_path):
+    points = [
+        {"topology": t.to_dict(), "loss": loss} for t, loss in ((DET, 0.2), (DET.prune(["path0"]), 0.3))
+    ]
+    tasks = {"det": {"outputs": ["path2"], "front": points}}
+    path = tmp_path / "front.json"
+    path.write_text(
+        json.dumps({"format": 1, "family": "N", "num_stages": 3, "size": [96, 96], "tasks": tasks})
+    )
+    least = block_costs("N", (96, 96)).network(DET.prune(["path0"]), ["path2"])
+    for budget, shown in (([], DET), (["--budget", f"flops={least}"], DET.prune(["path0"]))):
+        assert main([str(path), *budget]) == 0
+        assert draw_text(shown, {"path2"}, legend=False) in capsys.readouterr().out
+    assert main([str(path), "--budget", "flops=9"]) == 2
+    assert "the least is" in capsys.readouterr().err
 
 
 def test_named(capsys):
@@ -122,6 +139,10 @@ def test_probabilities_as_text(capsys, run):
         (["--probabilities"], "--probabilities needs RUN_DIR"),
         (["RUN", "--output", "a.gif"], "'.gif'; allowed are .svg, .png"),
         (["RUN", "--output", "nowhere/a.png"], "nowhere: no such folder"),
+        (
+            ["--named", "unet", "--budget", "flops=9e6"],
+            "--budget flops=9e6: is for the networks of one front.json",
+        ),
         (["nowhere"], "nowhere: no such file"),
         (["EMPTY"], "--probabilities shows a search under way"),
         (["EMPTY", "--probabilities"], "no probabilities of a search"),

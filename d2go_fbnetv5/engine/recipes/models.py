@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.arch import Topology, build_family
-from d2go_fbnetv5.arch.front_file import pick_topology
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.build import build_transforms
@@ -24,7 +22,7 @@ from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.options import MisfitError, to_float
+from d2go_fbnetv5.utils.options import to_budget
 from d2go_fbnetv5.utils.ranks import barrier, is_main
 from d2go_fbnetv5.utils.text_files import expand_user
 
@@ -54,9 +52,7 @@ class ModelRecipe(Recipe):
                 "MODEL.FBNETV5.TOPOLOGY: nothing"
             )
         if cfg.MODEL.FBNETV5.BUDGET and not cfg.MODEL.FBNETV5.TOPOLOGY:
-            raise InputError(
-                "MODEL.FBNETV5.BUDGET is set, allowed with MODEL.FBNETV5.TOPOLOGY of a front.json alone"
-            )
+            raise InputError("MODEL.FBNETV5.BUDGET is set, allowed without MODEL.FBNETV5.TOPOLOGY: nothing")
         searched_topology(cfg)
         checked_head(cls.kind, as_dict(cfg.MODEL.FBNETV5.HEAD), "MODEL.FBNETV5.HEAD")
         cls._validate_input(cfg)
@@ -153,17 +149,22 @@ def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
     return names
 
 
-def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
+def searched_topology(
+    cfg: CfgNode, task: str | None = None, outputs: Collection[str] | None = None
+) -> Topology:
     """Return the topology of MODEL.FBNETV5.TOPOLOGY for a model, the zoo's reconstruction where that is empty.
 
     Args:
         task: "cls", "det" or "seg"; by default that of MODEL.META_ARCHITECTURE, one of the three here.
+        outputs: the paths that are read, which MODEL.FBNETV5.BUDGET is for; by default those that this model reads.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or none of that task in it.
     """
     options = cfg.MODEL.FBNETV5
-    task = task or model_recipe(cfg.MODEL.META_ARCHITECTURE).task
+    if task is None or outputs is None:
+        recipe = model_recipe(cfg.MODEL.META_ARCHITECTURE)
+        task, outputs = recipe.task, recipe.kind.in_features
     if not options.TOPOLOGY:
         return builtin_topology(task.upper())
     path = Path(expand_user(options.TOPOLOGY))
@@ -175,29 +176,12 @@ def searched_topology(cfg: CfgNode, task: str | None = None) -> Topology:
             f"MODEL.FBNETV5.TOPOLOGY names {path}, which does not exist; a search leaves it in its OUTPUT_DIR, and "
             "with nothing here the built-in topology is used"
         )
+    budget = to_budget(as_dict(options.BUDGET), "MODEL.FBNETV5.BUDGET.")
     try:
-        name, budget = options.TOPOLOGY_TASK or task, _budget(cfg)
-        if budget:
-            kinds = {recipe.task: recipe.kind for recipe in ModelRecipe.__subclasses__()}
-            family = options.FAMILY
-            return pick_topology(path, name, budget, family, kinds[task].in_features)
-        return load_topologies(path).task(name).topology
+        file = load_topologies(path)
+        return file.task(options.TOPOLOGY_TASK or task, budget, options.FAMILY, outputs).topology
     except InputError as error:
         raise InputError(f"MODEL.FBNETV5.TOPOLOGY: {error}") from error
-
-
-def _budget(cfg: CfgNode) -> dict[str, float]:
-    budget = as_dict(cfg.MODEL.FBNETV5.BUDGET)
-    for name, most in budget.items():
-        try:
-            budget[name] = to_float(most)  # YAML takes 9.0e6 and an argument's 9.0e+6 for a text
-        except MisfitError:
-            budget[name] = math.nan
-        if not budget[name] > 0:
-            raise InputError(
-                f"MODEL.FBNETV5.BUDGET.{name} is {most!r}, allowed is a number over 0, such as 9.0e+6"
-            )
-    return budget
 
 
 def searched_network(cfg: CfgNode, names: Sequence[str]) -> Network:

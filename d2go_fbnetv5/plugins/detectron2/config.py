@@ -46,9 +46,11 @@ def use_lite_rcnn(cfg: CfgNode) -> None:
 
 def configured_topology(cfg: CfgNode) -> Topology:
     """MODEL.FBNETV5.TOPOLOGY's entry of MODEL.FBNETV5.TOPOLOGY_TASK, by default the one for the task of
-    MODEL.META_ARCHITECTURE ("det" for all that we don't know); the built-in one where there is no file.
+    MODEL.META_ARCHITECTURE ("det" for all that we don't know), within MODEL.FBNETV5.BUDGET for the backbone of
+    OUT_FEATURES; the built-in one where there is no file.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or none of that task.
+        FileNotFoundError, ValueError: no such file, or none of that task or budget.
     """
-    return searched_topology(cfg, _TASKS.get(cfg.MODEL.META_ARCHITECTURE, "det"))
+    options = cfg.MODEL.FBNETV5
+    return searched_topology(cfg, _TASKS.get(cfg.MODEL.META_ARCHITECTURE, "det"), options.OUT_FEATURES)

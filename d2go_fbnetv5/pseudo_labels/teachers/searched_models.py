@@ -7,7 +7,8 @@ probability that no query sees anything there, and "below 0.5 is don't care" is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,10 +47,11 @@ def zoo_teacher(
     topology: str | None = None,
     num_classes: int | None = None,
     names: Sequence[str] | None = None,
+    budget: Mapping[str, Any] | None = None,
 ) -> Teacher:
     """Label by a model of the zoo, such as "FBNetV5-A-DET", with a checkpoint; options as those of `from_zoo`."""
     return _SearchedModel(
-        from_zoo(model, weights, topology, num_classes, names), device, f"weights {weights}"
+        from_zoo(model, weights, topology, num_classes, names, budget), device, f"weights {weights}"
     )
 
 

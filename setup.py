@@ -78,6 +78,7 @@ setup(
             "d2go_fbnetv5.flops = d2go_fbnetv5.tools.flops:cli",
             "d2go_fbnetv5.predict = d2go_fbnetv5.tools.predict:cli",
             "d2go_fbnetv5.front = d2go_fbnetv5.tools.front:cli",
+            "d2go_fbnetv5.extract = d2go_fbnetv5.tools.extract:cli",
             "d2go_fbnetv5.export = d2go_fbnetv5.tools.export:cli",
             "d2go_fbnetv5.pseudo_label = d2go_fbnetv5.tools.pseudo_label:cli",
             "d2go_fbnetv5.convert_weights = d2go_fbnetv5.tools.convert_weights:cli",

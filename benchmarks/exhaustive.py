@@ -94,15 +94,19 @@ def main() -> None:
 
     costs, rows = block_costs("N", run.recipe.size), []
     for name in args.tasks:
-        task = run.model.tasks[name]
+        task, place = run.model.tasks[name], list(run.model.tasks).index(name)
         sign = 1 if task.higher_is_better else -1
         others = [
-            (judged[name][repr(t)], float(run.model.cost.prices([t])), costs.network(t, task.in_features))
+            (
+                judged[name][repr(t)],
+                float(run.model.cost.prices([t], place)),
+                costs.network(t, task.in_features),
+            )
             for t in drawn[name]
         ]
         for folder, topology in zip(args.searches, theirs[name], strict=True):
             own, flops = judged[name][repr(topology)], costs.network(topology, task.in_features)
-            objective = own["loss"] + float(run.model.cost.prices([topology]))
+            objective = own["loss"] + float(run.model.cost.prices([topology], place))
             better = sum(each["loss"] + p < objective for each, p, _ in others)
             dearer = [each["metric"] for each, _, f in others if f >= flops]
             rows.append(

@@ -186,7 +186,7 @@ def main() -> None:
     regularizer = CostRegularizer(costs.matrix(STAGES), cfg.TARGET, cfg.WEIGHT)
     objectives = {}
     for task in tasks:
-        prices = regularizer.prices(list(measured[task.name])).tolist()
+        prices = regularizer.prices(list(measured[task.name]), task=0).tolist()
         losses = measured[task.name]
         objectives[task.name] = {t: float(losses[t].mean()) + p for t, p in zip(losses, prices, strict=True)}
     rows = []

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
+from d2go_fbnetv5.utils.formatting import format_least
 from d2go_fbnetv5.zoo import create_model, list_models
 
 IMAGE = {"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "image_id": 0}
@@ -102,7 +104,7 @@ def test_a_model_by_name_is_picked_of_a_front_by_budget(tmp_path):
         model = create_model("FBNetV5-N-SEG", 4, path, budget=budget)
         assert model.backbone.topology == topologies[expected].prune(model.in_features)
     for name, topology, message in (
-        ("FBNetV5-N-SEG", path, f"costs 9 flops or less, the least is {least:g}"),
+        ("FBNetV5-N-SEG", path, f"costs 9 flops or less, the least is {re.escape(format_least(least))}"),
         ("FBNetV5-A-SEG", path, "a front of family N, allowed is the network's own, A"),
         ("FBNetV5-N-DET", path, "no task 'det'; available: seg"),
         ("FBNetV5-N-SEG", None, "a budget is given, allowed with the path of a front.json as topology alone"),

@@ -4,7 +4,11 @@
     python tools/latency_table.py --family N --size 96x96 --format onnx --check 8 table.csv
 
 One thread, batch 1, batch norm folded; the median over rounds that take all blocks in turn. A table of a phone is the
-same CSV: name,milliseconds of stage0.path0 to stage0.path3 and block.path0 to block.path3, without more.
+same CSV: name,milliseconds of stage0.path0 to stage0.path3 and block.path0 to block.path3, without more. So is what
+ExecuTorch's own runner says of the same files there (docs/phone.md):
+
+    python tools/latency_table.py --family N --size 96x96 --parts parts phone.csv
+    python tools/latency_table.py --family N --size 96x96 --log parts.log phone.csv
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from d2go_fbnetv5.arch.families import Family
 from d2go_fbnetv5.arch.latency_table import BLOCKS, STAGE0, write_latency_table
 from d2go_fbnetv5.export.formats.base import get_format, list_formats
 from d2go_fbnetv5.export.measure.latency import FamilyLatency, measure_family
+from d2go_fbnetv5.export.measure.phone import SCRIPT, read_parts, write_parts
 from d2go_fbnetv5.export.measure.timing import machine, versions
 from d2go_fbnetv5.utils.arguments import ToolParser, check_least, parse_size
 from d2go_fbnetv5.utils.errors import run_tool
@@ -61,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="measure N networks of random topologies, too, and compare them with the sums of their parts",
     )
+    parser.add_argument(
+        "--parts",
+        metavar="DIR",
+        help="measure nothing, write the parts for a phone and the script that times them",
+    )
+    parser.add_argument("--log", metavar="FILE", help="measure nothing, make the table of that script's log")
     parser.add_argument("--stages", type=int, default=7, metavar="S", help="of these networks (7)")
     return parser
 
@@ -70,10 +81,19 @@ def _run(args: argparse.Namespace) -> None:
     size = parse_size(args.size) if args.size else (family.input_size,) * 2
     size = check_size(size, family)
     check_least(args, rounds=1, check=0, stages=1)
+    if args.parts:
+        write_parts(args.parts, family, size)
+        print(f"{args.parts}: eight programs, and {SCRIPT}, whose log --log makes {args.output} of")
+        return
     folder = Path(args.output).parent
     if not folder.is_dir():  # known before minutes of measuring, not after
         raise FileNotFoundError(f"{args.output}: there is no folder {folder}")
     refuse_others(args.output)
+    if args.log:
+        costs = read_parts(args.log)
+        write_latency_table(args.output, costs, family, size, {"log": Path(args.log).name, "threads": "1"})
+        print(f"{args.output}: for SEARCH.COST.TABLE, with SEARCH.COST.METRIC latency")
+        return
     console = Console(stderr=True)
     with console.status("") as status:
         measured = measure_family(

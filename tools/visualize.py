@@ -50,9 +50,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.output:
         refuse_others(args.output)
     if args.budget and (len(args.sources) != 1 or args.named or args.probabilities):
-        raise InputError(
-            f"--budget {' '.join(args.budget)}: expected is one front.json and no other option of its kind"
-        )
+        raise InputError(f"--budget {' '.join(args.budget)}: is for the networks of one front.json")
     ascii_only = args.ascii or not _shows(_LEVELS + "█░─┄╲╱╳↓▶·")
     if len(args.sources) > 1:
         text = _agreement(args)

@@ -6,6 +6,7 @@ fusion are not counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from d2go_fbnetv5.arch.families import PATHS, Family, build_family
 from d2go_fbnetv5.arch.topology import Topology
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.formatting import MOST_PIXELS
+from d2go_fbnetv5.utils.formatting import MOST_PIXELS, format_least, format_most
 
 METRICS = ("flops", "params")
 Part = tuple[nn.Module, Tensor]
@@ -65,6 +66,32 @@ class BlockCosts:
     def relative(self, topology: Topology) -> float:
         """sum_b a_b c_b / sum_b c_b over the searchable blocks, in [0, 1] (Appendix E)."""
         return self._kept(topology) / (topology.num_stages * sum(self.blocks))
+
+    def target(self, budget: float, num_stages: int, outputs: Collection[str]) -> float:
+        """Return the relative cost of the searchable blocks, in [0, 1], with which a network costs a budget.
+
+        Args:
+            budget: of the network with Stage 0, in the unit of the costs.
+            outputs: of the head that the network is pruned for.
+
+        Raises:
+            InputError: no network costs that; the message says what the least and the most are, and where it lies.
+        """
+        full = Topology.full(num_stages)
+        least = self.network(Topology([[False] * len(self.blocks)] * num_stages), outputs)
+        most = self.network(full, outputs)
+        if not least <= budget <= most:
+            place = (budget - least) / (most - least) if most > least else math.inf
+            raise InputError(
+                f"is {budget:g} {self.unit}, allowed is {format_least(least)}, what the head needs of Stage 0, to "
+                f"{format_most(most)}, all blocks that it sees; found is {place:.0%} of the way"
+            )
+        return min(1.0, max(0.0, (budget - sum(self.stage0)) / self._kept(full)))
+
+    @property
+    def unit(self) -> str:
+        """Return the unit of the costs in words."""
+        return {"flops": "FLOPs", "params": "parameters", "latency": "ms"}[self.metric]
 
     def matrix(self, num_stages: int) -> Tensor:
         """c_b as S x P."""

@@ -25,7 +25,7 @@ from d2go_fbnetv5.arch.families import NUM_PATHS, PATHS
 from d2go_fbnetv5.arch.topology import MOST_STAGES, Topology
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
-from d2go_fbnetv5.utils.formatting import is_number, json_value
+from d2go_fbnetv5.utils.formatting import format_least, is_number, json_value
 from d2go_fbnetv5.utils.options import require, shown
 from d2go_fbnetv5.utils.text_files import read_json_object
 
@@ -111,7 +111,7 @@ class TopologyFile:
                 least = min(each[cost] for each in costs)
                 if least > most:
                     raise InputError(
-                        f"no network of {name} costs {most:g} {cost} or less, the least is {least:g}"
+                        f"no network of {name} costs {most:g} {cost} or less, the least is {format_least(least)}"
                     )
             within = [all(each[cost] <= most for cost, most in budget.items()) for each in costs]
             if True not in within:

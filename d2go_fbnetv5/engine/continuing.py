@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
+from d2go_fbnetv5.engine.keys import OPEN_GROUPS
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -114,7 +115,7 @@ def check_continued(cfg: CfgNode, eval_only: bool) -> dict[str, Any]:
         _check_processes(now, then)
     for key in sorted(now.keys() | then.keys()):
         value, had = now.get(key, _ABSENT), then.get(key, _ABSENT)
-        known = _within(key, ("MODEL.FBNETV5.HEAD", "SEARCH.HEADS", "FBNETV5_DATA.DATASETS"))
+        known = _within(key, OPEN_GROUPS)
         if value == had or (_ABSENT in (value, had) and not known):  # a key of another version
             continue
         if key == "SEED" and value < 0:

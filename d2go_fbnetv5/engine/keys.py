@@ -249,6 +249,13 @@ KEYS = IMPORT_KEYS | table((
     Key("SEARCH.COST.METRIC", "flops", one_of(*METRICS, "latency"), "What a topology's cost is.", SEARCH),
     Key("SEARCH.COST.TABLE", "", FILE, "The latencies of blocks, as d2go_fbnetv5.latency_table writes them.", SEARCH),
     Key("SEARCH.COST.TARGET", 0.5, between(0, 1), "The share of the full supernet's cost that is free.", SEARCH),
+    Key("SEARCH.COST.TASK_TARGETS", {}, OPEN, "A TARGET of its own for some tasks, {det: 0.4}.", SEARCH),
+    Key("SEARCH.COST.BUDGET", {}, OPEN,
+        "In place of a TARGET, what the backbone of some tasks may cost as built for their head, Stage 0 included, in"
+        " METRIC's unit (FLOPs, parameters, milliseconds): {det: 9.0e+6}.", SEARCH),
+    Key("SEARCH.COST.PRICE", "hinge", one_of("hinge", "absolute"),
+        "What has a price: costs above TARGET (the paper's hinge), or also those below it (TuNAS' absolute value).",
+        SEARCH),
     Key("SEARCH.COST.WEIGHT", 1.0, between(0), "The price of costs above TARGET (Appendix E), 0 for none.", SEARCH),
     Key("SEARCH.COST.EXPECTED", False, SWITCH,
         "Price the expected cost, which is free below TARGET, and not that of each sample, as the paper does.", SEARCH),
@@ -261,3 +268,6 @@ KEYS = IMPORT_KEYS | table((
         " what was found.", SEARCH),
 ))
 # fmt: on
+
+# Groups in which the user names the keys.
+OPEN_GROUPS = tuple(name for name, row in KEYS.items() if isinstance(row.default, dict))

@@ -19,6 +19,7 @@ from d2go_fbnetv5.arch import Backbone, Topology, list_families
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.models import SearchedModel
+from d2go_fbnetv5.models.search_heads import SET_ELSEWHERE
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import is_number
@@ -154,18 +155,7 @@ class Network:
 
 def checked_head(kind: type[SearchedModel], head: Mapping[str, Any], what: str = "head") -> dict[str, Any]:
     """Return the options of a model's class (`bind_options`) but for those that a configuration has other keys for."""
-    return bind_options(what, kind, head, _SET_ELSEWHERE)
-
-
-_SET_ELSEWHERE = (
-    "backbone",
-    "num_classes",
-    "ignore",
-    "pixel_mean",
-    "pixel_std",
-    "teacher",
-    "teacher_weight",
-)
+    return bind_options(what, kind, head, SET_ELSEWHERE)
 
 
 def is_names(value: Any) -> TypeGuard[list[str]]:

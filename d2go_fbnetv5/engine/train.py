@@ -83,7 +83,7 @@ def prepare(cfg: CfgNode, world_size: int, *, resume: bool = False, eval_only: b
     check_local("OUTPUT_DIR", cfg.OUTPUT_DIR)
     folder = Path(cfg.OUTPUT_DIR)
     _check_writable(folder)
-    has_run = _check_new(folder, resume or eval_only)
+    has_run = check_new(folder, resume or eval_only)
     if has_run:
         check_continued(cfg, eval_only)
     elif eval_only and not cfg.MODEL.WEIGHTS:
@@ -294,7 +294,7 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.lock = FolderLock(self.folder)
                 problem = self._wait_for(self.lock)
-                _check_new(self.folder, go_on)
+                check_new(self.folder, go_on)
                 remove_rests_in(self.folder)
             except InputError as error:
                 problem = str(error)
@@ -375,8 +375,8 @@ def _run_seed(cfg: CfgNode, resume: bool) -> int:
     return broadcast(seed)
 
 
-def _check_new(folder: Path, go_on: bool) -> bool:
-    """Tell whether the folder holds a run.
+def check_new(folder: Path, go_on: bool) -> bool:
+    """Tell whether a folder holds a run.
 
     Raises:
         InputError: it does and nothing is said of going on, or it has another's configuration.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,28 +65,38 @@ def find_front(
         InputError: the run is no search, or a task or cost is unknown; FileNotFoundError: there is no such run.
     """
     folder = Path(run)
+    with open_search(folder) as opened:
+        cfg, recipe = opened.cfg, cast(SearchRecipe, opened.recipe)
+        unknown = [task for task in tasks if task not in cfg.SEARCH.TASKS]
+        if unknown:
+            raise InputError(f"task {unknown[0]!r}: {folder} has {', '.join(cfg.SEARCH.TASKS)}")
+        prices = {name: _read_costs(name, cfg.MODEL.FBNETV5.FAMILY, recipe.size) for name in costs}
+        judge = recipe.judge(recipe.model).networks
+        header = {
+            "family": cfg.MODEL.FBNETV5.FAMILY,
+            "num_stages": cfg.MODEL.FBNETV5.NUM_STAGES,
+            "size": list(recipe.size),
+            "images": opened.data.num_eval_images(cfg.SEARCH.EVAL.MAX_IMAGES),
+        }
+        finder = _Finder(judge, prices, header, folder / FOLDER)
+        return finder.run(list(tasks or cfg.SEARCH.TASKS), evaluations, population, seed, progress)
+
+
+@contextlib.contextmanager
+def open_search(folder: Path) -> Iterator[Run]:
+    """Open a finished search to look at it; its folder is ours meanwhile.
+
+    Raises:
+        FileNotFoundError: there is no run; InputError: it is no search.
+    """
     cfg = load_cfg(folder / CONFIG_FILE, ["OUTPUT_DIR", str(folder)])
     if cfg.MODEL.META_ARCHITECTURE != "MultitaskSearch":
         raise InputError(
             f"{folder} is a run of {cfg.MODEL.META_ARCHITECTURE}, allowed: a search (MultitaskSearch)"
         )
-    unknown = [task for task in tasks if task not in cfg.SEARCH.TASKS]
-    if unknown:
-        raise InputError(f"task {unknown[0]!r}: {folder} has {', '.join(cfg.SEARCH.TASKS)}")
     opened = Run(prepare(cfg, 1, eval_only=True), eval_only=True)
     try:
-        recipe = cast(SearchRecipe, opened.recipe)
-        prices = {name: _read_costs(name, cfg.MODEL.FBNETV5.FAMILY, recipe.size) for name in costs}
-        judge = recipe.judge(recipe.model).networks
-        images = opened.data.num_eval_images(cfg.SEARCH.EVAL.MAX_IMAGES)
-        header = {
-            "family": cfg.MODEL.FBNETV5.FAMILY,
-            "num_stages": cfg.MODEL.FBNETV5.NUM_STAGES,
-            "size": list(recipe.size),
-            "images": images,
-        }
-        finder = _Finder(judge, prices, header, folder / FOLDER)
-        return finder.run(list(tasks or cfg.SEARCH.TASKS), evaluations, population, seed, progress)
+        yield opened
     finally:
         opened.close()
 

@@ -5,6 +5,7 @@ from d2go_fbnetv5.models.image_classifier import ImageClassifier
 from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHead
 from d2go_fbnetv5.models.lite_maskformer import LiteMaskFormer, PixelDecoder, SegmentationModule
 from d2go_fbnetv5.models.lite_rcnn import LiteRCNN
+from d2go_fbnetv5.models.search_heads import ModelHead
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LiteMaskFormer",
     "LiteRCNN",
     "LiteRPNHead",
+    "ModelHead",
     "PixelDecoder",
     "SearchedModel",
     "SegmentationModule",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, Sample
-from d2go_fbnetv5.tasks.images import Output, batch_images, image_sizes, run_in_groups
+from d2go_fbnetv5.tasks.images import Output, batch_images, image_size, image_sizes, run_in_groups
 from d2go_fbnetv5.utils.errors import InputError
 
 Sizes = list[tuple[int, int]]
@@ -60,10 +61,16 @@ class SearchedModel(nn.Module):
         self.size_divisibility = size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32), persistent=False)
-        # With one feature left on Path 3, batch norm could not be trained on a single image. The bound is itself
-        # a multiple of 32, so that a small image is padded to what every size_divisibility in use allows.
-        feature_sizes = backbone.family.feature_sizes
-        self._least = next(n for n in range(32, 1024, 32) if min(feature_sizes((n, n))[-1]) > 1)
+
+    @cached_property
+    def _least(self) -> int:
+        """Return the least side that an image is padded to, in pixels.
+
+        With one feature left on Path 3, batch norm could not be trained on a single image. The bound is itself a
+        multiple of 32, so that a small image is padded to what every size_divisibility in use allows.
+        """
+        feature_sizes = self.backbone.family.feature_sizes
+        return next(n for n in range(32, 1024, 32) if min(feature_sizes((n, n))[-1]) > 1)
 
     def forward(self, batch: Sequence[Sample]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         if self.training:
@@ -79,10 +86,29 @@ class SearchedModel(nn.Module):
 
     def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
         """Scalar losses of a training batch."""
-        raise NotImplementedError
+        images, _ = self.images(batch)
+        return self.head_losses(self.backbone(images), batch, image_size(images))
 
     def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
         """Predictions for samples that all have the same padded size."""
+        images, _ = self.images(batch)
+        return self.head_predict(self.backbone(images), batch, image_size(images))
+
+    def head_losses(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample], padded: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """`losses` of what the head reads, for a model whose head needs nothing else.
+
+        Args:
+            features: of ``in_features``, N x C x h x w.
+            padded: (height, width) of the images that they are of.
+        """
+        raise NotImplementedError
+
+    def head_predict(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample], padded: tuple[int, int]
+    ) -> list[dict[str, Tensor]]:
+        """`predict` of what the head reads, as `head_losses` takes it."""
         raise NotImplementedError
 
     def evaluator(self, info: DatasetInfo) -> Evaluator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from d2go_fbnetv5.models.base import (
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, Segments, segments_of
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
-from d2go_fbnetv5.tasks.images import image_size, label_map, label_size
+from d2go_fbnetv5.tasks.images import image_size, image_sizes, label_map, label_size
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.rules import between, require_each
@@ -81,6 +81,7 @@ class LiteMaskFormer(SearchedModel):
         dropout: its dropout probability.
         auxiliary_loss: also score what each layer but the last predicts (with one layer there is none).
         class_weight, mask_weight, dice_weight, no_object_weight: of the loss, MaskFormer's by default.
+        over_ranks: see `MaskFormerLoss`.
     """
 
     in_features = ("path1", "path3")
@@ -104,6 +105,7 @@ class LiteMaskFormer(SearchedModel):
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 32,
+        over_ranks: bool = True,
     ) -> None:
         super().__init__(backbone, num_classes, pixel_mean, pixel_std, size_divisibility)
         require_each(between(1, MOST), num_queries=num_queries, feedforward_dim=feedforward_dim)
@@ -121,9 +123,11 @@ class LiteMaskFormer(SearchedModel):
             backbone.channels["path3"], num_queries, dim, num_heads, feedforward_dim, num_layers, dropout
         )
         self.segmentation = SegmentationModule(num_classes, dim, dim)
-        self.loss = MaskFormerLoss(num_classes, class_weight, mask_weight, dice_weight, no_object_weight)
+        self.loss = MaskFormerLoss(
+            num_classes, class_weight, mask_weight, dice_weight, no_object_weight, over_ranks
+        )
 
-    def head(self, features: dict[str, Tensor], valid: Tensor | None = None) -> list[SegmentPrediction]:
+    def head(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> list[SegmentPrediction]:
         """Predict by each decoder layer from ``path1`` and ``path3``; ``valid`` as `TransformerDecoder` takes it."""
         pixels = self.pixel_decoder(features["path1"])
         return [
@@ -131,34 +135,45 @@ class LiteMaskFormer(SearchedModel):
             for queries in self.transformer_decoder(features["path3"], valid)
         ]
 
-    def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
+    def head_losses(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample], padded: tuple[int, int]
+    ) -> dict[str, Tensor]:
         """``loss_class``, ``loss_mask``, ``loss_dice`` and those of auxiliary predictions."""
-        images, sizes = self.images(batch)
-        features = self.backbone(images)
-        valid = valid_features(sizes, image_size(images), image_size(features["path3"]), images.device)
-        predictions = self.head(features, valid)
+        predictions = self._segments(features, image_sizes(batch), padded)
         if not self.auxiliary_loss:
             predictions = predictions[-1:]
         labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
-        targets = [self.targets(batch[i], image_size(images), images.device) for i in labelled]
+        targets = [self.targets(batch[i], padded, features["path3"].device) for i in labelled]
         if len(labelled) < len(batch):
             predictions = [
                 SegmentPrediction(p.class_logits[labelled], p.mask_logits[labelled]) for p in predictions
             ]
         return self.loss(predictions, targets)
 
-    def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
-        scored = zip(batch, self.pixel_scores(batch), strict=True)
+    def head_predict(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample], padded: tuple[int, int]
+    ) -> list[dict[str, Tensor]]:
+        scored = zip(batch, self._scores(features, batch, padded), strict=True)
         return [{"sem_seg": label_map(scores, label_size(sample))} for sample, scores in scored]
 
     def pixel_scores(self, batch: Sequence[Sample]) -> Iterator[Tensor]:
         """K x H x W scores of each sample, whose padded sizes are equal (`segment_scores`); one is held at a time."""
-        images, sizes = self.images(batch)
-        features = self.backbone(images)
-        valid = valid_features(sizes, image_size(images), image_size(features["path3"]), images.device)
-        prediction = self.head(features, valid)[-1]
+        images, _ = self.images(batch)
+        return self._scores(self.backbone(images), batch, image_size(images))
+
+    def _scores(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample], padded: tuple[int, int]
+    ) -> Iterator[Tensor]:
+        sizes = image_sizes(batch)
+        prediction = self._segments(features, sizes, padded)[-1]
         for classes, masks, size in zip(prediction.class_logits, prediction.mask_logits, sizes, strict=True):
-            yield segment_scores(classes, masks, image_size(images), size)
+            yield segment_scores(classes, masks, padded, size)
+
+    def _segments(
+        self, features: Mapping[str, Tensor], sizes: Sizes, padded: tuple[int, int]
+    ) -> list[SegmentPrediction]:
+        feature = features["path3"]
+        return self.head(features, valid_features(sizes, padded, image_size(feature), feature.device))
 
     def evaluator(self, info: DatasetInfo) -> SemSegMetrics:
         return SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)

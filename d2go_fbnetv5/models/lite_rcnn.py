@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from d2go_fbnetv5.models.base import (
     PIXEL_MEAN,
     PIXEL_STD,
     SearchedModel,
+    Sizes,
     require_labels,
     zero_loss,
 )
@@ -24,6 +25,7 @@ from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHea
 from d2go_fbnetv5.models.roi_head import BoxTargets, ROIHead
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
+from d2go_fbnetv5.tasks.images import image_sizes
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.rules import between, require_each
 
@@ -98,18 +100,19 @@ class LiteRCNN(SearchedModel):
             max_detections=max_detections,
         )
 
-    def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
+    def head_losses(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample], padded: tuple[int, int]
+    ) -> dict[str, Tensor]:
         """``loss_rpn_cls``, ``loss_rpn_loc``, ``loss_cls`` and ``loss_box_reg``, named as in Detectron2."""
-        images, sizes = self.images(batch)
-        feature = self.backbone(images)["path1"]
+        feature, sizes = features["path1"], image_sizes(batch)
         labelled = [i for i, sample in enumerate(batch) if "boxes" in sample]
         if not labelled:
             names = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
             return {name: zero_loss(*self.parameters()) for name in names}
         targets = [self.targets(batch[i], feature.device) for i in labelled]
-        images, feature = images[labelled], feature[labelled].float()
+        feature = feature[labelled].float()
         proposals, losses = self.rpn(
-            ImageList(images, [sizes[i] for i in labelled]),
+            _sized(feature, padded, [sizes[i] for i in labelled]),
             {"path1": feature},
             [{"boxes": target.boxes} for target in targets],
         )
@@ -119,10 +122,11 @@ class LiteRCNN(SearchedModel):
             **self.roi_head.losses(feature, proposals, targets),
         }
 
-    def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
-        images, sizes = self.images(batch)
-        feature = self.backbone(images)["path1"].float()
-        proposals, _ = self.rpn(ImageList(images, sizes), {"path1": feature})
+    def head_predict(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample], padded: tuple[int, int]
+    ) -> list[dict[str, Tensor]]:
+        feature, sizes = features["path1"].float(), image_sizes(batch)
+        proposals, _ = self.rpn(_sized(feature, padded, sizes), {"path1": feature})
         return self.roi_head.predict(feature, proposals, sizes)
 
     def evaluator(self, info: DatasetInfo) -> AveragePrecision:
@@ -147,3 +151,8 @@ class LiteRCNN(SearchedModel):
         kept = remove_small_boxes(boxes, _LEAST_SIDE)
         boxes, labels = boxes[kept], labels[kept]
         return BoxTargets(boxes.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+
+
+def _sized(feature: Tensor, padded: tuple[int, int], sizes: Sizes) -> ImageList:
+    """Return images of which torchvision's RPN asks the padded size and their own ones, and nothing else."""
+    return ImageList(feature.new_empty(len(feature), 0, *padded), sizes)

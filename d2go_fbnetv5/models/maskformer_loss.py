@@ -69,6 +69,7 @@ class MaskFormerLoss(nn.Module):
         num_classes: K.
         class_weight, mask_weight, dice_weight: of the three terms, in the matching too.
         no_object_weight: of the queries that match nothing, within the classification.
+        over_ranks: divide by the mean number of segments over all processes, each of which must then have a loss.
     """
 
     class_weights: Tensor
@@ -80,9 +81,10 @@ class MaskFormerLoss(nn.Module):
         mask_weight: float = 20.0,
         dice_weight: float = 1.0,
         no_object_weight: float = 0.1,
+        over_ranks: bool = True,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.over_ranks = num_classes, over_ranks
         self.weights = (class_weight, mask_weight, dice_weight)
         weight = torch.ones(num_classes + 1)
         weight[-1] = no_object_weight
@@ -101,7 +103,7 @@ class MaskFormerLoss(nn.Module):
             ``loss_class``, ``loss_mask``, ``loss_dice``, each a scalar.
         """
         losses = {}
-        count = _mean_over_ranks(
+        count = self._mean_over_ranks(
             sum(len(t.labels) for t in targets), predictions[-1].class_logits.device
         ).clamp(min=1)
         for layer, prediction in enumerate(predictions):
@@ -138,6 +140,13 @@ class MaskFormerLoss(nn.Module):
             "dice": dice_weight * dice / count,
         }
 
+    def _mean_over_ranks(self, value: int, device: torch.device) -> Tensor:
+        total = torch.full((), float(value), device=device)
+        if self.over_ranks and is_distributed():
+            distributed.all_reduce(total)
+            total /= world_size()
+        return total
+
     @torch.no_grad()
     def match(self, class_logits: Tensor, mask_logits: Tensor, target: Segments) -> tuple[Tensor, Tensor]:
         """Indices of queries and of the segments they match, decided at the predictions' resolution."""
@@ -151,11 +160,3 @@ class MaskFormerLoss(nn.Module):
 def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """M x H x W booleans, M at least 1, at another size."""
     return F.interpolate(masks[None].float(), size, mode="nearest")[0].bool()
-
-
-def _mean_over_ranks(value: int, device: torch.device) -> Tensor:
-    total = torch.full((), float(value), device=device)
-    if is_distributed():
-        distributed.all_reduce(total)
-        total /= world_size()
-    return total

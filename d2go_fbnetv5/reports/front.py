@@ -18,7 +18,7 @@ from d2go_fbnetv5.reports.plots import RANDOM_COLOR, TASK_COLORS, blank_figure, 
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import format_count, format_metric
 
-_WIDTH, _HEIGHT, _LEFT, _TOP = 720, 300, 60, 14  # of the page's curves, in pixels
+_WIDTH, _HEIGHT, _LEFT, _TOP = 720, 320, 60, 32  # of the page's curves, in pixels
 _OWN = ("outputs", "metric", "higher_is_better", "evaluations")  # a task's keys that are no lists of points
 
 Point = Mapping[str, Any]
@@ -84,9 +84,10 @@ def front_page(content: Mapping[str, Any]) -> str:
             escape(name),
             _curve(name, task, content["costs"][0]),
             _table(name, task, content["costs"]),
-            f"{len(task['front'])} of {task['evaluations']} networks that were judged. Costs are those of the backbone "
-            "as built for this head, Stage 0 included, without the head. Path 0 is the top row of a picture, Stage 1 "
-            "its first column.",
+            f"On the line: {len(task['front'])} of {task['evaluations']} networks that were judged. Grey: random "
+            "topologies; red: what the search found (mode) and those made by hand. Costs are those of the backbone as "
+            "built for this head, Stage 0 included, without the head. Path 0 is the top row of a picture, Stage 1 its "
+            "first column.",
         )
         for name, task in tasks.items()
     ]
@@ -125,6 +126,7 @@ def _curve(name: str, task: Mapping[str, Any], cost: str) -> str:
 
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, task["front"]))
     parts = [f'<polyline points="{line}" fill="none" stroke="var(--accent)" stroke-width="1.5"/>']
+    named: dict[tuple[float, float], list[str]] = {}  # some topologies are the same network
     for kind, i, point in sorted(points, key=lambda each: each[0] == "front"):
         x, y = place(point)
         fill, radius = {"front": ("var(--accent)", 6), "random": ("var(--soft)", 3)}.get(
@@ -132,18 +134,22 @@ def _curve(name: str, task: Mapping[str, Any], cost: str) -> str:
         )
         mark = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{fill}">'
         mark += f"<title>{escape(_describe(kind, point, task))}</title></circle>"
-        if kind not in ("front", "random"):
-            mark += f'<text x="{x + 8:.1f}" y="{y - 5:.1f}" font-size="12" fill="var(--bad)">{escape(kind)}</text>'
         parts.append(f'<a href="#{escape(name)}-{i}">{mark}</a>' if kind == "front" else mark)
+        if kind not in ("front", "random"):
+            named.setdefault((x, y), []).append(kind)
+    for (x, y), kinds in named.items():
+        right = x > _WIDTH * 0.75
+        side = f'x="{x - 8:.1f}" text-anchor="end"' if right else f'x="{x + 8:.1f}"'
+        parts.append(f'<text {side} y="{y - 5:.1f}" fill="var(--bad)">{escape(", ".join(kinds))}</text>')
     axes = (
-        f'<g font-size="12" fill="var(--soft)"><text x="{_LEFT + 10}" y="{_HEIGHT - 24}">{_cost_text(cost, min(xs))}'
+        f'<g fill="var(--soft)"><text x="{_LEFT + 10}" y="{_HEIGHT - 24}">{_cost_text(cost, min(xs))}'
         f'</text><text x="{_WIDTH - 16}" y="{_HEIGHT - 24}" text-anchor="end">{_cost_text(cost, max(xs))}</text>'
         f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(_cost_name(cost))}</text>'
         f'<text x="0" y="{_TOP + 8}">{max(ys):.3f}</text><text x="0" y="{_HEIGHT - 48}">{min(ys):.3f}</text>'
         f'<text x="0" y="{_HEIGHT / 2 - 20}">loss</text></g>'
     )
     return (
-        f'<div class=figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" style="max-width: {_WIDTH}px" '
+        f'<div class="figure curve"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" style="max-width: {_WIDTH}px" '
         f'role="img" aria-label="Loss over cost of {escape(name)}">{axes}{"".join(parts)}</svg></div>'
     )
 

@@ -64,6 +64,7 @@ small { color: var(--soft); font-size: 0.85em; }
 .heat td.kept { color: var(--ink); font-weight: 650; box-shadow: 0 0 0 1.5px var(--accent); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); gap: 20px; }
 .curves + table { margin-top: 18px; }
+.curve text { font-size: 12px; }
 .metrics td { padding: 6px 16px 6px 0; border-top: 1px solid var(--line); vertical-align: top; font-size: 0.88rem; }
 details { margin-top: 12px; }
 summary { cursor: pointer; color: var(--accent); font-size: 0.9rem; }
@@ -81,6 +82,8 @@ footer { color: var(--soft); font-size: 0.8rem; text-align: center; padding-top:
   .results td:first-child::before { content: none; }
   .results td:first-child { font-size: 1.05rem; }
   .heats, .curves { grid-template-columns: 1fr; }
+  .curve text { font-size: 23px; } /* of a picture that is half as wide as on a desk */
+  .curve a circle { r: 13px; } /* for fingers */
 }
 @media print { body { background: #fff; } section { break-inside: avoid; } }
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from matplotlib import colormaps
@@ -103,16 +103,17 @@ def curves_figure(
     tasks: Sequence[str],
     prefix: str,
     label: str,
-    target: float | None = None,
+    targets: Collection[float] = (),
 ) -> Figure | None:
-    """``prefix/<task>`` of every task in one picture, with a dashed line at ``target``; None without values."""
+    """``prefix/<task>`` of every task in one picture, with a dashed line at each target; None without values."""
     curves = {t: series(history, f"{prefix}/{t}") for t in tasks}
     if not any(iterations for iterations, _ in curves.values()):
         return None
     figure = blank_figure(3.6, 2.3)
     axes = figure.subplots()
-    if target is not None:
-        axes.axhline(target, color=LINE_COLOR, lw=0.9, ls=(0, (3, 3)), label="target")
+    for i, target in enumerate(sorted(set(targets))):
+        label_of_first = None if i else "target"
+        axes.axhline(target, color=LINE_COLOR, lw=0.9, ls=(0, (3, 3)), label=label_of_first)
     for task, (iterations, values) in curves.items():
         kept = thin(len(iterations), _MOST_POINTS)
         smooth = running_mean(values, max(1, len(values) // 50))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from d2go_fbnetv5.arch.topology import Topology
 from d2go_fbnetv5.utils.errors import InputError
@@ -93,9 +93,8 @@ class SearchResults:
     tasks: tuple[TaskResult, ...]
     precise_bn_images: int  # images used to re-estimate batch-norm statistics before each evaluation
     eval_images: int
-    cost_target: float | None = (
-        None  # of the cost regulariser, relative as in Appendix E; None: there was none
-    )
+    # of the cost regulariser by task, relative as in Appendix E; {}: there was none
+    cost_targets: dict[str, float] = field(default_factory=dict)
     cost_metric: str = "flops"  # what the regulariser counted
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -34,7 +34,7 @@ def diagnostics_sections(results: SearchResults, history: Sequence[dict[str, Any
         for part in (
             _probabilities(tasks, history),
             _losses(tasks, history),
-            _diagnostics(tasks, history, results.cost_target),
+            _diagnostics(tasks, history, results.cost_targets),
             _ranks(tasks, history),
         )
         if part
@@ -65,13 +65,15 @@ def _losses(tasks: Sequence[str], history: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _diagnostics(tasks: Sequence[str], history: Sequence[dict[str, Any]], target: float | None) -> str:
+def _diagnostics(
+    tasks: Sequence[str], history: Sequence[dict[str, Any]], targets: Mapping[str, float]
+) -> str:
     figures = [
         f"<div><h3>{title}</h3>{figure_image(figure, title, small=True)}<p class=note>{note}</p></div>"
         for prefix, title, label, note in _CURVES
         if (
             figure := curves_figure(
-                history, tasks, prefix, label, target if prefix == "expected_cost" else None
+                history, tasks, prefix, label, targets.values() if prefix == "expected_cost" else ()
             )
         )
         is not None
@@ -83,7 +85,7 @@ def _diagnostics(tasks: Sequence[str], history: Sequence[dict[str, Any]], target
         [
             f"<b>{escape(task)}</b>",
             *(_start_and_end(history, f"{prefix}/{task}") for prefix, _, _, _ in _CURVES),
-            format_metric(target),
+            format_metric(targets.get(task)),
             _start_and_end(history, f"task_loss/{task}"),
         ]
         for task in tasks

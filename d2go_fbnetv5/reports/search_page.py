@@ -65,8 +65,12 @@ def _header(results: SearchResults) -> str:
         "evaluation images": f"{results.eval_images:,}",
         "precise BN images": f"{results.precise_bn_images:,}",
     }
-    if results.cost_target is not None:
-        facts["cost target"] = f"{format_share(results.cost_target)} of {_COSTS[results.cost_metric]}"
+    targets = results.cost_targets
+    if len(set(targets.values())) == 1:
+        facts["cost target"] = f"{format_share(*set(targets.values()))} of {_COSTS[results.cost_metric]}"
+    elif targets:
+        each = ", ".join(f"{name} {format_share(target)}" for name, target in targets.items())
+        facts["cost targets"] = f"{each} of {_COSTS[results.cost_metric]}"
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
     count = len(results.tasks)
     networks = "a network topology for one task" if count == 1 else f"network topologies for {count} tasks"

@@ -124,6 +124,10 @@ class Search(nn.Module):
                 f"cost is of {tuple(cost.costs.shape)} blocks, the supernet of "
                 f"{(supernet.num_stages, supernet.num_paths)}"
             )
+        if cost is not None and tuple(cost.targets.shape) not in ((), (len(tasks),)):
+            raise InputError(
+                f"cost has {len(cost.targets)} targets, allowed: one, or one for each of {names}"
+            )
         self.supernet = supernet
         self.tasks = nn.ModuleDict(dict(zip(names, tasks, strict=True)))
         self.in_features = {task.name: tuple(task.in_features) for task in tasks}

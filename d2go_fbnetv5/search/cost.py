@@ -16,43 +16,59 @@ class CostRegularizer(nn.Module):
 
     Args:
         costs: S x P, c_b of each searchable block in any unit (``BlockCosts.matrix``).
-        target: the relative cost that is free, in [0, 1]; 0.5 in the paper.
+        target: the relative cost that is free, in [0, 1]; 0.5 in the paper. One for each of T tasks, or one for all.
         weight: lambda_c, in units of the loss.
         expected: price the expected cost of a distribution, max(0, E[cost] - target), and not the cost of each sample,
             E[max(0, cost - target)]. Half of the samples cost more than the target where their mean does not, so that
             every block has a price from the first step on, which where losses differ little decides against all.
+        absolute: price what is missing to the target, too, lambda_c * |cost - target|, as TuNAS does (Bender et al.
+            2020, section 3.2; relative to the full supernet's cost here, and not to the target).
     """
 
     costs: Tensor
+    targets: Tensor
 
     def __init__(
-        self, costs: Tensor, target: float = 0.5, weight: float = 1.0, expected: bool = False
+        self,
+        costs: Tensor,
+        target: float | Sequence[float] = 0.5,
+        weight: float = 1.0,
+        expected: bool = False,
+        absolute: bool = False,
     ) -> None:
         super().__init__()
         if costs.dim() != 2 or bool((costs < 0).any()) or float(costs.sum()) <= 0:
             raise InputError(f"costs are S x P, not negative and not all zero, found {costs.tolist()}")
-        if not 0 <= target <= 1:
+        targets = torch.tensor(target, dtype=torch.float32)
+        if not bool(((targets >= 0) & (targets <= 1)).all()):
             raise InputError(f"the cost target is {target}, allowed is 0 to 1")
         if weight < 0:
             raise InputError(f"the cost weight is {weight}, allowed is 0 or more")
-        self.target = target
         self.weight = weight
         self.expected = expected
+        self._above = torch.abs if absolute else torch.relu
         self.register_buffer("costs", costs.float(), persistent=False)
+        self.register_buffer("targets", targets, persistent=False)
 
     def relative(self, masks: Tensor) -> Tensor:
         """Relative cost of masks (or of probabilities: its expectation): ... x S x P -> ..., in [0, 1]."""
         return (masks.to(self.costs.dtype) * self.costs).sum(dim=(-2, -1)) / self.costs.sum()
 
     def forward(self, masks: Tensor) -> Tensor:
-        """Return the penalty of each mask, or of an expected cost: ... x S x P of masks or probabilities -> ..."""
-        return self.weight * torch.relu(self.relative(masks) - self.target)
+        """Return the penalty of each mask, or of an expected cost: T x ... x S x P of masks or probabilities -> T x ...
+
+        Where all tasks have one target the first dimension may be any.
+        """
+        relative = self.relative(masks)
+        more = relative.dim() - 1 if self.targets.dim() else 0
+        return self.weight * self._above(relative - self.targets[(..., *[None] * more)])
 
     @torch.no_grad()
-    def prices(self, topologies: Sequence[Topology]) -> Tensor:
-        """Return the penalty of each of N topologies, N doubles on the CPU."""
+    def prices(self, topologies: Sequence[Topology], task: int) -> Tensor:
+        """Return the penalty of each of N topologies for a task, by its place: N doubles on the CPU."""
         masks = torch.tensor([topology.mask for topology in topologies], device=self.costs.device)
-        return self(masks).double().cpu()
+        target = self.targets[task] if self.targets.dim() else self.targets
+        return (self.weight * self._above(self.relative(masks) - target)).double().cpu()
 
     def expectation(self, probs: Tensor, generator: torch.Generator, samples: int = 256) -> Tensor:
         """Return a surrogate of E_{a ~ p}[penalty(a)]: its gradient, not its value, is an unbiased estimate.
@@ -70,6 +86,6 @@ class CostRegularizer(nn.Module):
         with torch.no_grad():
             masks = torch.rand((samples, *probs.shape), generator=generator).to(probs) < probs
             shares = self.costs / self.costs.sum()
-            others = (self.relative(masks) - self.target)[..., None, None] - masks * shares
-            slopes = self.weight * (torch.relu(others + shares) - torch.relu(others)).mean(dim=0)
+            others = (self.relative(masks) - self.targets)[..., None, None] - masks * shares
+            slopes = self.weight * (self._above(others + shares) - self._above(others)).mean(dim=0)
         return (slopes.to(probs.dtype) * probs).sum(dim=(-2, -1))

@@ -122,5 +122,5 @@ def _best(search: Search, name: str, candidates: Sequence[Topology], batches: Se
     objectives = torch.stack([each for each, _ in gathered]).sum(dim=0)
     objectives /= max(1, sum(number for _, number in gathered))
     if search.cost is not None:
-        objectives += search.cost.prices(candidates)
+        objectives += search.cost.prices(candidates, list(search.tasks).index(name))
     return candidates[int(objectives.argmin())]

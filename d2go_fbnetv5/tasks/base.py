@@ -89,6 +89,7 @@ class Task(nn.Module):
 
 TaskClass = TypeVar("TaskClass", bound=type[Task])
 _TASKS: Registry[type[Task]] = Registry("task")
+_HEADS: dict[str, Registry[type[Task]]] = {}  # other heads for tasks, by the task's name
 
 
 def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
@@ -106,6 +107,21 @@ def register_task(name: str) -> Callable[[TaskClass], TaskClass]:
     return register
 
 
+def register_head(task: str, name: str) -> Callable[[TaskClass], TaskClass]:
+    """Class decorator that makes another head for a registered task known to ``build_task``, as ``head=name``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(cls: TaskClass) -> TaskClass:
+        _HEADS.setdefault(task, Registry(f"head of task {task!r}")).add(name, cls)
+        cls.name = task
+        return cls
+
+    return register
+
+
 def list_tasks() -> list[str]:
     """Return the registered names, sorted."""
     return _TASKS.names()
@@ -118,13 +134,16 @@ def build_task(name: str, channels: Mapping[str, int], info: DatasetInfo, /, **o
         name: one of ``list_tasks()``.
         channels: channels of each feature by name, such as ``Supernet.channels``.
         info: what the data set labels.
-        options: the task's own options. Lists are taken where the default is a tuple.
+        options: the task's own options. Lists are taken where the default is a tuple. ``head`` names another head that
+            was registered for the task (``register_head``), and the others are that one's.
 
     Raises:
         ValueError: an unknown name or option, an option of another type than its default or out of range, a feature
             that the network lacks, or a data set without the names that the task needs.
     """
     cls = _TASKS[name]
+    if name in _HEADS and options.get("head"):
+        cls = _HEADS[name][options.pop("head")]
     missing = [feature for feature in cls.in_features if feature not in channels]
     if missing:
         raise InputError(f"task {name!r} needs the features {missing}; the network has {sorted(channels)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,21 @@ MOST_AREA = 2**24  # pixels of an image that is computed with, at some hundred b
 def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value of a file is a finite number; a switch is none, nor an integer beyond all floats."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def format_least(value: float) -> str:
+    """Return a number that is no less, of four digits: what is asked for by it is not missed by a rounding."""
+    return f"{float(_ROUNDING_UP.create_decimal_from_float(value)):g}"
+
+
+def format_most(value: float) -> str:
+    """Return a number that is no greater, of four digits."""
+    return f"{float(_ROUNDING_DOWN.create_decimal_from_float(value)):g}"
+
+
+_ROUNDING_UP, _ROUNDING_DOWN = (
+    decimal.Context(prec=4, rounding=rounding) for rounding in (decimal.ROUND_CEILING, decimal.ROUND_FLOOR)
+)
 
 
 def json_value(value: Any) -> Any:

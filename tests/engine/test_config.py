@@ -553,6 +553,66 @@ def test_latency_as_a_cost_comes_from_a_table(tmp_path):
     assert cost.costs.tolist() == [[1.0, 2.0, 3.0, 10.0]] * 4
 
 
+def targets(*opts):
+    cfg = load_cfg("search_digits.yaml", opts)
+    prepare(cfg, world_size=1)
+    info = DatasetInfo(class_names=("a", "b"), box_names=("a",), sem_seg_names=("a", "b"))
+    return search_arguments(cfg, info, seed=0)["cost"].targets.tolist()
+
+
+def test_a_budget_is_a_target_in_the_unit_of_the_metric(tmp_path):
+    """By hand: Stage 0 comes to 4 ms, the 16 blocks to 64; a detector of Path 1 does not see all of the last stage."""
+    path = tmp_path / "table.csv"
+    latency = BlockCosts("latency", (1.0, 1.0, 1.0, 1.0), (1.0, 2.0, 3.0, 10.0))
+    write_latency_table(path, latency, build_family("N"), (96, 96))
+    table = (
+        "OUTPUT_DIR",
+        str(tmp_path / "run"),
+        "SEARCH.COST.METRIC",
+        "latency",
+        "SEARCH.COST.TABLE",
+        str(path),
+    )
+    assert targets(*table, "SEARCH.COST.TARGET", "0.25") == [0.25] * 3
+    own = (*table, "SEARCH.COST.TASK_TARGETS.seg", "0.125", "SEARCH.COST.BUDGET", "{det: 20.0}")
+    assert targets(*own) == [0.5, 0.25, 0.125]  # 16 of 64 are left for blocks
+    assert targets(*table, "SEARCH.COST.BUDGET.det", "3e+0") == [
+        0.5,
+        0.0,
+        0.5,
+    ]  # no block, and not all of Stage 0
+    for most, place in (("1.5", "-1%"), ("54.5", "101%")):
+        with pytest.raises(
+            InputError,
+            match=f"SEARCH.COST.BUDGET.det is {most} ms, allowed is 2, .* to 54, .*; found is {place} of the way",
+        ):
+            targets(*table, "SEARCH.COST.BUDGET.det", most)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("BUDGET", "{pose: 9.0e+6}", "SEARCH.COST.BUDGET has 'pose', allowed as in SEARCH.TASKS: "),
+        ("BUDGET.det", "few", "SEARCH.COST.BUDGET.det is 'few', allowed is a number over 0"),
+        ("TASK_TARGETS.det", "1.5", "SEARCH.COST.TASK_TARGETS.det is 1.5, allowed: 0 to 1"),
+        ("PRICE", "quadratic", "SEARCH.COST.PRICE is 'quadratic', allowed: hinge, absolute"),
+    ],
+)
+def test_what_no_target_can_be_is_named(key, value, message):
+    with pytest.raises(InputError, match=message):
+        targets(f"SEARCH.COST.{key}", value)
+
+
+def test_a_budget_and_a_target_of_one_task_contradict_each_other():
+    budget = ("SEARCH.COST.BUDGET.det", "9.0e+6")
+    with pytest.raises(
+        InputError, match="TASK_TARGETS has 'det', allowed with SEARCH.COST.BUDGET.det: nothing"
+    ):
+        targets(*budget, "SEARCH.COST.TASK_TARGETS.det", "0.5")
+    with pytest.raises(InputError, match="SEARCH.COST.WEIGHT is 0, allowed with SEARCH.COST.BUDGET: more"):
+        targets(*budget, "SEARCH.COST.WEIGHT", "0")
+
+
 def test_a_crop_too_small_for_the_family(tmp_path):
     opts = [
         "OUTPUT_DIR",

@@ -1,5 +1,9 @@
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -77,6 +81,51 @@ def test_a_front_that_was_stopped_ends_with_the_same_bytes(run, searched, tmp_pa
     assert not (other / "front" / "front.json").exists()
     find_front(other, **ASKED)
     assert written(other) == written(run)
+
+
+def kill_at(run, moment, arguments):
+    """Start a front and kill it as soon as ``moment`` holds; return whether it was still at work."""
+    command = [sys.executable, "-m", "d2go_fbnetv5.tools.front", str(run), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 300
+        while process.poll() is None and not moment():
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        process.kill()
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode in (0, -signal.SIGKILL), err.decode()
+    return process.returncode != 0
+
+
+@pytest.mark.slow
+def test_a_front_that_is_killed_at_ten_moments_ends_with_the_same_bytes(searched, tmp_path):
+    """Before anything is there, amid each generation, and between the files of the report."""
+    asked = ["--tasks", "cls", "seg", "--evaluations", "28", "--population", "4", "--cost", "flops", "params"]
+    runs = [tmp_path / name for name in ("whole", "killed")]
+    for run in runs:
+        shutil.copytree(searched, run)
+    assert main([str(runs[0]), *asked]) == 0
+    folder = runs[1] / "front"
+
+    def judged():
+        path = folder / "evaluations.json"
+        return sum(map(len, json.loads(path.read_text())["losses"].values())) if path.exists() else 0
+
+    moments = [
+        lambda: (runs[1] / ".lock").exists(),
+        lambda: folder.exists(),
+        *(lambda least=least: judged() >= least for least in (8, 16, 24, 32, 40, 48)),
+        lambda: (folder / "front.svg").exists(),
+        lambda: (folder / "front.html").exists(),
+    ]
+    killed = [kill_at(runs[1], moment, asked) for moment in moments]
+    assert sum(killed) >= 9  # the last file may be there before the signal is
+    assert main([str(runs[1]), *asked]) == 0
+    assert written(runs[1]) == written(runs[0])
+    assert sorted(p.name for p in folder.iterdir()) == sorted(FILES)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.engine.config import get_cfg
 from d2go_fbnetv5.engine.predictor import from_run
+from d2go_fbnetv5.utils.formatting import format_least
 
 ROOT = Path(__file__).parent.parent.parent
 RUNNER = "d2go_fbnetv5.runner."
@@ -257,6 +260,40 @@ def test_seed_must_be_given(d2go):
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digit_scenes_train",), ("digit_scenes_val",)
     with pytest.raises(ValueError, match="SEED is -1, allowed under Detectron2 and D2Go: 0 or more"):
         FBNetV5Runner().build_model(cfg)
+
+
+def test_a_detector_trains_from_a_front_within_a_budget(search, model_config, tmp_path):
+    file = json.loads((search / "topologies.json").read_text())
+    topologies = Topology.full(3), Topology([[0, 0, 0, 0]] * 3)
+    points = [{"topology": t.to_dict(), "loss": loss} for t, loss in zip(topologies, (0.1, 0.2), strict=True)]
+    file["tasks"] = {"det": {"outputs": ["path1"], "front": points}}
+    (tmp_path / "front.json").write_text(json.dumps(file))
+    costs = block_costs("N", file["size"])
+    least, full = (costs.network(topology, ["path1"]) for topology in topologies[::-1])
+    config = tmp_path / "budget.yaml"
+    for budget, expected in ((full, topologies[0]), (full - 1, topologies[1])):
+        options = f"{{TOPOLOGY: {tmp_path}/front.json, BUDGET: {{flops: {budget}}}}}"
+        config.write_text(
+            f"_BASE_: {model_config}\nMODEL: {{META_ARCHITECTURE: LiteRCNN, FBNETV5: {options}}}\n"
+        )
+        folder = tmp_path / f"run_{budget}"
+        d2go_train(
+            "FBNetV5Runner",
+            config,
+            folder,
+            "MODEL.WEIGHTS",
+            str(search / "model_final.pth"),
+            "SOLVER.MAX_ITER",
+            "2",
+        )
+        topology = json.loads((folder / "network.json").read_text())["topology"]
+        assert Topology.from_dict(topology).prune(["path1"]) == expected.prune(["path1"])
+    config.write_text(config.read_text().replace(str(full - 1), "9.0"))
+    with pytest.raises(
+        AssertionError,
+        match=f"no network of det costs 9 flops or less, the least is {re.escape(format_least(least))}",
+    ):
+        d2go_train("FBNetV5Runner", config, tmp_path / "none")
 
 
 def test_detection_on_a_coco_file_by_d2gos_own_loaders(d2go, tmp_path):

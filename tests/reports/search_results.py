@@ -46,7 +46,7 @@ def make_results(*tasks: TaskResult, **changes: Any) -> SearchResults:
         "tasks": tasks or (make_task("cls"), make_task("det")),
         "precise_bn_images": 64,
         "eval_images": 200,
-        "cost_target": 0.5,
+        "cost_targets": {"cls": 0.5, "det": 0.5},
     }
     return SearchResults(**{**values, **changes})
 

@@ -201,7 +201,7 @@ def test_results_need_a_metric_for_each_random_topology():
 
 def test_without_history_or_random_topologies(tmp_path):
     task = make_task(random_topologies=[], random_metrics=[], random_flops=[], metrics={})
-    page = write(tmp_path, make_results(task, cost_target=None), history=[])
+    page = write(tmp_path, make_results(task, cost_targets={}), history=[])
     assert not (tmp_path / "probabilities.png").exists()
     assert "Probabilities over time" not in page.text
     assert "Beside random topologies" not in page.text

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search import ArchDistribution, CostRegularizer
 from d2go_fbnetv5.search.estimators import LossWindow, compare, effective_sample_size, importance_weights
 from d2go_fbnetv5.utils.seeding import derive_generator, derive_seed
@@ -116,6 +117,27 @@ def test_cost_regularizer_is_appendix_e():
             CostRegularizer(torch.ones(2, 2), **wrong)
     with pytest.raises(ValueError, match="not negative and not all zero"):
         CostRegularizer(torch.zeros(2, 2))
+
+
+def test_each_task_has_a_target_of_its_own_and_too_little_may_have_a_price():
+    """By hand: relative costs .1, .7 and 1 against .5 and .9; TuNAS' absolute value prices both sides."""
+    costs = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    masks = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [1, 1]], [[1, 1], [1, 1]]]).bool()
+    both = masks.expand(2, 3, 2, 2)
+    for absolute, prices in (
+        (False, [[0.0, 2.0, 5.0], [0.0, 0.0, 1.0]]),
+        (True, [[4.0, 2.0, 5.0], [8.0, 2.0, 1.0]]),
+    ):
+        cost = CostRegularizer(costs, [0.5, 0.9], 10.0, absolute=absolute)
+        torch.testing.assert_close(cost(both), torch.tensor(prices))
+        torch.testing.assert_close(cost(both[:, 0]), torch.tensor(prices)[:, 0])
+        topologies = [Topology(mask) for mask in masks]
+        for task in range(2):
+            found = cost.prices(topologies, task)
+            torch.testing.assert_close(found, torch.tensor(prices[task]).double(), atol=1e-5, rtol=1e-5)
+        probs = torch.full((2, 2, 2), 0.5, requires_grad=True)
+        slopes = torch.autograd.grad(cost(probs).sum(), probs)[0][:, 1, 1]  # of the dearest block, at .5
+        assert slopes.tolist() == pytest.approx([0.0, -4.0] if absolute else [0.0, 0.0])
 
 
 def test_seeds_depend_on_every_part_of_the_key():

@@ -192,12 +192,15 @@ def test_the_price_of_the_expected_cost_binds_above_the_target_alone(estimator):
         torch.testing.assert_close((gradients[0] - gradients[1]).flatten(), torch.tensor(slopes))
 
 
-def test_expected_price_is_that_of_all_masks():
-    cost = CostRegularizer(torch.arange(1.0, 7.0).reshape(2, 3), 0.4, 3.0)
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("target", [0.4, [0.4, 0.7]])
+def test_expected_price_is_that_of_all_masks(target, absolute):
+    cost = CostRegularizer(torch.arange(1.0, 7.0).reshape(2, 3), target, 3.0, absolute=absolute)
     probs = torch.rand((2, 2, 3), generator=torch.Generator().manual_seed(0)).requires_grad_()
     masks = objectives.all_masks(2, 3).float()
     chances = torch.where(masks > 0, probs[:, None], 1 - probs[:, None]).prod(dim=-1).prod(dim=-1)
-    exact = torch.autograd.grad((chances * cost(masks)).sum(), probs)[0]
+    prices = cost(masks.expand(2, *masks.shape))
+    exact = torch.autograd.grad((chances * prices).sum(), probs)[0]
     generator = torch.Generator().manual_seed(1)
     estimate = torch.autograd.grad(cost.expectation(probs, generator, 50_000).sum(), probs)[0]
     torch.testing.assert_close(estimate, exact, atol=5e-3, rtol=0)
@@ -352,6 +355,10 @@ def test_evaluation_merges_the_tasks_outputs():
         ({"prob_min": 0.7}, "prob_min is 0.7"),
         ({"loss_window": -1}, "loss_window is -1"),
         ({"cost": CostRegularizer(torch.ones(3, 2))}, r"cost is of \(3, 2\) blocks"),
+        (
+            {"cost": CostRegularizer(torch.ones(2, 2), [0.5] * 5)},
+            "cost has 5 targets, allowed: one, or one for each of",
+        ),
     ],
 )
 def test_impossible_options_are_named(options, message):

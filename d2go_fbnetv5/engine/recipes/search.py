@@ -25,8 +25,10 @@ from d2go_fbnetv5.reports.history import read_history
 from d2go_fbnetv5.reports.results import SearchResults
 from d2go_fbnetv5.reports.search import search_table, write_search_report
 from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, decide
-from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task, list_tasks
+from d2go_fbnetv5.tasks import DatasetInfo, Task, batch_images, build_task, list_tasks
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import is_number
+from d2go_fbnetv5.utils.options import to_budget
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main, world_size
 from d2go_fbnetv5.utils.rules import between, check
 
@@ -53,6 +55,7 @@ class SearchRecipe(Recipe):
         least = cfg.SEARCH.PROB_MIN
         check(cfg, "SEARCH.INIT_PROB", between(least, 1 - least))
         cls._validate_sizes(cfg)
+        cls._validate_targets(cfg)
         check(cfg, "SEARCH.SAMPLES_PER_RANK", between(1, cfg.SOLVER.IMS_PER_BATCH // world_size))
         if cfg.SEARCH.SHARED_IMAGES and cfg.SEARCH.SAMPLES_PER_RANK < 2:
             raise InputError(
@@ -121,6 +124,27 @@ class SearchRecipe(Recipe):
                 f"{family.min_input_size} pixels or more"
             )
 
+    @staticmethod
+    def _validate_targets(cfg: CfgNode) -> None:
+        cost = cfg.SEARCH.COST
+        for key in ("TASK_TARGETS", "BUDGET"):
+            strangers = [name for name in cost[key] if name not in list_tasks()]
+            if strangers:
+                raise InputError(
+                    f"SEARCH.COST.{key} has {strangers[0]!r}, allowed as in SEARCH.TASKS: {', '.join(list_tasks())}"
+                )
+            if cost[key] and not cost.WEIGHT:
+                raise InputError(f"SEARCH.COST.WEIGHT is 0, allowed with SEARCH.COST.{key}: more")
+        both = [name for name in cost.BUDGET if name in cost.TASK_TARGETS]
+        if both:
+            raise InputError(
+                f"SEARCH.COST.TASK_TARGETS has {both[0]!r}, allowed with SEARCH.COST.BUDGET.{both[0]}: nothing"
+            )
+        to_budget(as_dict(cost.BUDGET), "SEARCH.COST.BUDGET.")
+        for name, target in cost.TASK_TARGETS.items():
+            if not is_number(target) or not 0 <= target <= 1:
+                raise InputError(f"SEARCH.COST.TASK_TARGETS.{name} is {target!r}, allowed: 0 to 1")
+
     @property
     def size(self) -> tuple[int, int]:
         """Return height and width at which costs are counted."""
@@ -166,7 +190,7 @@ class SearchRecipe(Recipe):
             }
         trained.record(metrics)
         if is_main():
-            priced = self.cfg.SEARCH.COST.WEIGHT > 0
+            cost = self.model.cost
             results = SearchResults(
                 family=self.cfg.MODEL.FBNETV5.FAMILY,
                 num_stages=self.cfg.MODEL.FBNETV5.NUM_STAGES,
@@ -176,7 +200,7 @@ class SearchRecipe(Recipe):
                 tasks=tasks,
                 precise_bn_images=sum(len(batch) for batch in judge.networks.statistics) * world_size(),
                 eval_images=self.data.num_eval_images(evals.MAX_IMAGES),
-                cost_target=self.cfg.SEARCH.COST.TARGET if priced else None,
+                cost_targets=dict(zip(self.model.tasks, cost.targets.tolist(), strict=True)) if cost else {},
                 cost_metric=self.cfg.SEARCH.COST.METRIC,
             )
             write_search_report(trained.output_dir, results, read_history(trained.output_dir))
@@ -225,6 +249,18 @@ def cost_per_block(cfg: CfgNode) -> BlockCosts:
         raise type(error)(f"SEARCH.COST.TABLE: {error}") from error
 
 
+def _cost_target(cfg: CfgNode, task: Task, costs: BlockCosts) -> float:
+    """Return the relative cost that is free for a task."""
+    cost = cfg.SEARCH.COST
+    budget = to_budget(as_dict(cost.BUDGET), "SEARCH.COST.BUDGET.").get(task.name)
+    if budget is None:
+        return cost.TASK_TARGETS.get(task.name, cost.TARGET)
+    try:
+        return costs.target(budget, cfg.MODEL.FBNETV5.NUM_STAGES, task.in_features)
+    except InputError as error:
+        raise InputError(f"SEARCH.COST.BUDGET.{task.name} {error}") from error
+
+
 def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, Any]:
     """Return the arguments of SEARCH.ALGORITHM's class under a validated configuration. Every process must call it.
 
@@ -243,8 +279,14 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
             raise InputError(f"SEARCH.TASKS, SEARCH.HEADS.{name}: {error}") from error
     cost = None
     if search.COST.WEIGHT > 0:
-        costs = cost_per_block(cfg).matrix(supernet.num_stages)
-        cost = CostRegularizer(costs, search.COST.TARGET, search.COST.WEIGHT, search.COST.EXPECTED)
+        costs = cost_per_block(cfg)
+        cost = CostRegularizer(
+            costs.matrix(supernet.num_stages),
+            [_cost_target(cfg, task, costs) for task in tasks],
+            search.COST.WEIGHT,
+            search.COST.EXPECTED,
+            search.COST.PRICE == "absolute",
+        )
     learning = max(0, cfg.SOLVER.MAX_ITER - search.ARCH_WARMUP_ITERS)
     algorithm = ALGORITHMS[search.ALGORITHM]
     options = {

@@ -72,11 +72,7 @@ def measure_family(
     kind.require()
     torch.set_num_threads(1)
     kind.use_threads(1)
-    stage0, blocks = build_parts(family, size)
-    modules: dict[str, tuple[nn.Module, Tensor]] = {}
-    for names, parts, length in ((STAGE0, stage0, 1), (BLOCKS, blocks, CHAIN)):
-        for name, (part, x) in zip(names, parts, strict=True):
-            modules[name] = (nn.Sequential(*(folded(part) for _ in range(length))), x)
+    modules = family_modules(family, size)
     topologies = _random_topologies(networks, num_stages)
     image = torch.randn(1, 3, *size)
     for index, topology in enumerate(topologies):
@@ -100,6 +96,16 @@ def measure_family(
         {name: measured[name].spread for name in (*STAGE0, *BLOCKS)},
         tuple(zip(map(costs.network, topologies), wholes, strict=True)),
     )
+
+
+def family_modules(family: Family, size: tuple[int, int]) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Return each part of a family with an input, batch norm folded, by its name in a table; of a block `CHAIN`."""
+    stage0, blocks = build_parts(family, size)
+    modules: dict[str, tuple[nn.Module, Tensor]] = {}
+    for names, parts, length in ((STAGE0, stage0, 1), (BLOCKS, blocks, CHAIN)):
+        for name, (part, x) in zip(names, parts, strict=True):
+            modules[name] = (nn.Sequential(*(folded(part) for _ in range(length))), x)
+    return modules
 
 
 def _random_topologies(count: int, num_stages: int) -> Sequence[Topology]:

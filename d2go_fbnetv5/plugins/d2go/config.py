@@ -3,6 +3,7 @@
 from d2go.config.config import CONFIG_CUSTOM_PARSE_REGISTRY, CONFIG_SCALING_METHOD_REGISTRY
 from fvcore.common.config import CfgNode
 
+from d2go_fbnetv5.engine.keys import OPEN_GROUPS
 from d2go_fbnetv5.engine.validate import scale_search_to_world_size
 from d2go_fbnetv5.plugins.detectron2.config import add_fbnetv5_config, use_lite_rcnn
 
@@ -18,7 +19,7 @@ def scale_fbnetv5_configs(cfg: CfgNode, new_world_size: int) -> None:
 @CONFIG_CUSTOM_PARSE_REGISTRY.register()
 def open_groups_stay_open(cfg: CfgNode, is_dump: bool) -> None:
     """Let a group of options that a file has begun get further ones on the command line, as in our own training."""
-    for name in ("FBNETV5_DATA.DATASETS", "SEARCH.HEADS", "MODEL.FBNETV5.HEAD"):
+    for name in OPEN_GROUPS:
         node = cfg
         for key in name.split("."):
             node = node.get(key, {})  # D2Go also comes with parts of a configuration

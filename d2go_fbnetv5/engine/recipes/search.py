@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,8 +28,7 @@ from d2go_fbnetv5.reports.search import search_table, write_search_report
 from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, decide
 from d2go_fbnetv5.tasks import DatasetInfo, Task, batch_images, build_task, list_tasks
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.formatting import is_number
-from d2go_fbnetv5.utils.options import to_budget
+from d2go_fbnetv5.utils.options import MisfitError, to_budget, to_float
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main, world_size
 from d2go_fbnetv5.utils.rules import between, check
 
@@ -141,9 +141,7 @@ class SearchRecipe(Recipe):
                 f"SEARCH.COST.TASK_TARGETS has {both[0]!r}, allowed with SEARCH.COST.BUDGET.{both[0]}: nothing"
             )
         to_budget(as_dict(cost.BUDGET), "SEARCH.COST.BUDGET.")
-        for name, target in cost.TASK_TARGETS.items():
-            if not is_number(target) or not 0 <= target <= 1:
-                raise InputError(f"SEARCH.COST.TASK_TARGETS.{name} is {target!r}, allowed: 0 to 1")
+        _task_targets(cfg)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -249,12 +247,25 @@ def cost_per_block(cfg: CfgNode) -> BlockCosts:
         raise type(error)(f"SEARCH.COST.TABLE: {error}") from error
 
 
+def _task_targets(cfg: CfgNode) -> dict[str, float]:
+    """Return SEARCH.COST.TASK_TARGETS; an InputError names one that is not in [0, 1]."""
+    targets = {}
+    for name, given in cfg.SEARCH.COST.TASK_TARGETS.items():
+        try:
+            targets[name] = to_float(given)  # 4e-1 is a text to YAML
+        except MisfitError:
+            targets[name] = math.nan
+        if not 0 <= targets[name] <= 1:
+            raise InputError(f"SEARCH.COST.TASK_TARGETS.{name} is {given!r}, allowed: 0 to 1")
+    return targets
+
+
 def _cost_target(cfg: CfgNode, task: Task, costs: BlockCosts) -> float:
     """Return the relative cost that is free for a task."""
     cost = cfg.SEARCH.COST
     budget = to_budget(as_dict(cost.BUDGET), "SEARCH.COST.BUDGET.").get(task.name)
     if budget is None:
-        return cost.TASK_TARGETS.get(task.name, cost.TARGET)
+        return _task_targets(cfg).get(task.name, cost.TARGET)
     try:
         return costs.target(budget, cfg.MODEL.FBNETV5.NUM_STAGES, task.in_features)
     except InputError as error:

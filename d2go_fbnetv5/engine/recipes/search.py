@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fvcore.common.config import CfgNode
@@ -182,7 +182,9 @@ class SearchRecipe(Recipe):
             )
         metrics = {f"{task.task}/{name}": value for task in tasks for name, value in task.metrics.items()}
         if trained.averaged is not None:
-            averaged = self.judge(trained.averaged).metrics({task.task: task.topology for task in tasks})
+            averaged = self.judge(cast(Search, trained.averaged)).metrics(
+                {task.task: task.topology for task in tasks}
+            )
             metrics |= {
                 f"ema/{task}/{name}": value for task in averaged for name, value in averaged[task].items()
             }

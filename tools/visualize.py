@@ -17,8 +17,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from d2go_fbnetv5.arch import Topology
@@ -34,6 +34,9 @@ from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.files import refuse_others, write_atomically
 from d2go_fbnetv5.utils.formatting import format_count
 from d2go_fbnetv5.utils.text_files import expand_user
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 

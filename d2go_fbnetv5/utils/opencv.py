@@ -29,12 +29,16 @@ def opencv() -> ModuleType:
     oldest = ".".join(map(str, OLDEST))
     try:
         cv2 = importlib.import_module("cv2")
-    except ImportError as error:  # opencv-python finds no libGL, or numpy is another than it was built for
+        found = tuple(int(part) for part in cv2.__version__.split(".")[:2])
+    except (
+        ImportError,
+        AttributeError,
+    ) as error:  # no libGL, another numpy, or a folder of rests without a module
         raise InputError(
             f"OpenCV cannot be imported ({error}); pip install --force-reinstall 'opencv-python-headless>={oldest}' "
             "puts one there that needs no display"
         ) from error
-    if tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= OLDEST:
+    if found >= OLDEST:
         return cv2
     packages = [name for name in _PACKAGES if _is_installed(name)] or _PACKAGES[:1]
     wanted = " ".join(f"'{name}>={oldest}'" for name in packages)

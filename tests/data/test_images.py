@@ -5,6 +5,7 @@ import mmap
 import multiprocessing
 import resource
 import struct
+import types
 import zlib
 
 import cv2
@@ -228,20 +229,24 @@ def test_an_old_opencv_is_one_sentence(tmp_path, found, monkeypatch, capsys):
         opencv.opencv.cache_clear()
 
 
-def test_an_opencv_that_cannot_be_imported_is_one_sentence(tmp_path, monkeypatch, capsys):
+def no_display(name):
+    raise ImportError("libGL.so.1: cannot open shared object file")
+
+
+@pytest.mark.parametrize(
+    ("importing", "message"),
+    [(no_display, "libGL.so.1: cannot"), (types.ModuleType, "module 'cv2' has no attribute '__version__'")],
+)
+def test_an_opencv_that_cannot_be_imported_is_one_sentence(tmp_path, monkeypatch, capsys, importing, message):
     (tmp_path / "x.png").write_bytes(encoded("PNG"))
-
-    def no_display(name):
-        raise ImportError("libGL.so.1: cannot open shared object file")
-
-    monkeypatch.setattr(opencv.importlib, "import_module", no_display)
+    monkeypatch.setattr(opencv.importlib, "import_module", importing)
     opencv.opencv.cache_clear()
     try:
         assert run_tool("tool", lambda: read_image(tmp_path / "x.png")) == 2
     finally:
         opencv.opencv.cache_clear()
     error = capsys.readouterr().err
-    assert error.startswith("tool: OpenCV cannot be imported (libGL.so.1") and error.count("\n") == 1
+    assert error.startswith(f"tool: OpenCV cannot be imported ({message}") and error.count("\n") == 1
 
 
 def test_a_warning_of_a_worker_is_one_of_the_run(monkeypatch, caplog):

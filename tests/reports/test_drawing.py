@@ -1,8 +1,11 @@
+import importlib
+import os
 import re
 
 import pytest
 import torch
 
+import d2go_fbnetv5.reports
 from d2go_fbnetv5.arch.topology import Topology
 from d2go_fbnetv5.reports.drawing import Panel, draw_figure, save_figure
 from d2go_fbnetv5.reports.text_drawing import draw_text, fusion_edges, live_segments
@@ -143,3 +146,12 @@ def test_errors(tmp_path):
         save_figure(figure, tmp_path / "nowhere" / "a.png")
     with pytest.raises(ValueError, match="path9"):
         draw_text(Topology.full(1), {"path9"})
+
+
+@pytest.mark.parametrize(
+    ("backend", "kept"), [("module://no_such_notebook.inline", False), ("module://json", True), ("agg", True)]
+)
+def test_a_backend_that_is_not_installed_stops_no_drawing(monkeypatch, backend, kept):
+    monkeypatch.setenv("MPLBACKEND", backend)
+    importlib.reload(d2go_fbnetv5.reports)
+    assert ("MPLBACKEND" in os.environ) == kept

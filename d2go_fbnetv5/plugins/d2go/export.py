@@ -97,7 +97,7 @@ class _DetectorOnImage(nn.Module):
 
 
 class _Scripted(nn.Module):
-    """What is scripted already, for D2Go's exporter, which scripts all that it is given."""
+    """A module that is scripted already, for D2Go's exporter, which scripts all that it is given."""
 
     def __init__(self, detector: torch.jit.ScriptModule) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ def enlarge(feature: Tensor, image: Tensor, stride: int) -> Tensor:
 
 
 class ScriptableBackbone(DetectronBackbone):
-    """A searched network -> its features by name, as `FBNetV5Backbone` gives them."""
+    """A searched network that gives its features by name; `FBNetV5Backbone` gives the same."""
 
     def __init__(self, backbone: Backbone, exact_sizes: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a lazy configuration of Detectron2's (`LazyConfig`) calls by name, so that it is saved as text and read again.
+"""Functions that a lazy configuration of Detectron2's (`LazyConfig`) calls by name: saved as text and read again.
 
 Backbones, heads, meta-architectures, data sets, transforms and `SampleMapper` are called as they are; `configs/lazy/`
 has an example of each model.

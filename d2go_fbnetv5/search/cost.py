@@ -39,7 +39,9 @@ class CostRegularizer(nn.Module):
         super().__init__()
         if costs.dim() != 2 or bool((costs < 0).any()) or float(costs.sum()) <= 0:
             raise InputError(f"costs are S x P, not negative and not all zero, found {costs.tolist()}")
-        targets = torch.tensor(target, dtype=torch.float32)
+        targets = torch.tensor(
+            target, dtype=torch.float64
+        )  # as exact as the costs that they are compared with
         if not bool(((targets >= 0) & (targets <= 1)).all()):
             raise InputError(f"the cost target is {target}, allowed is 0 to 1")
         if weight < 0:
@@ -61,14 +63,15 @@ class CostRegularizer(nn.Module):
         """
         relative = self.relative(masks)
         more = relative.dim() - 1 if self.targets.dim() else 0
-        return self.weight * self._above(relative - self.targets[(..., *[None] * more)])
+        return self.weight * self._above(relative - self.targets.to(relative.dtype)[(..., *[None] * more)])
 
     @torch.no_grad()
     def prices(self, topologies: Sequence[Topology], task: int) -> Tensor:
         """Return the penalty of each of N topologies for a task, by its place: N doubles on the CPU."""
         masks = torch.tensor([topology.mask for topology in topologies], device=self.costs.device)
-        target = self.targets[task] if self.targets.dim() else self.targets
-        return (self.weight * self._above(self.relative(masks) - target)).double().cpu()
+        relative = self.relative(masks)
+        target = (self.targets[task] if self.targets.dim() else self.targets).to(relative.dtype)
+        return (self.weight * self._above(relative - target)).double().cpu()
 
     def expectation(self, probs: Tensor, generator: torch.Generator, samples: int = 256) -> Tensor:
         """Return a surrogate of E_{a ~ p}[penalty(a)]: its gradient, not its value, is an unbiased estimate.
@@ -86,6 +89,7 @@ class CostRegularizer(nn.Module):
         with torch.no_grad():
             masks = torch.rand((samples, *probs.shape), generator=generator).to(probs) < probs
             shares = self.costs / self.costs.sum()
-            others = (self.relative(masks) - self.targets)[..., None, None] - masks * shares
+            relative = self.relative(masks)
+            others = (relative - self.targets.to(relative.dtype))[..., None, None] - masks * shares
             slopes = self.weight * (self._above(others + shares) - self._above(others)).mean(dim=0)
         return (slopes.to(probs.dtype) * probs).sum(dim=(-2, -1))

@@ -164,7 +164,7 @@ def put(**values):
         (put(names=["ant", "bee"]), "'head.fc.weight' is"),
         (put(head=[]), "head is"),
         (put(head={"drop": 1}), "drop"),
-        (put(head={"dropout": 2}), "option 'dropout' is 2, allowed"),
+        (put(head={"dropout": 2}), "option 'dropout' is 2"),
         (put(head={"dropout": "much"}), "dropout"),
         (put(head={"backbone": 1}), "backbone"),
         (put(imports="abc"), "imports is 'abc'"),

@@ -126,7 +126,7 @@ def image_to_device(sample: dict[str, Any], device: torch.device) -> dict[str, A
 
     Labels stay on the host, where checking and sorting them out makes nobody wait for a GPU; heads move what is left.
     """
-    return {**sample, "image": sample["image"].to(device, non_blocking=device.type != "cpu")}
+    return {**sample, **to_device({key: sample[key] for key in ("image",) if key in sample}, device)}
 
 
 def to_device(sample: dict[str, Any], device: torch.device) -> dict[str, Any]:

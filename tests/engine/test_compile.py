@@ -62,6 +62,7 @@ def test_another_topology_compiles_nothing_anew():
     assert backend.graphs == compiled
 
 
+@pytest.mark.slow
 def test_weights_go_to_and_fro(tmp_path):
     network = Backbone("N", Topology.full(2)).eval()
     compile_blocks(network, Counting())

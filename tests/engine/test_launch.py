@@ -64,6 +64,7 @@ def test_torchrun_is_recognised_by_its_environment(monkeypatch):
         launch(print, (), num_processes=2)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_a_bad_loss_with_one_sentence(stub_args, tmp_path):
     process = start(stub_args("run", "--num-processes", "2"), STUB_NAN="4")
     _, stderr = process.communicate(timeout=120)

@@ -21,6 +21,10 @@ OPTIONS = {
     LiteMaskFormer: {"num_queries": 6, "dim": 32, "num_heads": 4, "feedforward_dim": 32},
 }
 KINDS = list(OPTIONS)
+# Scripting the detector takes a quarter of a minute.
+WITH_SLOW_DETECTOR = [
+    pytest.param(kind, marks=pytest.mark.slow) if kind is LiteRCNN else kind for kind in KINDS
+]
 SIZES = ((96, 64), (64, 128))
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),

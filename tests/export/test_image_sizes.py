@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from exported import KINDS, images, needs_executorch, needs_onnx, tiny
+from exported import KINDS, WITH_SLOW_DETECTOR, images, needs_executorch, needs_onnx, tiny
 from torchvision.ops import box_iou
 
 from d2go_fbnetv5.export import export_model, get_format
@@ -34,7 +34,7 @@ def assert_equal(model, image, outputs):
         assert (box_iou(boxes, expected["boxes"]).max(1).values > 0.99).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_SLOW_DETECTOR)
 def test_torchscript_refuses_what_the_model_would_pad_or_a_classifier_pads_it(kind):
     model = tiny(kind)
     run = torch.jit.script(inference_module(model, kind is ImageClassifier))

@@ -116,6 +116,7 @@ def test_published_averages_are_of_this_form(row):
     assert row["ROI"] + (row["total"] - row["ROI"]) * ratio == pytest.approx(row["average"], abs=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["CLS", "SEG", "DET"])
 def test_built_in_topologies_keep_what_the_tables_say(task):
     candidates = solve(task, PUBLISHED[task]["rows"])

@@ -301,6 +301,7 @@ def two_ranks(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("i", range(len(DISTRIBUTED)), ids=[name for name, _ in DISTRIBUTED])
 def test_ranks_under_ddp_keep_equal_weights_and_learn(i, two_ranks):
     name, options = DISTRIBUTED[i]
@@ -312,6 +313,7 @@ def test_ranks_under_ddp_keep_equal_weights_and_learn(i, two_ranks):
     assert any(not torch.equal(value, start[key]) for key, value in first.items() if "supernet" in key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["per_task_forward", "shared_forward"])
 def test_two_ranks_equal_one_with_twice_the_samples(name, two_ranks):
     expected = gradient(_with_masks(make(name, 2, samples=4), slice(None)))

@@ -423,6 +423,7 @@ def test_search_finds_known_optima(samples, bound):
     assert sum(found) / len(found) >= bound
 
 
+@pytest.mark.slow
 def test_short_search_beats_random_and_needs_the_importance_weight():
     shape = (2, 4)
     tasks = objectives.random_tasks(3, 8, 2, noise=0.2)

@@ -38,6 +38,7 @@ def in_process(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_models_by_formats_by_sizes(tmp_path, capsys, in_process):
     folder = tmp_path / "bench"
     argv = [
@@ -71,6 +72,7 @@ def test_models_by_formats_by_sizes(tmp_path, capsys, in_process):
     assert out.count("\n| FBNetV5-N-CLS | ") == 4 and "torch " in content["about"]
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_measures_memory(tmp_path):
     task = {
         "threads": 1,

@@ -78,7 +78,7 @@ def run(tmp_path, toy):
     return folder
 
 
-@pytest.mark.parametrize("kind", [ImageClassifier, LiteRCNN])
+@pytest.mark.parametrize("kind", [ImageClassifier, pytest.param(LiteRCNN, marks=pytest.mark.slow)])
 def test_a_file_is_written_described_and_checked(registered, tmp_path, kind):
     assert "toy" in list_formats()
     exported = export_model(tiny(kind), "toy", tmp_path / "out", (96, 64))

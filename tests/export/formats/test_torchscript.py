@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from exported import KINDS, assert_is_the_model, few_detections, images, run_elsewhere, tiny
+from exported import WITH_SLOW_DETECTOR, assert_is_the_model, few_detections, images, run_elsewhere, tiny
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.export import export_model
 from d2go_fbnetv5.models import ImageClassifier
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_SLOW_DETECTOR)
 def test_torchscript(kind, tmp_path):
     model = tiny(kind)
     exported = export_model(model, "torchscript", tmp_path, (96, 64), names="abcde")

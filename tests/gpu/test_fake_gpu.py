@@ -62,7 +62,7 @@ def test_an_evaluation_waits_for_the_predictions():
 
 @pytest.mark.slow
 def test_runs_on_a_gpu_end_with_the_numbers_of_the_cpu(tmp_path):
-    run(HERE / "runs_on_both.py", tmp_path, timeout=600)
+    run(HERE / "runs_on_both.py", tmp_path, timeout=1800)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["races"] == {}
     assert found["cpu"].keys() == found["cuda"].keys() == {"search", "cls", "det", "seg"}

@@ -127,17 +127,25 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items() if not name.endswith(_COUNT)}
 
 
-def _mobile_cv_blocks(state_dict: Mapping[str, Tensor], family: Family) -> Blocks:
+def _by_block(
+    state_dict: Mapping[str, Tensor], names: re.Pattern[str]
+) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """Return the weights of each block by their places in it, the blocks in the order of the network."""
     found: dict[tuple[int, int], dict[str, Tensor]] = {}
     for name, value in state_dict.items():
-        match = _MOBILE_CV.fullmatch(name)
+        match = names.fullmatch(name)
         if match is not None:
             found.setdefault((int(match["stage"]), int(match["block"])), {})[match["rest"]] = value
+    return dict(sorted(found.items()))
+
+
+def _mobile_cv_blocks(state_dict: Mapping[str, Tensor], family: Family) -> Blocks:
+    found = _by_block(state_dict, _MOBILE_CV)
     pool = max(found, default=None) if len(found) > len(_targets(family)) - 1 else None
     blocks = []
-    for key in sorted(found):
+    for key, theirs in found.items():
         parts = {**_MOBILE_CV_PARTS, **(_MOBILE_CV_POOL if key == pool else {})}
-        weights = {_rename(rest, parts): value for rest, value in found[key].items()}
+        weights = {_rename(rest, parts): value for rest, value in theirs.items()}
         # Their first convolution has a bias in front of its batch norm, which that norm's mean can carry.
         if "conv.bias" in weights and "bn.running_mean" in weights:
             weights["bn.running_mean"] = weights["bn.running_mean"] - weights.pop("conv.bias")
@@ -146,15 +154,11 @@ def _mobile_cv_blocks(state_dict: Mapping[str, Tensor], family: Family) -> Block
 
 
 def _timm_blocks(state_dict: Mapping[str, Tensor]) -> Blocks:
-    found: dict[tuple[int, int], dict[str, Tensor]] = {}
-    for name, value in state_dict.items():
-        match = _TIMM.fullmatch(name)
-        if match is not None:
-            found.setdefault((int(match["stage"]), int(match["block"])), {})[match["rest"]] = value
+    found = _by_block(state_dict, _TIMM)
     stem = {"conv.weight": state_dict[f"{_STEM}.weight"]}
     stem |= {f"bn.{rest}": value for rest, value in _below(state_dict, "bn1.").items()}
     blocks = [(_STEM, stem)]
-    for (stage, block), theirs in sorted(found.items()):
+    for (stage, block), theirs in found.items():
         parts = _TIMM_EXPANDED if "conv_pwl.weight" in theirs else _TIMM_PLAIN
         if "conv.weight" in theirs:  # the convolution before the pooling, whose projection is conv_head
             parts = {"conv.": "pw.conv.", "bn1.": "pw.bn."}

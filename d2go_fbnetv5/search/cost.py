@@ -63,15 +63,17 @@ class CostRegularizer(nn.Module):
         """
         relative = self.relative(masks)
         more = relative.dim() - 1 if self.targets.dim() else 0
-        return self.weight * self._above(relative - self.targets.to(relative.dtype)[(..., *[None] * more)])
+        return self._penalty(relative, self.targets[(..., *[None] * more)])
+
+    def _penalty(self, relative: Tensor, targets: Tensor) -> Tensor:
+        return self.weight * self._above(relative - targets.to(relative.dtype))
 
     @torch.no_grad()
     def prices(self, topologies: Sequence[Topology], task: int) -> Tensor:
         """Return the penalty of each of N topologies for a task, by its place: N doubles on the CPU."""
         masks = torch.tensor([topology.mask for topology in topologies], device=self.costs.device)
-        relative = self.relative(masks)
-        target = (self.targets[task] if self.targets.dim() else self.targets).to(relative.dtype)
-        return (self.weight * self._above(relative - target)).double().cpu()
+        target = self.targets[task] if self.targets.dim() else self.targets
+        return self._penalty(self.relative(masks), target).double().cpu()
 
     def expectation(self, probs: Tensor, generator: torch.Generator, samples: int = 256) -> Tensor:
         """Return a surrogate of E_{a ~ p}[penalty(a)]: its gradient, not its value, is an unbiased estimate.

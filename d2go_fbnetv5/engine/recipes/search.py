@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from rich.progress import Progress
 from torch import Tensor
 
-from d2go_fbnetv5.arch import BlockCosts, Supernet, block_costs, build_family
+from d2go_fbnetv5.arch import BlockCosts, Supernet, Topology, block_costs, build_family
 from d2go_fbnetv5.arch.cost import check_size
 from d2go_fbnetv5.arch.latency_table import read_latency_table
 from d2go_fbnetv5.engine.build import build_search_groups
@@ -163,7 +163,10 @@ class SearchRecipe(Recipe):
         return {f"probs/{name}": task_probs for name, task_probs in zip(self.model.tasks, probs, strict=True)}
 
     def evaluate(self, model: Search) -> dict[str, float]:
-        metrics = self.judge(model).metrics(model.most_likely())
+        return self._metrics_of(model, model.most_likely())
+
+    def _metrics_of(self, model: Search, topologies: Mapping[str, Topology]) -> dict[str, float]:
+        metrics = self.judge(model).metrics(topologies)
         return {f"{task}/{name}": value for task in model.tasks for name, value in metrics[task].items()}
 
     def conclude(self, trained: Trained) -> dict[str, float]:
@@ -182,12 +185,9 @@ class SearchRecipe(Recipe):
             )
         metrics = {f"{task.task}/{name}": value for task in tasks for name, value in task.metrics.items()}
         if trained.averaged is not None:
-            averaged = self.judge(cast(Search, trained.averaged)).metrics(
-                {task.task: task.topology for task in tasks}
-            )
-            metrics |= {
-                f"ema/{task}/{name}": value for task in averaged for name, value in averaged[task].items()
-            }
+            found = {task.task: task.topology for task in tasks}
+            averaged = self._metrics_of(cast(Search, trained.averaged), found)
+            metrics |= {f"ema/{name}": value for name, value in averaged.items()}
         trained.record(metrics)
         if is_main():
             cost = self.model.cost

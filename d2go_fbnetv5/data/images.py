@@ -4,11 +4,12 @@ import io
 import logging
 import mmap
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.opencv import opencv
@@ -22,6 +23,16 @@ MAX_PIXELS = 2**27
 _SEQUENCES = ("GIF", "PNG", "TIFF", "WEBP")
 # PNG has grey of 2 and 4 bits, which Pillow spreads over 0 to 255.
 _SPREAD = {"L;2": 85, "L;4": 17}
+# How H x W pixels become upright, by their EXIF orientation.
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).T,
+    8: np.rot90,
+}
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -43,9 +54,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> torch.T
     data = _read(path, "image")
     header = _open(path, "image", data)
     if header is not None:
-        _check_pixels(path, "image", header)
-        if size is not None and header.size not in (tuple(size), tuple(size)[::-1]):
-            _require_size(path, "image", header.size[::-1], size)
+        _check_header(path, "image", header, size)
         if header.format in _SEQUENCES and getattr(header, "is_animated", False):
             _warn_once("frames", f"image {path} has several frames or pages, of which the first is read")
     image = _decode(data, cv2.IMREAD_COLOR) if _is_safe(data, header) else None
@@ -101,6 +110,8 @@ def _few_bits(path: str | Path, data: np.ndarray, image: np.ndarray) -> np.ndarr
 def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read the label map as H x W int64: the values of a grey image of 1 to 16 bits, or the indices of a palette.
 
+    An EXIF orientation of its own is applied, as an image's is (and as in Detectron2), with one warning.
+
     Args:
         size: the height and width it must have.
 
@@ -113,8 +124,7 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
     image = _open(path, "label map", _read(path, "label map"))
     if image is None:
         raise InputError(f"label map {path} is broken, cut short or not an image")
-    _check_pixels(path, "label map", image)
-    _require_size(path, "label map", image.size[::-1], size)
+    _check_header(path, "label map", image, size)
     if image.format in ("JPEG", "MPO"):
         raise InputError(f"label map {path} is a JPEG, which changes the values; it must be a PNG")
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
@@ -127,6 +137,15 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
         labels = np.asarray(image)
     except Exception:  # Pillow raises whatever a broken file makes it trip over
         raise InputError(f"label map {path} is broken or cut short") from None
+    orientation = _orientation(image)
+    if orientation is not None:
+        labels = _TURNS[orientation](labels)
+        _warn_once(
+            "turned",
+            f"label map {path} has the EXIF orientation {orientation}: it and others of its kind are turned as that "
+            "says, as images are; save them without it if their pixels are upright already",
+        )
+    _require_size(path, "label map", labels.shape, size)
     return labels.astype(np.int64) // spread
 
 
@@ -172,12 +191,24 @@ def _open(path: str | Path, kind: str, data: np.ndarray) -> ImageFile.ImageFile 
         return None
 
 
-def _check_pixels(path: str | Path, kind: str, image: Image.Image) -> None:
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of a picture that is not upright."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises whatever it trips over; OpenCV takes no notice of a broken EXIF either
+        return None
+    return found if found in _TURNS else None
+
+
+def _check_header(path: str | Path, kind: str, image: Image.Image, size: tuple[int, int] | None) -> None:
+    """InputError if it has more than `MAX_PIXELS`, or another size even when it is turned."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise InputError(
             f"{kind} {path} is {width}x{height} (width x height), allowed are {MAX_PIXELS} pixels; make it smaller"
         )
+    if size is not None and image.size not in (tuple(size), tuple(size)[::-1]):
+        _require_size(path, kind, (height, width), size)
 
 
 def _require_size(path: str | Path, kind: str, found: tuple[int, ...], size: tuple[int, int] | None) -> None:
@@ -189,7 +220,7 @@ def _require_size(path: str | Path, kind: str, found: tuple[int, ...], size: tup
         )
 
 
-_WARNINGS = ("frames", "bits")
+_WARNINGS = ("frames", "bits", "turned")
 _warned = mmap.mmap(
     -1, len(_WARNINGS)
 )  # workers, which are forks, share it: a warning is one of the whole run

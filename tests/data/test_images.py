@@ -37,7 +37,7 @@ def read(tmp_path, data, size=None):
 
 @pytest.fixture(autouse=True)
 def nothing_warned_of(monkeypatch):
-    monkeypatch.setattr(reading, "_warned", bytearray(2))
+    monkeypatch.setattr(reading, "_warned", bytearray(len(reading._WARNINGS)))
 
 
 WHOLE = {
@@ -77,6 +77,28 @@ def test_a_camera_s_orientation_is_applied(tmp_path, kind, orientation):
     if orientation > 4:
         with pytest.raises(InputError, match="is 48x64 .*, expected 64x48"):
             read(tmp_path, data, (48, 64))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_label_map_is_turned_as_the_image_of_its_orientation_is(tmp_path, kind, mode, orientation, caplog):
+    values = GREEN.astype(np.uint16 if mode == "I;16" else np.uint8) // 5
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    saved = Image.fromarray(values)
+    if mode == "P":
+        saved.putpalette(list(range(256)) * 3)
+    (tmp_path / "map").write_bytes(encoded(kind, saved, exif=exif))
+    grey = Image.fromarray(GREEN.astype(np.uint8))
+    upright = read(tmp_path, encoded(kind, grey, exif=exif))[..., 0] // 5
+    assert (read_label_map(tmp_path / "map", upright.shape) == upright).all()
+    assert ("has the EXIF orientation" in caplog.text) == (kind == "PNG" and orientation > 1)
+    if orientation > 4:
+        with pytest.raises(
+            InputError, match="label map .* is 48x64 .*, expected 64x48; was it turned upright"
+        ):
+            read_label_map(tmp_path / "map", values.shape)
 
 
 def test_grey_palette_transparent_and_cmyk_files(tmp_path):

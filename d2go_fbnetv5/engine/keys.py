@@ -12,7 +12,7 @@ from typing import Any
 from d2go_fbnetv5.arch import list_families
 from d2go_fbnetv5.arch.cost import METRICS
 from d2go_fbnetv5.arch.topology import MOST_STAGES
-from d2go_fbnetv5.engine.precision import DTYPES
+from d2go_fbnetv5.engine.precision import DTYPES, FLOAT32_PRECISIONS
 from d2go_fbnetv5.engine.schedule import SCHEDULES
 from d2go_fbnetv5.search import ALGORITHMS
 from d2go_fbnetv5.tasks import list_tasks
@@ -98,6 +98,9 @@ KEYS = IMPORT_KEYS | table((
     Key("SEED", -1, Rule("a whole number"),
         "What all random numbers depend on; below 0 one is drawn, and kept in the run's config.yaml."),
     Key("CUDNN_BENCHMARK", False, SWITCH, "Whether cuDNN tries its algorithms and keeps the fastest."),
+    Key("FLOAT32_PRECISION", "", one_of("", *FLOAT32_PRECISIONS),
+        "How a GPU multiplies float32: highest, or by TF32 (high, medium); empty: torch's own choice, TF32 in"
+        " convolutions alone."),
     Key("WRITER_PERIOD", 20, between(1), "Every how many iterations losses and rates are recorded."),
     Key("DISTRIBUTED.TIMEOUT_MINUTES", 60.0, between(over=0, most=10080),
         "How long a process waits for another one before the run ends and says so; process 0 may have more to evaluate"
@@ -208,6 +211,8 @@ KEYS = IMPORT_KEYS | table((
         "Whether the rate rises during the warm-up or stays there."),
     Key("SOLVER.AMP.ENABLED", False, SWITCH, "Whether a GPU computes in mixed precision."),
     Key("SOLVER.AMP.PRECISION", "float16", one_of(*DTYPES), "The lower precision."),
+    Key("SOLVER.DETERMINISTIC", False, SWITCH,
+        "Whether a GPU's kernels are those that give equal numbers again, where torch has them; it warns of others."),
     Key("SOLVER.CHECKPOINT_PERIOD", 5000, between(1), "Every how many iterations a checkpoint is written."),
     Key("SOLVER.CHECKPOINT_KEEP", 3, between(1), "How many of the newest checkpoints are kept."),
 

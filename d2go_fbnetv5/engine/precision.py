@@ -1,6 +1,7 @@
-"""Mixed precision where there is a GPU: autocast, and loss scaling for float16."""
+"""The arithmetic of a GPU: which kernels, and mixed precision by autocast, with loss scaling for float16."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,6 +9,28 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+FLOAT32_PRECISIONS = ("highest", "high", "medium")
+
+
+def choose_kernels(device: torch.device, float32: str, deterministic: bool, benchmark: bool) -> None:
+    """Choose the kernels of this process' GPU; on a CPU nothing changes, and numbers are equal anyway.
+
+    Args:
+        float32: of `FLOAT32_PRECISIONS`: "highest" is float32 everywhere, the others TF32 in products and convolutions,
+            as in Detectron2; empty leaves it to torch.
+        deterministic: take kernels that give equal numbers again; torch warns where it has none.
+        benchmark: let cuDNN try its algorithms.
+    """
+    if device.type != "cuda":
+        return
+    if float32:
+        torch.set_float32_matmul_precision(float32)
+        torch.backends.cudnn.allow_tf32 = float32 != "highest"
+    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 class Precision:

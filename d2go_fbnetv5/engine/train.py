@@ -40,6 +40,7 @@ from d2go_fbnetv5.engine.hooks import AfterStepHook, CheckpointHook, EvalHook, S
 from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.engine.log import log_to_file
 from d2go_fbnetv5.engine.loop import Hook, TrainLoop, sampled_topologies
+from d2go_fbnetv5.engine.precision import choose_kernels
 from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, get_recipe
 from d2go_fbnetv5.engine.validate import check_read, scale_to_world_size, validate
 from d2go_fbnetv5.engine.writers import (
@@ -134,7 +135,9 @@ class Run:
         self.cfg, self.folder, self.eval_only = cfg, Path(cfg.OUTPUT_DIR), eval_only
         self.console = Console(quiet=not is_main())
         self.device = pick_device(cfg.MODEL.DEVICE)
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        choose_kernels(
+            self.device, cfg.FLOAT32_PRECISION, cfg.SOLVER.DETERMINISTIC, benchmark=cfg.CUDNN_BENCHMARK
+        )
         self.seed = _run_seed(cfg, resume or eval_only)
 
         self.data: Data = build_data(cfg, self.seed)

@@ -71,6 +71,10 @@ def _solver(cfg: CfgNode, world_size: int) -> None:
     check(cfg, "SOLVER.BASE_LR_END", between(0, solver.BASE_LR))
     if solver.NESTEROV and not solver.MOMENTUM:
         raise InputError("SOLVER.NESTEROV is True, allowed with SOLVER.MOMENTUM 0: False")
+    if solver.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        raise InputError(
+            "CUDNN_BENCHMARK is True, allowed with SOLVER.DETERMINISTIC: False, as what is fastest differs"
+        )
     if solver.IMS_PER_BATCH % world_size:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, allowed: multiples of the {world_size} processes it is "

@@ -11,11 +11,15 @@ from d2go_fbnetv5.utils.errors import InputError
 
 
 def check_d2go(cfg: CfgNode) -> None:
-    """Check QUANTIZATION for models of ours and D2GO_DATA.AUG_OPS for sets of ours.
+    """Check QUANTIZATION for models of ours, D2GO_DATA.AUG_OPS for sets of ours, and what D2Go does not read.
 
     Raises:
         ValueError: the message names the key and what is allowed.
     """
+    if cfg.FLOAT32_PRECISION:
+        raise InputError(
+            f"FLOAT32_PRECISION is {cfg.FLOAT32_PRECISION!r}, allowed in D2Go, which does not read it: ''"
+        )
     if cfg.MODEL.META_ARCHITECTURE in OUR_META_ARCHITECTURES:
         _check_quantization(cfg)
     if all_ours(cfg):

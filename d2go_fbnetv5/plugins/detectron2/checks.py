@@ -54,6 +54,7 @@ def check_detectron2_alone(cfg: CfgNode) -> None:
     allowed = {
         "MODEL_EMA.ENABLED": (False,),
         "SOLVER.BIAS_LR_FACTOR": (1.0,),
+        "SOLVER.DETERMINISTIC": (False,),
         "SOLVER.WEIGHT_DECAY_BIAS": (None,),
     }
     if cfg.SOLVER.AMP.ENABLED:

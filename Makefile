@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.installed
 
-.PHONY: demo docs test test-slow test-plugins lint wheel clean
+.PHONY: demo docs test test-slow test-plugins gpu-check lint wheel clean
 
 # One installation serves every target; it is made anew when the requirements change.
 $(READY): setup.py pyproject.toml
@@ -32,6 +32,10 @@ test-slow: $(READY)
 # In an interpreter of one's own that has Detectron2 or D2Go: make test-plugins PYTHON=/path/to/python
 test-plugins:
 	PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest tests/plugins
+
+# In an interpreter of one's own that has torch with CUDA, and what we require: make gpu-check PYTHON=python3
+gpu-check:
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) benchmarks/gpu.py $(GPU_CHECK)
 
 # The site of docs/, in build/site; whatever is wrong with it is an error.
 docs: $(READY)

@@ -48,8 +48,9 @@ class Probe(nn.Module):
         self.linear = nn.Linear(channels, 10)
 
     def forward(self, features: dict, batch: list[dict]) -> dict:
+        logits = self.linear(features[self.in_features[0]].mean((2, 3)))
         labels = torch.tensor([sample["class_label"] for sample in batch])
-        return {"loss": F.cross_entropy(self.linear(features[self.in_features[0]].mean((2, 3))), labels)}
+        return {"loss": F.cross_entropy(logits, labels.to(logits.device, non_blocking=True))}
 
 
 class Stepper:

@@ -20,7 +20,7 @@ def registered_names():
 
 
 def _registries():
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("d2go_fbnetv5")]
+    modules = [module for name, module in sys.modules.copy().items() if name.startswith("d2go_fbnetv5")]
     found = {
         id(value): value for module in modules for value in vars(module).values() if type(value) is Registry
     }

@@ -134,6 +134,7 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
         )
     spread = _SPREAD.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
     try:
+        image.load()  # Pillow turns a TIFF now, and in 9.4 an array would have the shape that it had
         labels = np.asarray(image)
     except Exception:  # Pillow raises whatever a broken file makes it trip over
         raise InputError(f"label map {path} is broken or cut short") from None
@@ -192,9 +193,9 @@ def _open(path: str | Path, kind: str, data: np.ndarray) -> ImageFile.ImageFile 
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation of a picture that is not upright."""
+    """The EXIF orientation of a picture that is not upright; Pillow itself turns a TIFF."""
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation)
+        found = None if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow raises whatever it trips over; OpenCV takes no notice of a broken EXIF either
         return None
     return found if found in _TURNS else None

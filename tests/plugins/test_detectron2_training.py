@@ -356,6 +356,51 @@ def test_a_flipped_bit_is_noticed(retinanet, supernet, tmp_path):
         load(retinanet, str(path))
 
 
+@pytest.mark.parametrize("kind", ["ImageClassifier", "LiteMaskFormer", "LiteRCNN", "RetinaNet"])
+def test_a_head_that_a_search_has_no_weights_for_is_judged_by_nobody_before_it_is_trained(
+    cfg, supernet, kind, tmp_path
+):
+    from detectron2.modeling import build_model
+
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Trainer
+
+    cfg.MODEL.META_ARCHITECTURE = kind
+    if kind == "RetinaNet":
+        cfg.MODEL.BACKBONE.NAME = "build_retinanet_fbnetv5_fpn_backbone"
+        cfg.MODEL.FPN.IN_FEATURES = ["path1", "path2", "path3"]
+    scenes = DigitScenes("train", size=64, num_images=2)
+    batch = [scenes[i] for i in range(2)]
+    model = build_model(cfg)
+    own = written(tmp_path, model.state_dict())
+    load(model, own)
+    model.eval()(batch)
+    searched = {f"supernet.{name}": value for name, value in supernet.items()}
+    load(model, written(tmp_path, {**searched, "tasks.cls.fc.weight": torch.zeros(1)}))
+    message = r"MODEL.WEIGHTS lacks \d+ weights of the model \([a-z].*, ...\), which are random"
+    for judge in (lambda: model.eval()(batch), lambda: FBNetV5Trainer.test(cfg, model)):
+        with pytest.raises(InputError, match=message):
+            judge()
+    if kind != "RetinaNet":  # our samples are no Instances
+        model.train()(batch)
+        model.eval()(batch)
+    load(model, written(tmp_path, model.state_dict()))
+    model.eval()(batch)
+
+
+def test_a_search_is_judged_by_probabilities_of_its_own_alone(search, search_cfg, supernet, tmp_path):
+    from d2go_fbnetv5.plugins.detectron2 import FBNetV5Checkpointer, FBNetV5Trainer
+
+    stage0 = {f"supernet.{name}": value for name, value in supernet.items() if name.startswith("stage0.")}
+    for state, what in ((stage0, "supernet.stages"), (search.state_dict(), "distribution.probs")):
+        path = written(tmp_path, state)
+        load(search, path)
+        message = rf"lacks \d+ weights of the model \({what}.*of a search: its folder, with --resume"
+        with pytest.raises(InputError, match=message):
+            FBNetV5Trainer.test(search_cfg, search)
+    FBNetV5Checkpointer(search, str(tmp_path)).load(path)
+    assert 0 <= FBNetV5Trainer.test(search_cfg, search)["cls"]["top1"] <= 100
+
+
 def test_heads_of_another_number_of_classes_may_stay(cfg, tmp_path):
     from detectron2.modeling import build_model
 

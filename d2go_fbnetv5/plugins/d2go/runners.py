@@ -30,6 +30,7 @@ from d2go_fbnetv5.plugins.d2go.quantization import allow_zero_norms
 from d2go_fbnetv5.plugins.d2go.visualization import visualization_evaluator
 from d2go_fbnetv5.plugins.detectron2.checkpoint import StartsFromSearches
 from d2go_fbnetv5.plugins.detectron2.checks import check_run
+from d2go_fbnetv5.plugins.detectron2.convert import require_trained
 from d2go_fbnetv5.plugins.detectron2.datasets import (
     EVALUATOR_TYPE,
     SampleMapper,
@@ -98,7 +99,9 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
             seed_all(cfg.SEED, iteration=-1)  # the same first weights on every process, and in every trainer
         model = super().build_model(cfg, eval_only)
         allow_zero_norms(model)
-        if not eval_only:  # what is exported is left as it is
+        if eval_only:  # what is exported is left as it is
+            require_trained(model)
+        else:
             compile_model(cfg, model)
         return model
 
@@ -141,6 +144,7 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
     def _do_test(
         self, cfg: CfgNode, model: nn.Module, train_iter: int | None = None, model_tag: str = "default"
     ):
+        require_trained(model)
         average_batch_norm(model)
         precise = cfg.TEST.PRECISE_BN
         if not (precise.ENABLED and all_ours(cfg)):
@@ -181,6 +185,7 @@ class MultitaskSearchRunner(FBNetV5Runner):
 
     def do_test(self, cfg: CfgNode, model: nn.Module, train_iter: int | None = None) -> dict[str, Any]:
         """Metrics of the most likely topologies; after the training also the report."""
+        require_trained(model)
         search = find_search(model)
         recipe = SearchRecipe(cfg, open_data(cfg), cfg.SEED, search)
         last = cfg.SOLVER.MAX_ITER - 1 if train_iter is None else train_iter

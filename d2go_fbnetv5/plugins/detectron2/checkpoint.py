@@ -9,7 +9,14 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
 from d2go_fbnetv5.models.weights import SEARCH_WEIGHTS
-from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, has_observers, require_fit
+from d2go_fbnetv5.plugins.detectron2.convert import (
+    adapt_weights,
+    has_observers,
+    is_observer,
+    leave_to_training,
+    network_prefix,
+    require_fit,
+)
 from d2go_fbnetv5.search import MultitaskSearch
 from d2go_fbnetv5.utils.checkpoints import read_tensors
 from d2go_fbnetv5.utils.errors import InputError
@@ -22,8 +29,9 @@ class StartsFromSearches:
 
     Raises, on loading:
         ValueError: the file is damaged or holds more than tensors and plain values; a weight is not finite, or one of
-            the backbone or the supernet is missing or has another shape. (Heads of another number of classes stay as
-            they are, with Detectron2's warning.)
+            the backbone or the supernet is missing or has another shape. (Heads that the file lacks or has for another
+            number of classes stay as they are, with Detectron2's warning.) Later, when a model with such a head is
+            judged before it is trained.
     """
 
     _start = False  # whether the weights are those to begin with, rather than a run's own
@@ -45,7 +53,14 @@ class StartsFromSearches:
             state = {name: value for name, value in state.items() if name.startswith(SEARCH_WEIGHTS)}
         require_fit(state, ours)
         checkpoint["model"] = state
-        return super()._load_model(checkpoint)
+        incompatible = super()._load_model(checkpoint)
+        if network_prefix(ours) is not None:
+            left = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
+            leave_to_training(
+                self.model,
+                [name for name, _ in self.model.named_parameters() if name in left and not is_observer(name)],
+            )
+        return incompatible
 
     def _names_to_load(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's own ``state_dict``, under the names that it had before D2Go prepared it for int8 where the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,4 +93,35 @@ def _refuse_partial(network: nn.Module, state: Mapping[str, Tensor], prefix: str
             f"the weights to load lack {len(missing)} of the {len(needed)} that the network {where} needs "
             f"({prefix}{missing[0]}, ...); those of a search, a supernet or another model of the same family and "
             "topology are taken over by FBNetV5Checkpointer and FBNetV5Trainer of d2go_fbnetv5.plugins.detectron2"
+        )
+
+
+def leave_to_training(model: nn.Module, names: Sequence[str]) -> None:
+    """Make it an error to judge or export ``model`` before its first training step, as these weights are random.
+
+    Args:
+        names: of the weights that a checkpoint has not given; if there are none, all is well.
+    """
+    model.untrained_weights = tuple(names)
+    if not names:
+        return
+
+    def before_forward(module: nn.Module, _: Any) -> None:
+        if module.training:
+            module.untrained_weights = ()
+            hook.remove()
+        else:
+            require_trained(module)
+
+    hook = model.register_forward_pre_hook(before_forward)
+
+
+def require_trained(model: nn.Module) -> None:
+    """Raise an InputError if weights of the model, in whatever wrappers, are left to a training that has not begun."""
+    names = next((found for part in model.modules() if (found := getattr(part, "untrained_weights", ()))), ())
+    if names:
+        raise InputError(
+            f"MODEL.WEIGHTS lacks {len(names)} weights of the model ({names[0]}, ...), which are random: a training "
+            "may begin so, but to judge or export the model it takes those of its own training (of a search: its "
+            "folder, with --resume)"
         )

@@ -23,6 +23,7 @@ from d2go_fbnetv5.engine.recipes.search import SearchRecipe
 from d2go_fbnetv5.engine.validate import scale_to_world_size
 from d2go_fbnetv5.plugins.detectron2.checkpoint import FBNetV5Checkpointer
 from d2go_fbnetv5.plugins.detectron2.checks import check_detectron2_alone, check_run
+from d2go_fbnetv5.plugins.detectron2.convert import require_trained
 from d2go_fbnetv5.plugins.detectron2.datasets import (
     SampleMapper,
     TrainLoader,
@@ -106,6 +107,7 @@ class FBNetV5Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        require_trained(model)
         if cfg.MODEL.META_ARCHITECTURE == "MultitaskSearch" and evaluators is None:
             return by_task(SearchRecipe(cfg, open_data(cfg), cfg.SEED, find_search(model)).evaluate(model))
         return super().test(cfg, model, evaluators)

@@ -8,8 +8,6 @@ from d2go_fbnetv5.engine.loop import Hook, TrainLoop
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import unwrap
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
 
 class EMA(AveragedModel):
     """After each step, average = decay * average + (1 - decay) * model, starting from the model as it was given.
@@ -23,17 +21,29 @@ class EMA(AveragedModel):
     def __init__(self, model: nn.Module, decay: float = 0.999, include_buffers: bool = True) -> None:
         if not 0.0 <= decay < 1.0:
             raise InputError(f"MODEL_EMA.DECAY is {decay}, allowed: 0 <= decay < 1")
-
-        @torch.no_grad()
-        def average(averages: Tensors, values: Tensors, _: Tensor | int) -> None:
-            if averages[0].is_floating_point():
-                torch._foreach_lerp_(averages, values, 1.0 - decay)
-            else:
-                torch._foreach_copy_(averages, values)
-
-        super().__init__(model, multi_avg_fn=average, use_buffers=include_buffers)
+        super().__init__(model, use_buffers=include_buffers)
+        self.decay = decay
         self.requires_grad_(False)
         self.n_averaged.fill_(1)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the model as it is now, without a wait for the device, which torch's own has at each call."""
+        kinds: dict[tuple[bool, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        for named in ("parameters", "buffers"):
+            averaged = named == "parameters" or self.use_buffers
+            pairs = zip(getattr(self.module, named)(), getattr(model, named)(), strict=True)
+            for average, value in pairs:
+                kind = (averaged and average.is_floating_point(), average.dtype)
+                averages, values = kinds.setdefault(kind, ([], []))
+                averages.append(average.detach())
+                values.append(value.detach())
+        for (averaged, _), (averages, values) in kinds.items():
+            if averaged:
+                torch._foreach_lerp_(averages, values, 1.0 - self.decay)
+            else:
+                torch._foreach_copy_(averages, values)
+        self.n_averaged += 1
 
 
 class EMAHook(Hook):

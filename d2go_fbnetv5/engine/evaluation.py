@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from d2go_fbnetv5.engine.loop import image_to_device, to_device
+from d2go_fbnetv5.engine.loop import images_to_device, to_device
 from d2go_fbnetv5.tasks.base import Evaluator
 from d2go_fbnetv5.utils.ranks import is_distributed, world_size
 
@@ -31,7 +31,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], evaluator: Evaluator) -
     evaluator.reset()
     with in_mode(model, training=False):
         for batch in batches:
-            outputs = model([image_to_device(sample, device) for sample in batch])
+            outputs = model(images_to_device(batch, device))
             evaluator.process(batch, [to_device(output, torch.device("cpu")) for output in outputs])
     return evaluator.evaluate()
 
@@ -52,7 +52,7 @@ def precise_batch_norm(model: nn.Module, batches: Sequence[Batch]) -> Iterator[N
     with norms.restored():
         with in_mode(model, training=False), norms.measuring():
             for batch in batches:
-                moved = [image_to_device(sample, device) for sample in batch]
+                moved = images_to_device(batch, device)
                 norms.measure(moments, partial(model, moved))
         average_over_ranks([moments])
         norms.put(moments)

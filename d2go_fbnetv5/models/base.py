@@ -138,6 +138,11 @@ def require_labels(labels: Tensor, num_classes: int, key: str, sample: Sample) -
         )
 
 
+def chosen(values: Tensor, indices: Sequence[int]) -> Tensor:
+    """Return some of the first dimension's items, without a copy, or an index to upload, where they are all of it."""
+    return values if len(indices) == len(values) else values[indices]
+
+
 def zero_loss(*tensors: Tensor) -> Tensor:
     """0 that depends on the tensors, so that every parameter behind them still gets a (zero) gradient."""
     return sum((tensor.sum() for tensor in tensors[1:]), start=tensors[0].sum()) * 0.0

@@ -35,6 +35,7 @@ class TeacherClassifier:
         self.size = size
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
+        self._device: torch.device | None = None  # where they are, once they were asked
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TeacherClassifier:
         return self  # it never changes, so an averaged copy of its student asks the same one
@@ -42,11 +43,13 @@ class TeacherClassifier:
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Logits N x K of images N x 3 x H x W in 0..255."""
-        self.model.to(pixels.device)
-        mean, std = self.mean.to(pixels), self.std.to(pixels)
+        if self._device != pixels.device:  # once: a copy in each step would make the host wait for a GPU
+            self._device = pixels.device
+            self.model.to(pixels.device)
+            self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
         if tuple(pixels.shape[-2:]) != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bicubic", align_corners=False, antialias=True)
-        return self.model((pixels - mean) / std)
+        return self.model((pixels - self.mean) / self.std)
 
 
 def timm_teacher(name: str, num_classes: int, weights: str = "") -> TeacherClassifier:

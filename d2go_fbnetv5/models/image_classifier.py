@@ -15,6 +15,7 @@ from d2go_fbnetv5.models.base import (
     PIXEL_MEAN,
     PIXEL_STD,
     SearchedModel,
+    chosen,
     require_labels,
     zero_loss,
 )
@@ -36,11 +37,6 @@ class ClassifierHead(nn.Sequential):
         self.fc = nn.Linear(pool_channels, num_classes)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
-
-
-def _chosen(values: Tensor, indices: Sequence[int]) -> Tensor:
-    """Return some of the first dimension's items, without a copy where they are all of it."""
-    return values if len(indices) == len(values) else values[indices]
 
 
 class ImageClassifier(SearchedModel):
@@ -113,13 +109,13 @@ class ImageClassifier(SearchedModel):
         if self._blend is not None:
             if len(set(sizes)) > 1:
                 raise InputError("mixup and cutmix need images of one size in a batch, such as crops")
-            images, target = self._blend(_chosen(images, labelled), target)
+            images, target = self._blend(chosen(images, labelled), target)
             labelled = list(range(len(images)))
-        logits = _chosen(self.logits(images), labelled)
+        logits = chosen(self.logits(images), labelled)
         losses = {"loss_class": F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)}
         if self.teacher is not None:
             std, mean = self.pixel_std.view(3, 1, 1), self.pixel_mean.view(3, 1, 1)
-            choice = self.teacher(_chosen(images, labelled) * std + mean).argmax(1)
+            choice = self.teacher(chosen(images, labelled) * std + mean).argmax(1)
             losses["loss_class"] = losses["loss_class"] * (1 - self.teacher_weight)
             losses["loss_teacher"] = F.cross_entropy(logits, choice) * self.teacher_weight
         return losses

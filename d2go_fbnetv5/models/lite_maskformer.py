@@ -15,6 +15,7 @@ from d2go_fbnetv5.models.base import (
     PIXEL_STD,
     SearchedModel,
     Sizes,
+    chosen,
     require_labels,
 )
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, Segments, segments_of
@@ -143,11 +144,11 @@ class LiteMaskFormer(SearchedModel):
         if not self.auxiliary_loss:
             predictions = predictions[-1:]
         labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
-        targets = [self.targets(batch[i], padded, features["path3"].device) for i in labelled]
-        if len(labelled) < len(batch):
-            predictions = [
-                SegmentPrediction(p.class_logits[labelled], p.mask_logits[labelled]) for p in predictions
-            ]
+        targets = [self.targets(batch[i], padded) for i in labelled]
+        predictions = [
+            SegmentPrediction(chosen(p.class_logits, labelled), chosen(p.mask_logits, labelled))
+            for p in predictions
+        ]
         return self.loss(predictions, targets)
 
     def head_predict(
@@ -178,8 +179,8 @@ class LiteMaskFormer(SearchedModel):
     def evaluator(self, info: DatasetInfo) -> SemSegMetrics:
         return SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)
 
-    def targets(self, sample: Sample, padded: tuple[int, int], device: torch.device) -> Segments:
-        """Return the segments of a sample, its label map padded with ``ignore``.
+    def targets(self, sample: Sample, padded: tuple[int, int]) -> Segments:
+        """Return the segments of a sample, where its label map is, which is padded with ``ignore``.
 
         Raises:
             ValueError: a label out of range, or a label map that is not as large as its image.
@@ -193,8 +194,7 @@ class LiteMaskFormer(SearchedModel):
             )
         require_labels(sem_seg[sem_seg != self.ignore], self.num_classes, "sem_seg", sample)
         padding = (0, padded[1] - width, 0, padded[0] - height)
-        segments = segments_of(F.pad(sem_seg, padding, value=self.ignore), self.ignore)
-        return segments.to(device)
+        return segments_of(F.pad(sem_seg, padding, value=self.ignore), self.ignore)
 
 
 def valid_features(

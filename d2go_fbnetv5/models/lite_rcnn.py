@@ -18,6 +18,7 @@ from d2go_fbnetv5.models.base import (
     PIXEL_STD,
     SearchedModel,
     Sizes,
+    chosen,
     require_labels,
     zero_loss,
 )
@@ -110,7 +111,7 @@ class LiteRCNN(SearchedModel):
             names = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
             return {name: zero_loss(*self.parameters()) for name in names}
         targets = [self.targets(batch[i], feature.device) for i in labelled]
-        feature = feature[labelled].float()
+        feature = chosen(feature, labelled).float()
         proposals, losses = self.rpn(
             _sized(feature, padded, [sizes[i] for i in labelled]),
             {"path1": feature},

@@ -37,6 +37,9 @@ class Segments:
         return Segments(*(x.to(device, non_blocking=True) for x in (self.labels, self.masks, self.valid)))
 
 
+Pairs = tuple[Tensor, Tensor]  # indices of queries, and in the same order of the segments that they match
+
+
 def segments_of(sem_seg: Tensor, ignore: int) -> Segments:
     """One segment per class of a label map (H x W int64); pixels of ``ignore`` belong to none."""
     labels = sem_seg.unique()
@@ -97,31 +100,36 @@ class MaskFormerLoss(nn.Module):
 
         Args:
             predictions: those of earlier decoder layers get auxiliary losses with the suffix ``_0``, ``_1``, ...
-            targets: N images' segments, all of one (padded) size H x W.
+            targets: N images' segments, all of one (padded) size H x W. On the host, where they were made of label
+                maps, they cost a GPU least.
 
         Returns:
             ``loss_class``, ``loss_mask``, ``loss_dice``, each a scalar.
         """
-        losses = {}
-        count = self._mean_over_ranks(
-            sum(len(t.labels) for t in targets), predictions[-1].class_logits.device
-        ).clamp(min=1)
-        for layer, prediction in enumerate(predictions):
+        losses, device = {}, predictions[-1].class_logits.device
+        count = self._mean_over_ranks(sum(len(t.labels) for t in targets), device).clamp(min=1)
+        predictions = [SegmentPrediction(p.class_logits.float(), p.mask_logits.float()) for p in predictions]
+        matches = self.match(predictions, targets)
+        targets = [target.to(device) for target in targets]
+        for layer, (prediction, pairs) in enumerate(zip(predictions, matches, strict=True)):
             suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
-            for name, loss in self._one(prediction, targets, count).items():
+            for name, loss in self._one(prediction, targets, pairs, count).items():
                 losses[f"loss_{name}{suffix}"] = loss
         return losses
 
     def _one(
-        self, prediction: SegmentPrediction, targets: Sequence[Segments], count: Tensor
+        self,
+        prediction: SegmentPrediction,
+        targets: Sequence[Segments],
+        pairs: Sequence[Pairs],
+        count: Tensor,
     ) -> dict[str, Tensor]:
-        class_logits, mask_logits = prediction.class_logits.float(), prediction.mask_logits.float()
+        class_logits, mask_logits = prediction.class_logits, prediction.mask_logits
         classes = torch.full(class_logits.shape[:2], self.num_classes, device=class_logits.device)
         mask, dice = class_logits.new_zeros(()), class_logits.new_zeros(())
-        for i, target in enumerate(targets):
+        for i, (target, (queries, segments)) in enumerate(zip(targets, pairs, strict=True)):
             if len(target.labels) == 0:
                 continue
-            queries, segments = self.match(class_logits[i], mask_logits[i], target)
             classes[i, queries] = target.labels[segments]
             matched = mask_logits[i][None, queries]
             logits = F.interpolate(matched, target.valid.shape, mode="bilinear", align_corners=False)[0]
@@ -148,15 +156,36 @@ class MaskFormerLoss(nn.Module):
         return total
 
     @torch.no_grad()
-    def match(self, class_logits: Tensor, mask_logits: Tensor, target: Segments) -> tuple[Tensor, Tensor]:
-        """Indices of queries and of the segments they match, decided at the predictions' resolution."""
+    def match(
+        self, predictions: Sequence[SegmentPrediction], targets: Sequence[Segments]
+    ) -> list[list[Pairs]]:
+        """Match each prediction's queries and segments, for each of N images, at the predictions' resolution.
+
+        A GPU has to catch up before the host sees a cost: it does so once, for all of them.
+        """
+        shapes = [(p.class_logits.shape[1], len(t.labels)) for p in predictions for t in targets]
+        if not shapes:
+            return [[] for _ in predictions]
+        costs = torch.cat([self._cost(p, i, t).flatten() for p in predictions for i, t in enumerate(targets)])
+        parts = costs.cpu().split([queries * segments for queries, segments in shapes])
+        pairs = [hungarian_match(part.view(shape)) for part, shape in zip(parts, shapes, strict=True)]
+        indices = torch.cat([torch.stack(pair) for pair in pairs], dim=1).to(costs.device, non_blocking=True)
+        found = iter(indices.split([len(queries) for queries, _ in pairs], dim=1))
+        return [[(pair[0], pair[1]) for _, pair in zip(targets, found, strict=False)] for _ in predictions]
+
+    def _cost(self, prediction: SegmentPrediction, image: int, target: Segments) -> Tensor:
+        class_logits, mask_logits = prediction.class_logits[image], prediction.mask_logits[image]
         size = image_size(mask_logits)
         masks, valid = _nearest(target.masks, size), _nearest(target.valid[None], size)[0]
-        return hungarian_match(
-            matching_cost(class_logits, mask_logits, target.labels, masks, valid, *self.weights)
-        )
+        return matching_cost(class_logits, mask_logits, target.labels, masks, valid, *self.weights)
 
 
 def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """M x H x W booleans, M at least 1, at another size."""
-    return F.interpolate(masks[None].float(), size, mode="nearest")[0].bool()
+    """M x H x W at another size, by the rows and columns that ``F.interpolate`` takes."""
+    rows, columns = (
+        F.interpolate(torch.arange(old, device=masks.device)[None, None].float(), new, mode="nearest")[
+            0, 0
+        ].long()
+        for old, new in zip(image_size(masks), size, strict=True)
+    )
+    return masks[:, rows][:, :, columns]

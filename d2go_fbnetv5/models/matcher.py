@@ -31,12 +31,17 @@ def matching_cost(
         labels: M class indices.
         masks: M x h x w, 0 or 1.
         valid: h x w booleans; other pixels (padding, don't care) have no part in the cost.
+
+    The last three may lie on the host: then a GPU need not catch up for the number of valid pixels.
     """
+    device = class_logits.device
+    pixels = valid.flatten().nonzero()[:, 0]
+    truth, labels = (x.to(device, non_blocking=True) for x in (masks.flatten(1)[:, pixels], labels))
+    pixels = pixels.to(device, non_blocking=True)
     # In half precision the products of so many pixels are off by more than the costs differ.
-    with torch.autocast(class_logits.device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         class_cost = -class_logits.float().softmax(1)[:, labels]
-        logits = mask_logits.float().flatten(1)[:, valid.flatten()]  # Q x P
-        truth = masks.float().flatten(1)[:, valid.flatten()]  # M x P
+        logits, truth = mask_logits.float().flatten(1)[:, pixels], truth.float()  # Q x P, M x P
         prob = logits.sigmoid()
         on = FOCAL_ALPHA * (1 - prob) ** FOCAL_GAMMA * F.softplus(-logits)
         off = (1 - FOCAL_ALPHA) * prob**FOCAL_GAMMA * F.softplus(logits)

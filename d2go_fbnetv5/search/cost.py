@@ -89,7 +89,8 @@ class CostRegularizer(nn.Module):
             T values.
         """
         with torch.no_grad():
-            masks = torch.rand((samples, *probs.shape), generator=generator).to(probs) < probs
+            drawn = torch.rand((samples, *probs.shape), generator=generator)
+            masks = drawn.to(probs.device, probs.dtype, non_blocking=True) < probs
             shares = self.costs / self.costs.sum()
             relative = self.relative(masks)
             others = (relative - self.targets.to(relative.dtype))[..., None, None] - masks * shares

@@ -56,3 +56,28 @@ def test_the_hook_follows_the_weights_step_by_step():
 def test_a_decay_of_one_is_refused():
     with pytest.raises(ValueError, match=r"MODEL_EMA\.DECAY"):
         EMA(Line(), decay=1.0)
+
+
+@pytest.mark.parametrize("include_buffers", [True, False])
+def test_the_average_is_torchs_own(include_buffers):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2).double())
+    ours = EMA(model, 0.9, include_buffers)
+
+    def average(averages, values, _):
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1.0 - 0.9)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    torchs = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=include_buffers)
+    torchs.n_averaged.fill_(1)
+    for _ in range(3):
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                value.add_(torch.randn(value.shape).to(value.dtype) if value.is_floating_point() else 1)
+        ours.update_parameters(model)
+        torchs.update_parameters(model)
+    assert ours.state_dict().keys() == torchs.state_dict().keys()
+    for name, value in torchs.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name]), name

@@ -6,7 +6,9 @@ import re
 import pytest
 import torch
 
+from d2go_fbnetv5.engine.build import clip_each_norm
 from d2go_fbnetv5.engine.config import load_cfg
+from d2go_fbnetv5.engine.loop import images_to_device
 from d2go_fbnetv5.engine.precision import choose_kernels
 from d2go_fbnetv5.engine.validate import validate
 from d2go_fbnetv5.utils.errors import InputError
@@ -64,3 +66,32 @@ def test_the_fastest_kernels_are_not_the_same_ones_again():
         InputError, match=re.escape("CUDNN_BENCHMARK is True, allowed with SOLVER.DETERMINISTIC")
     ):
         validate(load_cfg("search_digits.yaml", options))
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
+def test_norms_are_clipped_as_torch_clips_each(norm_type):
+    generator = torch.Generator().manual_seed(0)
+    shapes, kinds = [(3, 4), (5,), (), (2, 2)], [torch.float32, torch.float32, torch.float32, torch.float64]
+    weights = [
+        [
+            torch.nn.Parameter(torch.zeros(shape, dtype=kind))
+            for shape, kind in zip(shapes, kinds, strict=True)
+        ]
+        for _ in range(2)
+    ]
+    for ours, torchs in zip(*weights, strict=True):
+        ours.grad = torch.randn(ours.shape, generator=generator, dtype=ours.dtype)
+        torchs.grad = ours.grad.clone()
+        torch.nn.utils.clip_grad_norm_(torchs, 1.5, norm_type)
+    clip_each_norm([*weights[0], torch.nn.Parameter(torch.zeros(1))], 1.5, norm_type)
+    assert all(torch.equal(ours.grad, torchs.grad) for ours, torchs in zip(*weights, strict=True))
+
+
+def test_images_stay_what_they_are_and_labels_where_they_are():
+    batch = [
+        {"image": torch.ones(3, 2, 2, dtype=torch.uint8), "boxes": torch.zeros(1, 4)},
+        {"class_label": 1},
+    ]
+    moved = images_to_device(batch, torch.device("cpu"))
+    assert moved[0]["image"] is batch[0]["image"] and moved[0]["boxes"] is batch[0]["boxes"]
+    assert moved[1] == {"class_label": 1} and moved[1] is not batch[1]

@@ -9,6 +9,8 @@ What it does
 * Operators that mix devices raise RuntimeError("Expected all tensors to be on the same device ...") unless CUDA allows
   it: 0-dim CPU tensors in pointwise operators, CPU index tensors in indexing, copies.
 * ``.numpy()`` raises. A CPU generator for a tensor on the device raises.
+* ``waits`` counts, by the place in the project, all that makes the host wait for the device: ``item``, ``tolist``,
+  ``cpu``, ``nonzero``, indexing by masks, ``nms`` and so on, and copies to the device that are not ``non_blocking``.
 * A copy to the CPU with ``non_blocking=True`` is asynchronous, as in torch, which pins the memory that it makes: until
   something waits for the device it holds garbage (NaN; 0 for integers), and an operator that reads it is noted in
   ``races``.
@@ -47,6 +49,7 @@ CUDA = torch.device("cuda", 0)
 PROJECT = "d2go_fbnetv5"  # the folder whose files are blamed
 
 races: Counter = Counter()  # place in the project -> times
+waits: Counter = Counter()  # place in the project -> times
 _pending: list[
     tuple[torch.Tensor, torch.Tensor]
 ] = []  # (pinned destination, value) of unfinished copies to the host
@@ -83,6 +86,12 @@ def synchronize() -> None:
             with torch.no_grad(), _off():
                 destination.copy_(value)
         _pending.clear()
+
+
+def wait() -> None:
+    """Let the host wait, and take note of where."""
+    synchronize()
+    waits[place()] += 1
 
 
 # ------------------------------------------------------------------------------------------------ the tensor
@@ -138,7 +147,7 @@ class FakeCudaTensor(torch.Tensor):
         )
 
     def tolist(self):
-        synchronize()
+        wait()
         return self._inner.tolist()
 
     def __array__(self, *args, **kwargs):
@@ -171,7 +180,7 @@ class FakeCudaTensor(torch.Tensor):
         return self.item().__format__(spec) if self.dim() == 0 else repr(self)
 
     def __reduce_ex__(self, protocol):
-        synchronize()
+        wait()
         return self._inner.detach().__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo):
@@ -308,7 +317,7 @@ def run(func, args, kwargs):
     if isinstance(generator, torch.Generator) and generator.device.type == "cpu" and out_fake:
         raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' (operator {func})")
     if name in _SYNC and not (name == "repeat_interleave" and kwargs.get("output_size") is not None):
-        synchronize()
+        wait()
     elif name in _INDEX:
         _wait_for_index(name, args)
 
@@ -369,7 +378,7 @@ def _wait_for_index(name, args) -> None:
     )  # fmt: skip
     on_host = any(not isinstance(i, FakeCudaTensor) for i in indices)
     if on_host or (any(isinstance(i, FakeCudaTensor) for i in masks) and not fill):
-        synchronize()
+        wait()
 
 
 def _check_races(tensors) -> None:
@@ -401,12 +410,12 @@ def _to_copy(func, args, kwargs):
             with _lock:
                 _pending.append((garbage, result))
             return garbage
-        synchronize()
+        wait()
         return result
     if _pending:
         _check_races([self])
     if not kwargs.get("non_blocking"):
-        synchronize()
+        wait()
     return FakeCudaTensor(func(self, **kwargs))
 
 
@@ -418,7 +427,7 @@ def _copy(func, args, kwargs):
         if _pending:
             _check_races([source])
         if not non_blocking and source.dim() > 0:  # a scalar is filled in
-            synchronize()
+            wait()
     elif fake_source and not fake_target:
         if non_blocking:
             value = torch.empty_like(target).copy_(source._inner)
@@ -426,7 +435,7 @@ def _copy(func, args, kwargs):
             with _lock:
                 _pending.append((target, value))
             return target
-        synchronize()
+        wait()
     func(inner(target), inner(source))
     return target
 

@@ -43,6 +43,24 @@ assert not fake_accelerator.races
 """
 
 
+# Batches of other sizes, types and places than one block of uint8; a pinned block is not a copy that is waited for.
+UPLOADS = """
+import fake_accelerator, torch
+fake_accelerator.enable()
+from d2go_fbnetv5.engine.loop import images_to_device
+bytes_ = (255 * torch.rand(3, 2, 7)).byte()
+images = [torch.rand(3, 4, 5), bytes_, torch.rand(1, 1, 1).cuda(), torch.rand(3, 6, 6)[:, ::2]]
+batch = [*({"image": image, "class_label": 1} for image in images), {"class_label": 2}]
+fake_accelerator.waits.clear()
+moved = images_to_device(batch, torch.device("cuda"))
+assert not fake_accelerator.waits, fake_accelerator.waits
+for sample, image in zip(moved, images):
+    assert sample["image"].is_cuda and sample["image"].shape == image.shape and sample["image"].dtype == image.dtype
+    assert torch.equal(sample["image"].cpu(), image.cpu()) and sample["class_label"] == 1
+assert moved[4] == {"class_label": 2} and batch[0]["image"] is images[0]
+"""
+
+
 def run(*command, timeout=60):
     # In a process of its own, for the fake cannot be taken out again.
     result = subprocess.run(
@@ -58,6 +76,42 @@ def run(*command, timeout=60):
 
 def test_an_evaluation_waits_for_the_predictions():
     run("-c", EVALUATION)
+
+
+def test_images_of_all_kinds_go_over_without_a_wait():
+    run("-c", UPLOADS)
+
+
+# torchvision's detector, of which a line stands for each of its operators that tell the host how many boxes there are.
+OF_TORCHVISION = {"detection/_utils.py", "detection/rpn.py", "detection/roi_heads.py", "ops/boxes.py"}
+ALLOWED = {
+    "search": {"search/distribution.py": 1},  # the probabilities, from which the host samples
+    "search, shared images": {"search/distribution.py": 1},
+    "search, straight-through": {"search/distribution.py": 1},
+    "search, bfloat16, clipped": {"search/distribution.py": 1},
+    "search, detector": {"search/distribution.py": 1},
+    "ImageClassifier": {},
+    "LiteRCNN": {
+        "models/roi_head.py": 5
+    },  # which regions are sampled, of each of 4 images, and which are objects
+    "LiteMaskFormer": {"models/maskformer_loss.py": 1},  # the costs, which the host matches by
+    "LiteMaskFormer, bfloat16, clipped": {"models/maskformer_loss.py": 1},
+}
+
+
+@pytest.mark.slow
+def test_a_step_waits_for_a_gpu_no_more_often_than_it_has_to(tmp_path):
+    run(HERE / "waits_of_a_step.py", tmp_path / "waits.json", timeout=1800)
+    found = json.loads((tmp_path / "waits.json").read_text())
+    assert found.keys() == ALLOWED.keys()
+    for name, places in found.items():
+        ours = {}
+        for place, times in places.items():
+            *_, asked = place.split(" via ")
+            if not any(part in asked for part in OF_TORCHVISION):
+                file = asked.split(":")[0]
+                ours[file] = ours.get(file, 0) + times
+        assert ours == ALLOWED[name], name
 
 
 @pytest.mark.slow

@@ -53,7 +53,9 @@ def test_the_first_losses_are_those_of_the_cpu(device, tmp_path, record_property
         batch = next(run.data.train_batches())
         # torchvision's detector samples its anchors by the device's own random numbers.
         losses = run.model.train()(batch)
-        found.append({key: float(loss) for key, loss in losses.items() if key in ("loss_cls", "loss_seg")})
+        found.append(
+            {key: float(loss.detach()) for key, loss in losses.items() if key in ("loss_cls", "loss_seg")}
+        )
     worst = max(abs(found[1][key] / value - 1) for key, value in found[0].items())
     record_property("greatest difference", worst)
     assert worst < 1e-3

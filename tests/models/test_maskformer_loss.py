@@ -8,6 +8,7 @@ from d2go_fbnetv5.models.maskformer_loss import (
     MaskFormerLoss,
     SegmentPrediction,
     Segments,
+    _nearest,
     dice_loss,
     focal_loss,
     segments_of,
@@ -45,7 +46,7 @@ def test_classification_weighs_no_object_a_tenth():
     outputs = prediction(queries=3)
     target = segments_of(torch.zeros(8, 8, dtype=torch.int64), 255)
     loss = MaskFormerLoss(3)
-    queries, _ = loss.match(outputs.class_logits[0], outputs.mask_logits[0], target)
+    [[(queries, _)]] = loss.match([outputs], [target])
     nll = -outputs.class_logits[0].log_softmax(1)
     weights = [1.0 if q == queries[0] else 0.1 for q in range(3)]
     classes = [0 if q == queries[0] else 3 for q in range(3)]
@@ -112,3 +113,25 @@ def test_nothing_labelled():
     target = segments_of(torch.full((8, 8), 255), 255)
     losses = MaskFormerLoss(3)([outputs], [target])
     assert losses["loss_mask"] == losses["loss_dice"] == 0 and losses["loss_class"] > 0
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 5), (8, 8), (7, 2)])
+def test_masks_are_made_smaller_as_torch_does(size):
+    masks = torch.rand(3, 13, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    expected = F.interpolate(masks[None].float(), size, mode="nearest")[0].bool()
+    assert torch.equal(_nearest(masks, size), expected)
+
+
+def test_each_layer_and_image_has_the_match_that_it_has_alone():
+    first, second = prediction(num_images=3), prediction(num_images=3, seed=7)
+    sem_seg = torch.randint(0, 3, (3, 16, 16), generator=torch.Generator().manual_seed(1))
+    sem_seg[1] = 255
+    targets = [segments_of(one, 255) for one in sem_seg]
+    loss = MaskFormerLoss(3)
+    together = loss.match([first, second], targets)
+    assert [[len(queries) for queries, _ in row] for row in together] == [[3, 0, 3]] * 2
+    for row, layer in zip(together, (first, second), strict=True):
+        for i, (queries, segments) in enumerate(row):
+            one = SegmentPrediction(layer.class_logits[i : i + 1], layer.mask_logits[i : i + 1])
+            [[alone]] = loss.match([one], targets[i : i + 1])
+            assert torch.equal(queries, alone[0]) and torch.equal(segments, alone[1])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.data.moves import labels_in_image
 from d2go_fbnetv5.engine.evaluation import Batch, BatchNorms, Moments, average_over_ranks, device_of, in_mode
-from d2go_fbnetv5.engine.loop import image_to_device, to_device
+from d2go_fbnetv5.engine.loop import images_to_device, to_device
 from d2go_fbnetv5.search import Search
 from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, Task
 from d2go_fbnetv5.utils.ranks import gather
@@ -173,7 +173,7 @@ class _Walk:
 
     def measure(self, root: _Node, batch: Batch) -> None:
         """Add to every block's and head's statistics what they meet in a batch."""
-        batch = [image_to_device(sample, self.device) for sample in batch]
+        batch = images_to_device(batch, self.device)
 
         def head(leaf: _Leaf, features: dict[str, Tensor]) -> None:
             last = self.head_norms[leaf.task]
@@ -188,7 +188,7 @@ class _Walk:
         Args:
             seed: of heads that sample, such as regions of detectors.
         """
-        inputs = [image_to_device(sample, self.device) for sample in batch]
+        inputs = images_to_device(batch, self.device)
         labelled = [labels_in_image(sample) for sample in inputs] if self.losses else []
 
         def run(moments: Moments, part: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.structures import Boxes, Instances
 
-from d2go_fbnetv5.engine.loop import image_to_device
+from d2go_fbnetv5.engine.loop import images_to_device
 from d2go_fbnetv5.tasks.images import label_size
 
 _LEAST_SIDE = 1e-2  # pixels; a thinner box has no finite regression target
@@ -36,7 +36,7 @@ def to_detectron2(sample: dict[str, Any], training: bool) -> dict[str, Any]:
 
 def to_sample(data: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Turn a dict of Detectron2's loaders, or one of `to_detectron2`, into a sample whose image is on ``device``."""
-    sample = image_to_device(dict(data), device)
+    (sample,) = images_to_device([dict(data)], device)
     instances = sample.pop("instances", None)
     if instances is not None and "boxes" not in sample:
         sample["boxes"] = instances.gt_boxes.tensor

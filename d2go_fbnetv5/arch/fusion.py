@@ -75,8 +75,16 @@ def _add(total: Tensor, x: Tensor, first: Tensor, factor: float = 1.0) -> Tensor
     return torch.add(total, x, alpha=factor) if total is first else total.add_(x, alpha=factor)
 
 
+def weigh(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x times a scalar weight, in float32 where x is of half precision.
+
+    The weight's gradient is a sum over all of x, of which half precision would leave 3 digits, or infinity.
+    """
+    return x * (weight.reshape(1) if x.dtype in (torch.float16, torch.bfloat16) else weight)
+
+
 def _scale(x: Tensor, weight: Tensor | None) -> Tensor:
-    return x if weight is None else x * weight
+    return x if weight is None else weigh(x, weight).to(x.dtype)
 
 
 def _divides(small: tuple[int, int], large: tuple[int, int]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch.families import PATHS, Family, build_family
-from d2go_fbnetv5.arch.fusion import Fusion
+from d2go_fbnetv5.arch.fusion import Fusion, weigh
 from d2go_fbnetv5.arch.topology import Node, Topology
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -182,9 +182,8 @@ class Supernet(_PathNetwork):
                 others = (source for source in range(len(features)) if source != path)
                 total = self.fusion.add_all(features, others, path, weights)
                 weight = mask[stage, path]
-                updated.append(
-                    weight * blocks.get_submodule(PATHS[path])(total) + (1 - weight) * features[path]
-                )
+                x = blocks.get_submodule(PATHS[path])(total)
+                updated.append((weigh(x, weight) + weigh(features[path], 1 - weight)).to(x.dtype))
             features = updated
         return dict(zip(PATHS, features, strict=True))
 

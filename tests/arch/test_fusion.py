@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d2go_fbnetv5.arch import Fusion, build_family
-from d2go_fbnetv5.arch.fusion import repeat_channels
+from d2go_fbnetv5.arch.fusion import repeat_channels, weigh
 
 
 def test_channels_repeat_and_the_rest_is_dropped():
@@ -141,3 +141,17 @@ def test_features_keep_their_type_under_autocast(monkeypatch):
         others = [path for path in range(4) if path != target]
         assert fusion.add_all(features, others, target).dtype == torch.bfloat16
         assert {fusion(features[s], s, target, sizes[target]).dtype for s in others} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_weights_gradient_is_summed_in_float32(kind):
+    torch.manual_seed(0)
+    x, gradient = (torch.randn(2, 8, 16, 16).add(0.5).to(kind) for _ in range(2))
+    weight = torch.tensor(0.5, requires_grad=True)
+    weigh(x, weight).to(kind).backward(gradient)
+    expected = float((x.double() * gradient.double()).sum())
+    assert weight.grad.dtype is torch.float32
+    assert float(weight.grad) == pytest.approx(expected, rel=1e-5)
+    assert float((x * gradient).sum()) != pytest.approx(
+        expected, rel=1e-5
+    )  # as it would be in half precision

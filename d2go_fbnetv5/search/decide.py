@@ -75,7 +75,7 @@ def decide(search: Search, batches: Sequence[Batch], count: int) -> dict[str, De
 
     Args:
         search: its weights and statistics stay as they are.
-        batches: this rank's, of samples with labels.
+        batches: this rank's, of samples with labels, their images where the search's weights are.
         count: of topologies of each task; 1 for the most likely one. So it is of a search that does not learn.
     """
     found = {}

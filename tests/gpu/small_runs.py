@@ -6,6 +6,7 @@ from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.train import Run, prepare
 
 SEARCH = ["SEARCH.EVAL.BN_ITERS", "1", "SEARCH.EVAL.RANDOM_TOPOLOGIES", "0", "SEARCH.ARCH_WARMUP_ITERS", "1"]
+SEARCH += ["SEARCH.EVAL.CANDIDATES", "4"]
 RUNS = {
     "search": ("search_digits_scratch.yaml", SEARCH),
     "cls": ("cls/cls_digits.yaml", []),

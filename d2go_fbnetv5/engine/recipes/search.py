@@ -17,7 +17,9 @@ from d2go_fbnetv5.arch.cost import check_size
 from d2go_fbnetv5.arch.latency_table import read_latency_table
 from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.evaluation import device_of
 from d2go_fbnetv5.engine.keys import SEARCH
+from d2go_fbnetv5.engine.loop import images_to_device
 from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, register_recipe
 from d2go_fbnetv5.engine.recipes.network_judge import NetworkJudge
 from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge
@@ -173,12 +175,14 @@ class SearchRecipe(Recipe):
         # Averaged probabilities lag behind; what the search found is in the model itself, whatever weights judge it.
         evals, size = self.cfg.SEARCH.EVAL, self.size
         judge = self.judge(self.model)
+        device = device_of(self.model)
+        batches = [images_to_device(part, device) for part in judge.networks.statistics]
         with Progress(
             console=trained.console, transient=True, disable=not trained.console.is_terminal
         ) as progress:
             bar = progress.add_task("evaluating topologies", total=1)
             tasks = judge.results(
-                decide(self.model, judge.networks.statistics, evals.CANDIDATES),
+                decide(self.model, batches, evals.CANDIDATES),
                 evals.RANDOM_TOPOLOGIES,
                 self.seed,
                 lambda done: progress.update(bar, completed=done),

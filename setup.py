@@ -47,7 +47,7 @@ setup(
         "iopath>=0.1.9",
         "pycocotools>=2.0.8",
         "opencv-python-headless>=4.13",
-        "pillow>=9.4",
+        "pillow>=10.1",
         "numpy>=2.0",
         "scipy>=1.13",
         "scikit-learn>=1.5",

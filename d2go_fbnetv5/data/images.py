@@ -134,7 +134,6 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
         )
     spread = _SPREAD.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
     try:
-        image.load()  # Pillow turns a TIFF now, and in 9.4 an array would have the shape that it had
         labels = np.asarray(image)
     except Exception:  # Pillow raises whatever a broken file makes it trip over
         raise InputError(f"label map {path} is broken or cut short") from None

@@ -67,6 +67,7 @@ def host_store(address: Address, interface: str, timeout: datetime.timedelta) ->
         wait_for_workers=False,
         timeout=timeout,
         master_listen_fd=listener.detach(),
+        use_libuv=False,  # with which torch before 2.8 takes no socket that listens already
     )
     here = Address(LOOPBACK, port, address.named, address.prefix)
     return dist.PrefixStore(here.prefix, server), here

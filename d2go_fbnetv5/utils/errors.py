@@ -88,11 +88,13 @@ def run_tool(name: str, run: Callable[[], int | None], goes_on: str = "") -> int
         SIGTERM; 1 after the traceback of anything else, which is a bug of ours.
     """
     goes_on = f"; {goes_on}" if goes_on else ""
+    logger = logging.getLogger("d2go_fbnetv5")
+    before = list(logger.handlers)
     try:
         with terminated_as_interrupted(), named_stdout():
             return run() or 0
     except USER_ERRORS as error:
-        logging.getLogger("d2go_fbnetv5").debug("%s ended here", name, exc_info=True)
+        logger.debug("%s ended here", name, exc_info=True)
         lost = isinstance(error, LostProcessError)
         print(f"{name}: {sentence(error)}{goes_on if lost else ''}", file=sys.stderr)
         return 2
@@ -107,3 +109,8 @@ def run_tool(name: str, run: Callable[[], int | None], goes_on: str = "") -> int
             file=sys.stderr,
         )
         return 1
+    finally:  # a run's log is not that of what this process does next
+        for handler in logger.handlers[:]:
+            if handler not in before:
+                logger.removeHandler(handler)
+                handler.close()

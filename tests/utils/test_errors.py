@@ -1,5 +1,6 @@
 """How a tool ends: by its status, or by a sentence about its input, its output or its process."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 from d2go_fbnetv5.tools.visualize import main as visualize
 from rich.console import Console
 
-from d2go_fbnetv5.utils.errors import run_tool
+from d2go_fbnetv5.engine.log import log_to_file
+from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.watching import watched
 
 PRINTED = {
@@ -47,6 +49,20 @@ def test_stdout_that_cannot_be_written_is_named(bad_stdout, what, capsys, monkey
     error = capsys.readouterr().err
     assert error.startswith("tool: [Errno") and error.endswith(f"{word}: 'stdout'\n")
     assert sys.stdout is file
+
+
+def test_a_runs_log_ends_with_its_tool(tmp_path, capsys):
+    logger = logging.getLogger("d2go_fbnetv5")
+
+    def run(text):
+        log_to_file(tmp_path)
+        raise InputError(text)
+
+    assert run_tool("tool", lambda: run("one")) == 2
+    logger.warning("two")
+    written = (tmp_path / "log.txt").read_text()
+    assert "tool ended here" in written and "InputError: one" in written and "two" not in written
+    assert capsys.readouterr().err == "tool: one\n"
 
 
 def test_a_tool_without_stdout_says_so(bad_stdout, capsys, monkeypatch):

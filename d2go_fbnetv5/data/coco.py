@@ -30,7 +30,8 @@ class CocoDetection(torch.utils.data.Dataset[dict[str, Any]]):
 
     Raises, on opening:
         FileNotFoundError: no such file or folder.
-        ValueError: the file lacks fields or refers to unknown images or categories; or no image is left.
+        ValueError: the file lacks fields, refers to unknown images or categories, or has images that the multitask
+            format marks as not labelled; or no image is left.
     ``dataset[i]`` raises FileNotFoundError and ValueError for images that are missing, broken or of another size.
     """
 
@@ -40,6 +41,13 @@ class CocoDetection(torch.utils.data.Dataset[dict[str, Any]]):
         if not self.root.is_dir():
             raise FileNotFoundError(f"folder of images {self.root} does not exist")
         images = read_images(path, index)
+        unlabelled = [image["id"] for image in images if not image.get("has_boxes", True)]
+        if unlabelled:
+            raise InputError(
+                f"{path}: has_boxes is false of {len(unlabelled)} of {len(images)} images, such as {unlabelled[0]}: "
+                "nobody labelled them, and this reader would take them for images without objects; READER: multitask "
+                "(with index) knows them"
+            )
         self._ids, self._sizes, self._file_names = image_arrays(images)
         box_names, self._boxes = read_boxes(path, index, strict=False)
         self._places = np.arange(len(images))

@@ -32,23 +32,42 @@ def is_foreign(name: str) -> bool:
 
 
 def subfolders(folder: str | Path) -> list[str]:
-    """Return the sorted names of the folders in a folder."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_foreign(entry.name))
+    """Return the sorted names of the folders in a folder; links that lead nowhere are warned of."""
+    entries = [entry for entry in os.scandir(folder) if not is_foreign(entry.name)]
+    _warn_of_lost(folder, [entry.name for entry in entries if _is_lost(entry.path)])
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def image_names(folder: str | Path) -> tuple[list[str], list[str]]:
     """Return the images in a folder and in its folders, and the pictures of kinds that cannot be read, in no order.
 
-    The paths of images are relative to the folder, those of the others are with it.
+    Links that lead nowhere are warned of, unless they are named as an image, which is an error once it is read. The
+    paths of images are relative to the folder, those of the others are with it.
     """
     found: list[str] = []
     unread: list[str] = []
+    lost: list[str] = []
     for name in file_names(folder):
         if name.lower().endswith(IMG_EXTENSIONS):
             found.append(name)
         elif name.lower().endswith(_UNREAD):
             unread.append(os.path.join(folder, name))
+        elif _is_lost(os.path.join(folder, name)):
+            lost.append(name)
+    _warn_of_lost(folder, lost)
     return found, unread
+
+
+def _is_lost(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def _warn_of_lost(folder: str | Path, lost: list[str]) -> None:
+    if lost:
+        logger.warning(
+            "%s: %d links lead nowhere and are left out with all that they stand for, such as %s",
+            *(folder, len(lost), min(lost)),
+        )
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], list[Path]]:

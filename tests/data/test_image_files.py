@@ -120,6 +120,17 @@ def test_an_empty_class_folder_is_named_with_its_path(tmp_path, inside):
         ImageNetFolder(tmp_path)
 
 
+@pytest.mark.parametrize("reader", [ImageNetFolder, ImageFolders])
+def test_a_class_whose_link_leads_nowhere_is_told_of(tmp_path, caplog, reader):
+    image(tmp_path / "cat" / "1.png")
+    (tmp_path / "dog").symlink_to(tmp_path / "unmounted")
+    assert reader(tmp_path).info.class_names == ("cat",)
+    assert (
+        caplog.text.count("1 links lead nowhere and are left out with all that they stand for, such as dog")
+        == 1
+    )
+
+
 def test_links_in_circles_end_and_others_are_followed(tmp_path):
     image(tmp_path / "elsewhere" / "3.png")
     image(tmp_path / "set" / "cat" / "1.png")

@@ -116,6 +116,14 @@ def test_boxes_that_are_changed_are_reported(coco, caplog):
     )
 
 
+def test_images_that_nobody_labelled_are_no_images_without_objects(coco):
+    """As `pseudo_label` marks them; the reader of that format knows the mark."""
+    message = "has_boxes is false of 1 of [0-9]+ images, such as .* READER: multitask"
+    with pytest.raises(InputError, match=message):
+        CocoDetection(**coco(lambda index: index["images"][0].update(has_boxes=False)))
+    CocoDetection(**coco(lambda index: index["images"][0].update(has_boxes=True)))
+
+
 def test_empty_images_can_be_left_out(coco):
     def empty_first(index):
         del index["annotations"][1]

@@ -179,6 +179,8 @@ KEYS = IMPORT_KEYS | table((
 
     Key("SOLVER.MAX_ITER", 40000, between(1, MOST_ITERATIONS), "Iterations in all."),
     Key("SOLVER.IMS_PER_BATCH", 16, between(1, 2**17), "Images of an iteration, over all processes."),
+    Key("SOLVER.GRAD_ACCUM", 1, between(1),
+        "In how many parts, one after another, a process runs its images of an iteration; its gradient is their mean."),
     Key("SOLVER.REFERENCE_WORLD_SIZE", 0, between(0),
         "How many processes the file is written for; batch, rate and iterations are scaled to the number there is (0:"
         " they are not)."),

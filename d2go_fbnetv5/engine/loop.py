@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from d2go_fbnetv5.engine.heartbeat import reach
 from d2go_fbnetv5.engine.nonfinite import FiniteGuard
 from d2go_fbnetv5.engine.precision import Precision
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import rank, unwrap
 from d2go_fbnetv5.utils.seeding import seed_all
 
@@ -46,6 +49,7 @@ class TrainLoop:
         device: where samples' images are moved to.
         precision: autocast and gradient scaling.
         clip_gradients: called with the parameters before each optimizer step.
+        grad_accum: in so many parts, which follow one another, a step's batch is run; its gradient is their mean.
 
     Attributes:
         iteration: the step in progress, from 0.
@@ -66,13 +70,14 @@ class TrainLoop:
         device: torch.device | str = "cpu",
         precision: Precision | None = None,
         clip_gradients: Any = None,
+        grad_accum: int = 1,
     ) -> None:
         self.model, self.optimizer, self.data = model, optimizer, data
         self.max_iter, self.start_iteration, self.iteration = max_iter, start_iteration, start_iteration
         self.hooks = list(hooks)
         self.seed, self.device = seed, torch.device(device)
         self.precision = precision or Precision(self.device)
-        self.clip_gradients = clip_gradients
+        self.clip_gradients, self.grad_accum = clip_gradients, grad_accum
         self.guard = FiniteGuard(self.device)
         self.losses: dict[str, Tensor] = {}
         self.data_time = self.step_time = 0.0
@@ -82,17 +87,22 @@ class TrainLoop:
 
         Raises:
             NonFiniteError: a loss or a weight is not a finite number.
+            InputError: the GPU has too little memory for a step, or for one of a later phase.
         """
         self.model.train()
         try:
             for hook in self.hooks:
                 hook.before_train(self)
+            if self.device.type == "cuda":
+                with _enough_memory("a step of this run"):
+                    self.rehearse()
             for iteration in range(self.start_iteration, self.max_iter):
                 self.iteration = iteration
                 reach(iteration)
                 for hook in self.hooks:
                     hook.before_step(self)
-                self.step()
+                with _enough_memory(f"iteration {iteration}"):
+                    self.step()
                 for hook in self.hooks:
                     hook.after_step(self)
             self.guard.check()
@@ -102,6 +112,27 @@ class TrainLoop:
             for hook in self.hooks:
                 hook.close()
 
+    def rehearse(self) -> None:
+        """Try a step of a model's later phase, which leaves no trace, so that too little memory for it shows at once.
+
+        A search's steps need more once its probabilities learn, by which time most of a run is over. The first batch is
+        used, and again in the first step.
+        """
+        model: Any = unwrap(self.model)
+        if not hasattr(model, "later_phase") or model.arch_is_on:
+            return
+        first = next(self.data)
+        self.data = itertools.chain([first], self.data)
+        with model.later_phase():
+            with self.precision.autocast():
+                total = sum(model(self._parts(images_to_device(first, self.device))[0]).values())
+            total.backward()
+        self.optimizer.zero_grad()
+
+    def _parts(self, batch: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        size = -(-len(batch) // self.grad_accum)
+        return [batch[first : first + size] for first in range(0, len(batch), size)] or [batch]
+
     def step(self) -> None:
         """One batch: losses, gradients, update."""
         start = time.perf_counter()
@@ -109,16 +140,34 @@ class TrainLoop:
         self.data_time = time.perf_counter() - start
         seed_all(self.seed, rank(), self.iteration)
 
-        with self.precision.autocast():
-            losses = self.model(batch)
-            total = sum(losses.values())
-        self.losses = {name: loss.detach() for name, loss in losses.items()}
-        self.guard.watch(self.iteration, self.losses, sampled_topologies(self.model))
-
-        self.optimizer.zero_grad()
-        self.precision.backward(total)
+        parts, found = self._parts(batch), []
+        for part in parts:
+            with self.precision.autocast():
+                losses = self.model(part)
+                total = sum(losses.values())
+            found.append({name: loss.detach() for name, loss in losses.items()})
+            self.guard.watch(self.iteration, found[-1], sampled_topologies(self.model))
+            if len(found) == 1:
+                self.optimizer.zero_grad()
+            # In DistributedDataParallel each part is averaged over processes: a block that the last part does not use
+            # would otherwise keep a gradient of this process alone.
+            self.precision.backward(total if len(parts) == 1 else total / len(parts))
+        self.losses = found[0]
+        if len(parts) > 1:
+            self.losses = {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
         self.precision.step(self.optimizer, self.clip_gradients)
         self.step_time = time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _enough_memory(what: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the GPU has too little memory for {what}: lower SOLVER.IMS_PER_BATCH, or raise SOLVER.GRAD_ACCUM, or set "
+            "SOLVER.AMP.ENABLED True; where SEARCH.SHARED_IMAGES is True, lower SEARCH.SAMPLES_PER_RANK"
+        ) from error
 
 
 def images_to_device(batch: Sequence[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:

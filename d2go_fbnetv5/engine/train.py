@@ -218,6 +218,7 @@ class Run:
             device=self.device,
             precision=self.precision,
             clip_gradients=build_clipping(self.cfg),
+            grad_accum=self.cfg.SOLVER.GRAD_ACCUM,
         ).run()
         self.start_iteration = max_iter
 

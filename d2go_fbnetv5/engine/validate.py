@@ -80,6 +80,11 @@ def _solver(cfg: CfgNode, world_size: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, allowed: multiples of the {world_size} processes it is "
             "split over"
         )
+    if solver.IMS_PER_BATCH // world_size % solver.GRAD_ACCUM:
+        raise InputError(
+            f"SOLVER.GRAD_ACCUM is {solver.GRAD_ACCUM}, allowed: a divisor of the {solver.IMS_PER_BATCH // world_size} "
+            "images that a process has of SOLVER.IMS_PER_BATCH, as the parts count alike"
+        )
 
 
 def _input(cfg: CfgNode) -> None:

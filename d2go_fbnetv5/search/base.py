@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -184,6 +185,20 @@ class Search(nn.Module):
             generator: of this rank and iteration.
         """
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def later_phase(self) -> Iterator[None]:
+        """Inside, a step is one of those in which the probabilities learn; afterwards it has not been."""
+        before = self.iteration, self.diagnostics, self.window.deviation
+        buffers = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        self.iteration = max(self.iteration, self.arch_warmup_iters)
+        try:
+            yield
+        finally:
+            self.iteration, self.diagnostics, self.window.deviation = before
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
     @property
     def arch_is_on(self) -> bool:

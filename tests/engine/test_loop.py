@@ -10,7 +10,7 @@ from d2go_fbnetv5.engine.loop import Hook, TrainLoop
 from d2go_fbnetv5.engine.nonfinite import describe_topology, first_nonfinite
 from d2go_fbnetv5.engine.schedule import build_schedule
 from d2go_fbnetv5.engine.writers import RecordHook
-from d2go_fbnetv5.utils.errors import NonFiniteError
+from d2go_fbnetv5.utils.errors import InputError, NonFiniteError
 
 
 class Line(nn.Module):
@@ -192,3 +192,38 @@ def test_evaluation_comes_every_period_but_not_at_the_end():
     make_loop(model, batches(*itertools.repeat(0, 6)), 6, hooks=[EvalHook(2, evaluate)]).run()
     assert evaluated == [1, 3]
     assert model.training
+
+
+class Weighed(nn.Module):
+    """The mean over a batch of (w . x)^2, without anything that sees a batch as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(-1, 1, 5))
+
+    def forward(self, batch):
+        return {"loss": torch.stack([(self.w @ sample["x"]).square() for sample in batch]).mean()}
+
+
+@pytest.mark.parametrize("clip", [None, lambda weights: nn.utils.clip_grad_norm_(list(weights), 0.3)])
+def test_gradients_of_parts_are_those_of_the_whole_batch(clip):
+    torch.manual_seed(0)
+    data = [[{"x": torch.randn(5)} for _ in range(12)] for _ in range(3)]
+    found = []
+    for parts in (1, 4):
+        model = Weighed()
+        loop = make_loop(model, iter(data), 3, clip_gradients=clip, grad_accum=parts)
+        loop.run()
+        found.append((model.w.detach(), loop.losses["loss"]))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+
+
+def test_too_little_memory_is_one_sentence_that_says_what_to_lower():
+    class Large(Line):
+        def forward(self, batch):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    with pytest.raises(
+        InputError, match=r"for iteration 0: lower SOLVER\.IMS_PER_BATCH, or raise SOLVER\.GRAD_ACCUM"
+    ):
+        make_loop(Large(), batches(0), 1).run()

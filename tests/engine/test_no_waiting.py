@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2go_fbnetv5 import Supernet
+from d2go_fbnetv5.engine.loop import TrainLoop
 from d2go_fbnetv5.engine.writers import RecordHook
 from d2go_fbnetv5.search import CostRegularizer, MultitaskSearch
 from d2go_fbnetv5.tasks import DatasetInfo, batch_images, build_task
@@ -82,3 +83,18 @@ def test_losses_are_read_when_they_are_written(search):
         hook.after_step(loop)
     assert reads.found
     assert written[0]["loss_cls"] == pytest.approx(float(loop.losses["loss_cls"]))
+
+
+def test_a_rehearsal_of_the_later_phase_leaves_no_trace(search):
+    search.arch_warmup_iters, search.shared_images = 5, True
+    asked = []
+    search.register_forward_pre_hook(lambda module, _: asked.append(module.arch_is_on))
+    optimizer = torch.optim.SGD(search.param_groups(0.1), lr=0.1)
+    samples = batch()
+    loop = TrainLoop(search, optimizer, iter([samples]), 1)
+    before = {name: value.clone() for name, value in search.state_dict().items()}
+    loop.rehearse()
+    assert asked == [True] and search.iteration == 0 and search.diagnostics == {}
+    assert all(torch.equal(value, before[name]) for name, value in search.state_dict().items())
+    assert all(weight.grad is None for weight in search.parameters())
+    assert next(loop.data) is samples

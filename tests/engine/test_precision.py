@@ -10,7 +10,9 @@ from d2go_fbnetv5.engine.build import clip_each_norm
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.loop import images_to_device
 from d2go_fbnetv5.engine.precision import choose_kernels
+from d2go_fbnetv5.engine.recipes.search import SearchRecipe, search_arguments
 from d2go_fbnetv5.engine.validate import validate
+from d2go_fbnetv5.tasks import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 
 
@@ -58,6 +60,22 @@ def test_without_a_word_on_float32_it_is_as_torch_has_it(as_before):
 def test_nothing_of_a_cpu_changes(as_before):
     choose_kernels(torch.device("cpu"), "medium", True, True)
     assert chosen() == as_before and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_parts_of_a_batch_are_alike_and_a_search_counts_them_as_its_steps():
+    options = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "32", "SEARCH.TASKS", "['cls']"]
+    options += ["SEARCH.ARCH_WARMUP_ITERS", "10", "SEARCH.LOSS_WINDOW", "50", "SEARCH.SAMPLES_PER_RANK", "4"]
+    cfg = load_cfg("search_digits_scratch.yaml", [*options, "SOLVER.GRAD_ACCUM", "4"])
+    validate(cfg, 2)
+    SearchRecipe.validate(cfg, 2)
+    arguments = search_arguments(cfg, DatasetInfo(class_names=("a", "b")), 0)
+    assert (arguments["arch_warmup_iters"], arguments["loss_window"]) == (40, 200)
+    cfg.SEARCH.SAMPLES_PER_RANK = 5  # of the 4 images of a part
+    with pytest.raises(InputError, match="SEARCH.SAMPLES_PER_RANK is 5, allowed: 1 or more and at most 4"):
+        SearchRecipe.validate(cfg, 2)
+    cfg.SOLVER.GRAD_ACCUM = 3
+    with pytest.raises(InputError, match="SOLVER.GRAD_ACCUM is 3, allowed: a divisor of the 16 images"):
+        validate(cfg, 2)
 
 
 def test_the_fastest_kernels_are_not_the_same_ones_again():

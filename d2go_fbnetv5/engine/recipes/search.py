@@ -58,7 +58,11 @@ class SearchRecipe(Recipe):
         check(cfg, "SEARCH.INIT_PROB", between(least, 1 - least))
         cls._validate_sizes(cfg)
         cls._validate_targets(cfg)
-        check(cfg, "SEARCH.SAMPLES_PER_RANK", between(1, cfg.SOLVER.IMS_PER_BATCH // world_size))
+        check(
+            cfg,
+            "SEARCH.SAMPLES_PER_RANK",
+            between(1, cfg.SOLVER.IMS_PER_BATCH // (world_size * cfg.SOLVER.GRAD_ACCUM)),
+        )
         if cfg.SEARCH.SHARED_IMAGES and cfg.SEARCH.SAMPLES_PER_RANK < 2:
             raise InputError(
                 f"SEARCH.SAMPLES_PER_RANK is {cfg.SEARCH.SAMPLES_PER_RANK}, allowed with SEARCH.SHARED_IMAGES: 2 or "
@@ -304,6 +308,7 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
             search.COST.EXPECTED,
             search.COST.PRICE == "absolute",
         )
+    parts = cfg.SOLVER.GRAD_ACCUM  # each of which counts as a step of the search
     learning = max(0, cfg.SOLVER.MAX_ITER - search.ARCH_WARMUP_ITERS)
     algorithm = ALGORITHMS[search.ALGORITHM]
     options = {
@@ -318,10 +323,10 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
         "samples_per_rank": search.SAMPLES_PER_RANK,
         "shared_images": search.SHARED_IMAGES,
         "train_weights": search.TRAIN_WEIGHTS,
-        "arch_warmup_iters": search.ARCH_WARMUP_ITERS,
-        "arch_decay_iters": learning if search.ARCH_LR_DECAY else 0,
+        "arch_warmup_iters": search.ARCH_WARMUP_ITERS * parts,
+        "arch_decay_iters": learning * parts if search.ARCH_LR_DECAY else 0,
         "init_prob": search.INIT_PROB,
-        "loss_window": search.LOSS_WINDOW,
+        "loss_window": search.LOSS_WINDOW * parts,
         "cost": cost,
         "prob_min": search.PROB_MIN,
         "seed": seed,

@@ -16,10 +16,12 @@ def check_d2go(cfg: CfgNode) -> None:
     Raises:
         ValueError: the message names the key and what is allowed.
     """
-    if cfg.FLOAT32_PRECISION:
-        raise InputError(
-            f"FLOAT32_PRECISION is {cfg.FLOAT32_PRECISION!r}, allowed in D2Go, which does not read it: ''"
-        )
+    for key, value, allowed in (
+        ("FLOAT32_PRECISION", cfg.FLOAT32_PRECISION, ""),
+        ("SOLVER.GRAD_ACCUM", cfg.SOLVER.GRAD_ACCUM, 1),
+    ):
+        if value != allowed:
+            raise InputError(f"{key} is {value!r}, allowed in D2Go, which does not read it: {allowed!r}")
     if cfg.MODEL.META_ARCHITECTURE in OUR_META_ARCHITECTURES:
         _check_quantization(cfg)
     if all_ours(cfg):

@@ -55,6 +55,7 @@ def check_detectron2_alone(cfg: CfgNode) -> None:
         "MODEL_EMA.ENABLED": (False,),
         "SOLVER.BIAS_LR_FACTOR": (1.0,),
         "SOLVER.DETERMINISTIC": (False,),
+        "SOLVER.GRAD_ACCUM": (1,),
         "SOLVER.WEIGHT_DECAY_BIAS": (None,),
     }
     if cfg.SOLVER.AMP.ENABLED:

@@ -95,10 +95,13 @@ def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] 
         ValueError, FileNotFoundError: an unknown name, a broken index, sets that label different things or nothing.
     """
     open_set = open_set or open_dataset
-    train_sets = [open_set(cfg, name) for name in cfg.DATASETS.TRAIN]
-    test_set = open_set(cfg, cfg.DATASETS.TEST[0])
+    # One that is trained on and judged by is opened, and warned of, once.
+    names = dict.fromkeys((*cfg.DATASETS.TRAIN, cfg.DATASETS.TEST[0]))
+    sets = {name: open_set(cfg, name) for name in names}
+    train_sets = [sets[name] for name in cfg.DATASETS.TRAIN]
+    test_set = sets[cfg.DATASETS.TEST[0]]
     info = train_sets[0].info
-    for name, dataset in zip((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), (*train_sets, test_set), strict=True):
+    for name, dataset in sets.items():
         if len(dataset) == 0:
             raise InputError(f"the data set {name} is empty")
         if dataset.info != info:

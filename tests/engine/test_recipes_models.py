@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2go_fbnetv5.data import ClassifyTransform, TrainTransform
+from d2go_fbnetv5.data import ClassifyTransform, TrainTransform, build_dataset
 from d2go_fbnetv5.engine import config
 from d2go_fbnetv5.engine.build import (
     build_clipping,
@@ -107,6 +107,18 @@ def test_clipping_of_the_whole_model():
 def test_batches_are_grouped_where_images_keep_their_shape(opts, grouped):
     cfg = load_cfg("det/det_digits.yaml", opts)
     assert build_data(cfg, 0).group_by_orientation is grouped
+
+
+def test_a_set_to_train_on_and_to_judge_by_is_opened_once():
+    cfg = load_cfg("det/det_digits.yaml", ["DATASETS.TEST", "['digit_scenes_train']"])
+    opened = []
+
+    def open_set(cfg, name):
+        opened.append(name)
+        return build_dataset(name, size=64, num_images=2)
+
+    data = build_data(cfg, 0, open_set)
+    assert opened == ["digit_scenes_train"] and data.test_set is data.train_set
 
 
 def test_tables_name_every_metric_once():

@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> str:
             args.rounds,
             threads,
             evaluate,
-            status.update,
+            status.update if console.is_terminal else console.print,  # it may take many minutes
             args.fixed_size,
         )
     about = f"{machine()}; {versions(_packages(args.formats))}"

@@ -96,7 +96,8 @@ def test_what_an_exporter_cannot_is_a_dash_with_a_reason(tmp_path, capsys, in_pr
     FORMATS.add("broken", Broken("broken"))
     argv = ["FBNetV5-N-CLS", "--formats", "broken", "--sizes", "64x64", "--baselines", "--rounds", "1"]
     assert main([*argv, "--output", str(tmp_path)]) == 0
-    out, _ = capsys.readouterr()
+    out, err = capsys.readouterr()
+    assert err.startswith("exporting FBNetV5-N-CLS as broken\nmeasuring latency on 1 thread\n")
     assert "- FBNetV5-N-CLS as broken: NotImplementedError: no kernel for nms" in out
     row = next(line for line in out.splitlines() if line.startswith("| FBNetV5"))
     assert row.split(" | ")[4:] == ["–"] * 5 + ["– |"]

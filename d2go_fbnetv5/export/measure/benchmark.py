@@ -97,6 +97,9 @@ def run_benchmark(
     for format in formats:
         name, int8 = split_int8(format)
         get_format(name, int8=int8).require()
+    for subject in subjects:
+        for size in sizes:
+            subject.module(size)  # which refuses what it cannot take, before anything is exported
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for subject in subjects:

@@ -89,6 +89,8 @@ def open_search(folder: Path) -> Iterator[Run]:
     Raises:
         FileNotFoundError: there is no run; InputError: it is no search.
     """
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{folder} is no run: it has no {CONFIG_FILE}")
     cfg = load_cfg(folder / CONFIG_FILE, ["OUTPUT_DIR", str(folder)])
     if cfg.MODEL.META_ARCHITECTURE != "MultitaskSearch":
         raise InputError(

@@ -153,4 +153,5 @@ def test_figures_of_other_weights_are_not_taken_for_these(run, capsys):
 
 def test_a_folder_without_a_run_is_named(tmp_path, capsys):
     assert main([str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err == f"front: {tmp_path / 'none'} is no run: it has no config.yaml\n"
+    error = capsys.readouterr().err.strip()
+    assert error == f"front: {tmp_path / 'none'} is no run: it has no config.yaml"

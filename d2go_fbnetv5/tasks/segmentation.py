@@ -81,7 +81,8 @@ class Segmentation(Task):
             feature = feature[labelled]
         logits = self._logits(feature, size)
         truth = padded_sem_seg([batch[i] for i in labelled], size, self.ignore)
-        truth = truth.to(logits.device, non_blocking=True)
+        if truth.device != logits.device:
+            truth = narrowed(truth).to(logits.device, non_blocking=True).long()
         total = F.cross_entropy(logits, truth, ignore_index=self.ignore, reduction="sum")
         return {"loss_sem_seg": total / (truth != self.ignore).sum().clamp(min=1)}
 
@@ -103,6 +104,15 @@ def upsample_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
             for old, new in zip(maps.shape[2:], size, strict=True)
         )
         return rows.T @ maps.contiguous() @ columns
+
+
+def narrowed(labels: Tensor) -> Tensor:
+    """Return whole numbers in the smallest of uint8, int16 and their own type that holds all of them."""
+    low, high = labels.aminmax()
+    for kind in (torch.uint8, torch.int16):
+        if torch.iinfo(kind).min <= int(low) and int(high) <= torch.iinfo(kind).max:
+            return labels.to(kind)
+    return labels
 
 
 def padded_sem_seg(batch: Sequence[Sample], size: tuple[int, int], ignore: int) -> Tensor:

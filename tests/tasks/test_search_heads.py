@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from d2go_fbnetv5.tasks import DatasetInfo, build_task
+from d2go_fbnetv5.tasks.segmentation import narrowed
 
 INFO = DatasetInfo(class_names=("a", "b", "c"), box_names=("x", "y"), sem_seg_names=("p", "q", "r"))
 CHANNELS = {"path2": 96, "path3": 16}
@@ -223,3 +224,18 @@ def test_input_norm_makes_a_head_blind_to_the_scale_of_its_features(name):
         assert task.norm.running_mean.any()
         assert len(task.eval()(features, batch)) == 3
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ([0, 255], torch.uint8),
+        ([-1, 7], torch.int16),
+        ([0, 256], torch.int16),
+        ([3, 32767], torch.int16),
+        ([0, 40000], torch.int64),
+    ],
+)
+def test_labels_are_made_as_small_as_they_stay_what_they_are(labels, kind):
+    narrow = narrowed(torch.tensor(labels))
+    assert narrow.dtype is kind and narrow.tolist() == labels

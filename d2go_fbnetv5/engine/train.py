@@ -183,6 +183,8 @@ class Run:
         if cfg.MODEL_EMA.ENABLED:
             self.ema = EMA(self.model, cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.INCLUDE_BUFFER)
             self.checkpointer.add_checkpointable("ema", self.ema)
+        if candidates:
+            self.recipe.check_run(self.folder)
         last = self.checkpointer.resume() if candidates else None
         self.start_iteration = 0 if last is None else last + 1
         if self.start_iteration > cfg.SOLVER.MAX_ITER and not self.eval_only:

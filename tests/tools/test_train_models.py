@@ -131,6 +131,20 @@ def test_weights_come_from_a_supernet_or_a_model(args, tmp_path, capsys):
     assert "MODEL.WEIGHTS" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_as_another_network(args, tmp_path, capsys):
+    """As after another search has left its topologies in the place of the first one's."""
+    assert main(args("cls", "SOLVER.MAX_ITER", 1)) == 0
+    capsys.readouterr()
+    for more in (("--resume", "SOLVER.MAX_ITER", 2), ("--eval-only",)):
+        assert main(args("cls", *more, "MODEL.FBNETV5.TOPOLOGY", "''")) == 2
+        error = capsys.readouterr().err
+        assert (
+            "MODEL.FBNETV5.TOPOLOGY is '', whose network of cls is another one than that of the run in"
+            in error
+        )
+        assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("family", ["N", "A_C"])
 def test_one_topology_file_serves_any_size(args, tmp_path, family):
     for task in TASKS:

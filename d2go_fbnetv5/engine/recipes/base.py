@@ -78,6 +78,9 @@ class Recipe:
     def describe(self, output_dir: Path) -> None:
         """Leave in a folder what tells how to build the model again. Process 0 calls it before the first step."""
 
+    def check_run(self, output_dir: Path) -> None:
+        """Raise an InputError if the run in a folder is one of another model, which can't go on as this one."""
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer's groups, each with its base rate."""
         return build_param_groups(self.cfg, self.model)

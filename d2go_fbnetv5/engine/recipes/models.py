@@ -86,6 +86,15 @@ class ModelRecipe(Recipe):
     def describe(self, output_dir: Path) -> None:
         searched_network(self.cfg, self.names).write(output_dir, self.task, self.kind.in_features)
 
+    def check_run(self, output_dir: Path) -> None:
+        if not (output_dir / NETWORK_FILE).is_file():
+            return
+        if Network.read(output_dir).topology != searched_topology(self.cfg):
+            raise InputError(
+                f"MODEL.FBNETV5.TOPOLOGY is {self.cfg.MODEL.FBNETV5.TOPOLOGY!r}, whose network of {self.task} is "
+                f"another one than that of the run in {output_dir}; choose another OUTPUT_DIR for it"
+            )
+
     def load_weights(self, path: str, to_train: bool = True) -> None:
         load_weights(self.model, path, supernet=to_train)
 

@@ -130,7 +130,7 @@ class TrainLoop:
         self.optimizer.zero_grad()
 
     def _parts(self, batch: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        size = -(-len(batch) // self.grad_accum)
+        size = max(1, -(-len(batch) // self.grad_accum))
         return [batch[first : first + size] for first in range(0, len(batch), size)] or [batch]
 
     def step(self) -> None:

@@ -119,7 +119,11 @@ def main() -> None:
     parse.add_argument("--randoms", type=int, default=4, help="random topologies of each seed and task")
     parse.add_argument("--samples", type=int, default=2, help="of each search's distribution")
     parse.add_argument(
-        "--steps", type=int, nargs="+", default=[600], help="of a network's training, per task"
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[2400, 4500],
+        help="of a network's training, per task; by default those of the configurations of det and seg",
     )
     parse.add_argument("--images", type=int, default=1024, help="of the validation set")
     args = parse.parse_args()

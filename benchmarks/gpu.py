@@ -1,7 +1,7 @@
 """What only a GPU can tell: whether all is right there, what makes the host wait for it, and how fast it is.
 
     make gpu-check                                     # PYTHON=/path/to/python for one that has torch with CUDA
-    python benchmarks/gpu.py [--budget 300] [--parts search models processes steps waits compile deterministic]
+    python benchmarks/gpu.py [--budget 480] [--parts search models processes steps waits compile deterministic]
 
 Every part is a process of its own with a deadline, and each figure is written when it is there: a part that hangs or
 dies takes nothing with it but what it had still to do. The tests marked `gpu`, in three parts, run side by side; what
@@ -514,7 +514,7 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--quick", action="store_true", help="on a CPU: shows that it runs, no more")
     parse.add_argument(
-        "--budget", type=float, default=0, help="seconds for all of it (300; 3600 with --quick)"
+        "--budget", type=float, default=0, help="seconds for all of it (480; 3600 with --quick)"
     )
     parse.add_argument("--parts", nargs="+", choices=TITLES, default=list(TITLES))
     parse.add_argument("--tests", default="", help="an expression for pytest's -k, of the tests to run")
@@ -530,7 +530,7 @@ def main() -> None:
         return
     if not args.quick and not torch.cuda.is_available():
         sys.exit("torch finds no CUDA device here; --quick shows on a CPU that the checks run")
-    until = begun + (args.budget or (3600 if args.quick else 300)) - 5
+    until = begun + (args.budget or (3600 if args.quick else 480)) - 5
     device = "cpu" if args.quick else torch.cuda.get_device_name()
     ended: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -152,7 +152,11 @@ def main() -> None:
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--networks", type=int, default=30, help="of each task")
     parse.add_argument(
-        "--steps", type=int, nargs="+", default=[600], help="of a network's training, per task"
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[2400, 4500],
+        help="of a network's training, per task; by default those of the configurations of det and seg",
     )
     parse.add_argument("--images", type=int, default=1024, help="of the validation set")
     parse.add_argument("--repeats", type=int, default=6, help="networks that are trained in other ways too")

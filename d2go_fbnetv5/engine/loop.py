@@ -126,8 +126,9 @@ class TrainLoop:
         with model.later_phase():
             with self.precision.autocast():
                 total = sum(model(self._parts(images_to_device(first, self.device))[0]).values())
-            total.backward()
-        self.optimizer.zero_grad()
+            # backward() would tell DistributedDataParallel that all of these weights are used in the first step.
+            weights = [weight for weight in model.parameters() if weight.requires_grad]
+            torch.autograd.grad(total, weights, allow_unused=True)
 
     def _parts(self, batch: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         size = max(1, -(-len(batch) // self.grad_accum))

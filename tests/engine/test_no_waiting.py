@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2go_fbnetv5 import Supernet
@@ -98,3 +99,19 @@ def test_a_rehearsal_of_the_later_phase_leaves_no_trace(search):
     assert all(torch.equal(value, before[name]) for name, value in search.state_dict().items())
     assert all(weight.grad is None for weight in search.parameters())
     assert next(loop.data) is samples
+
+
+def test_distributed_training_goes_on_after_a_rehearsal(search, tmp_path):
+    search.arch_warmup_iters, search.shared_images = 5, True
+    optimizer = torch.optim.SGD(search.param_groups(0.1), lr=0.1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        distributed = torch.nn.parallel.DistributedDataParallel(search, find_unused_parameters=True)
+        loop = TrainLoop(distributed, optimizer, iter([batch()]), 1)
+        loop.rehearse()
+        loop.step()
+    finally:
+        dist.destroy_process_group()
+    # The rehearsal has used weights that the step has not.
+    assert any(weight.grad is None for weight in search.supernet.parameters())
+    assert any(weight.grad is not None for weight in search.supernet.parameters())

@@ -119,11 +119,7 @@ def main() -> None:
     parse.add_argument("--randoms", type=int, default=4, help="random topologies of each seed and task")
     parse.add_argument("--samples", type=int, default=2, help="of each search's distribution")
     parse.add_argument(
-        "--steps",
-        type=int,
-        nargs="+",
-        default=[2400, 4500],
-        help="of a network's training, per task; by default those of the configurations of det and seg",
+        "--steps", type=int, nargs="+", help="of a network's training, per task (default: its recipe's)"
     )
     parse.add_argument("--images", type=int, default=1024, help="of the validation set")
     args = parse.parse_args()
@@ -146,7 +142,7 @@ def main() -> None:
     }
     start = str(args.supernet)
     judged = judge_with(scenes, weights, start, networks, args.images, args.folder / "judge", args.results)
-    steps = steps_by_task(args.tasks, args.steps)
+    steps = steps_by_task(scenes, args.tasks, args.steps)
     trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results)
 
     rows = []

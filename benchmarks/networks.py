@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import build_run, finished
+from common import CONFIGS, build_run, finished
 from exhaustive import judge_all
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
+from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
 from d2go_fbnetv5.utils.files import write_atomically
 
@@ -177,12 +178,14 @@ def _read(file: Path) -> dict[str, float]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def steps_by_task(tasks: Sequence[str], steps: Sequence[int]) -> dict[str, int]:
-    """--steps as they are given, one for each task or one for all.
+def steps_by_task(scenes: Scenes, tasks: Sequence[str], steps: Sequence[int] | None) -> dict[str, int]:
+    """--steps as they are given, one for each task or one for all; if they are not, those of the tasks' recipes.
 
     Raises:
         ValueError: their number is another.
     """
+    if steps is None:
+        return {task: load_cfg(CONFIGS / scenes.model(task)).SOLVER.MAX_ITER for task in tasks}
     if len(steps) not in (1, len(tasks)):
         raise ValueError(
             f"--steps has {len(steps)} numbers, allowed are 1 or one for each of {', '.join(tasks)}"

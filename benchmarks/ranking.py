@@ -152,11 +152,7 @@ def main() -> None:
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--networks", type=int, default=30, help="of each task")
     parse.add_argument(
-        "--steps",
-        type=int,
-        nargs="+",
-        default=[2400, 4500],
-        help="of a network's training, per task; by default those of the configurations of det and seg",
+        "--steps", type=int, nargs="+", help="of a network's training, per task (default: its recipe's)"
     )
     parse.add_argument("--images", type=int, default=1024, help="of the validation set")
     parse.add_argument("--repeats", type=int, default=6, help="networks that are trained in other ways too")
@@ -182,7 +178,12 @@ def main() -> None:
     }
 
     trainer = Trainer(
-        scenes, args.folder, supernets, steps_by_task(args.tasks, args.steps), args.images, args.results
+        scenes,
+        args.folder,
+        supernets,
+        steps_by_task(scenes, args.tasks, args.steps),
+        args.images,
+        args.results,
     )
     rows, more, figures = [], [], {}
     for task in args.tasks:

@@ -18,7 +18,8 @@ from d2go_fbnetv5.engine.keys import KEYS
 from d2go_fbnetv5.engine.recipes.models import ModelRecipe, model_recipe
 from d2go_fbnetv5.engine.recipes.search import cost_size
 from d2go_fbnetv5.engine.train import Run, check_new, prepare
-from d2go_fbnetv5.front.run import FOLDER, open_search
+from d2go_fbnetv5.front.run import FOLDER
+from d2go_fbnetv5.front.searches import open_search
 from d2go_fbnetv5.models import ModelHead, SearchedModel
 from d2go_fbnetv5.models.weights import load_state
 from d2go_fbnetv5.search import Search

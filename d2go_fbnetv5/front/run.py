@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +15,10 @@ from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs, build_family
 from d2go_fbnetv5.arch.cost import METRICS
 from d2go_fbnetv5.arch.latency_table import read_latency_table
 from d2go_fbnetv5.arch.topology_file import FORMAT
-from d2go_fbnetv5.engine.config import load_cfg
-from d2go_fbnetv5.engine.continuing import CONFIG_FILE
 from d2go_fbnetv5.engine.recipes.network_judge import NetworkJudge, Verdict
 from d2go_fbnetv5.engine.recipes.search import SearchRecipe
-from d2go_fbnetv5.engine.train import Run, prepare
 from d2go_fbnetv5.front.nsga import NSGA2
+from d2go_fbnetv5.front.searches import open_search
 from d2go_fbnetv5.reports.front import write_front_report
 from d2go_fbnetv5.search import Search
 from d2go_fbnetv5.tasks.base import Task
@@ -80,27 +77,6 @@ def find_front(
         }
         finder = _Finder(judge, prices, header, folder / FOLDER)
         return finder.run(list(tasks or cfg.SEARCH.TASKS), evaluations, population, seed, progress)
-
-
-@contextlib.contextmanager
-def open_search(folder: Path) -> Iterator[Run]:
-    """Open a finished search to look at it; its folder is ours meanwhile.
-
-    Raises:
-        FileNotFoundError: there is no run; InputError: it is no search.
-    """
-    if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{folder} is no run: it has no {CONFIG_FILE}")
-    cfg = load_cfg(folder / CONFIG_FILE, ["OUTPUT_DIR", str(folder)])
-    if cfg.MODEL.META_ARCHITECTURE != "MultitaskSearch":
-        raise InputError(
-            f"{folder} is a run of {cfg.MODEL.META_ARCHITECTURE}, allowed: a search (MultitaskSearch)"
-        )
-    opened = Run(prepare(cfg, 1, eval_only=True), eval_only=True)
-    try:
-        yield opened
-    finally:
-        opened.close()
 
 
 def _read_costs(name: str, family: str, size: tuple[int, int]) -> BlockCosts:

@@ -42,7 +42,7 @@ def judge():
 @pytest.fixture(scope="module")
 def judge_alone():
     """The slow way, which the benchmark compares with: `precise_batch_norm` and `evaluate`, a network at a time."""
-    folder = Path(__file__).parents[2] / "benchmarks"
+    folder = Path(__file__).parents[3] / "benchmarks"
     sys.path.insert(0, str(folder))
     try:
         spec = importlib.util.spec_from_file_location("judge_speed", folder / "judge_speed.py")

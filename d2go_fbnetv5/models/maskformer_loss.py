@@ -99,7 +99,8 @@ class MaskFormerLoss(nn.Module):
         """Weighted losses of each prediction, the last being the network's result.
 
         Args:
-            predictions: those of earlier decoder layers get auxiliary losses with the suffix ``_0``, ``_1``, ...
+            predictions: with masks of one size; those of earlier decoder layers get auxiliary losses with the suffix
+                ``_0``, ``_1``, ...
             targets: N images' segments, all of one (padded) size H x W. On the host, where they were made of label
                 maps, they cost a GPU least.
 
@@ -166,18 +167,21 @@ class MaskFormerLoss(nn.Module):
         shapes = [(p.class_logits.shape[1], len(t.labels)) for p in predictions for t in targets]
         if not shapes:
             return [[] for _ in predictions]
-        costs = torch.cat([self._cost(p, i, t).flatten() for p in predictions for i, t in enumerate(targets)])
+        size = image_size(predictions[-1].mask_logits)
+        # As large as the predictions, once for all layers.
+        small = [(t.labels, _nearest(t.masks, size), _nearest(t.valid[None], size)[0]) for t in targets]
+        costs = torch.cat(
+            [
+                matching_cost(p.class_logits[i], p.mask_logits[i], *segments, *self.weights).flatten()
+                for p in predictions
+                for i, segments in enumerate(small)
+            ]
+        )
         parts = costs.cpu().split([queries * segments for queries, segments in shapes])
         pairs = [hungarian_match(part.view(shape)) for part, shape in zip(parts, shapes, strict=True)]
         indices = torch.cat([torch.stack(pair) for pair in pairs], dim=1).to(costs.device, non_blocking=True)
         found = iter(indices.split([len(queries) for queries, _ in pairs], dim=1))
         return [[(pair[0], pair[1]) for _, pair in zip(targets, found, strict=False)] for _ in predictions]
-
-    def _cost(self, prediction: SegmentPrediction, image: int, target: Segments) -> Tensor:
-        class_logits, mask_logits = prediction.class_logits[image], prediction.mask_logits[image]
-        size = image_size(mask_logits)
-        masks, valid = _nearest(target.masks, size), _nearest(target.valid[None], size)[0]
-        return matching_cost(class_logits, mask_logits, target.labels, masks, valid, *self.weights)
 
 
 def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:

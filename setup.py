@@ -73,6 +73,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "d2go_fbnetv5.start = d2go_fbnetv5.tools.start:cli",
             "d2go_fbnetv5.train_net = d2go_fbnetv5.tools.train_net:cli",
             "d2go_fbnetv5.visualize = d2go_fbnetv5.tools.visualize:cli",
             "d2go_fbnetv5.flops = d2go_fbnetv5.tools.flops:cli",

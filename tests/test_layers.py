@@ -24,6 +24,7 @@ ALLOWED = {
     "zoo": {"arch", "models", "data", "engine"},
     "pseudo_labels": {"arch", "tasks", "models", "data", "reports", "engine", "export", "zoo"},
     "plugins": {"arch", "search", "tasks", "models", "data", "reports", "engine", "export", "zoo"},
+    "pipeline": {"arch", "data", "reports", "engine", "export", "pseudo_labels"},
     "runner": {"plugins"},
     "d2go": {"plugins"},
     "__init__": {"arch", "search", "tasks", "models", "data", "engine", "export", "pseudo_labels", "zoo"},

@@ -191,3 +191,14 @@ def test_names_and_values_of_maps(tmp_path, options, message):
     image(tmp_path / "1.png")
     with pytest.raises(InputError, match=message):
         SemSegFolder(tmp_path, tmp_path, **{"names": ["a", "b"], **options})
+
+
+def test_the_two_parts_of_a_folder_share_no_image_and_all_classes(tmp_path):
+    for number in range(7):
+        image(tmp_path / ("cat" if number < 5 else "dog") / f"{number}.png")
+    whole, train, val = (ImageFolders(tmp_path, part) for part in ("all", "train", "val"))
+    names = {part: [part.image_path(i).name for i in range(len(part))] for part in (whole, train, val)}
+    assert names[val] == ["4.png"] and sorted(names[train] + names[val]) == names[whole]
+    assert {whole.info, train.info, val.info} == {whole.info} and val.info.class_names == ("cat", "dog")
+    assert [train[i]["class_label"] for i in range(len(train))] == [0, 0, 0, 0, 1, 1]
+    assert val[0]["class_label"] == 0 and val.label_counts == {"class_label": 1}

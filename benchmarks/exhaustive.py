@@ -6,7 +6,8 @@ The searches are runs of configs/search_digits.yaml, whose weights rest: those o
 batch-norm statistics re-estimated for each network, what was found and --networks others are judged for each task: by
 the loss on validation images plus the price of Appendix E, which is what a search minimises, and by the task's metric.
 Topologies from which the head reaches the same blocks are one network: of the 65536 of four stages there are 3984 for a
-head on one path. The others are drawn from these; --networks 0 judges all. What is judged is kept in --folder.
+head on one path. The others are drawn from these; --networks 0 judges all. What is judged is kept in --folder, so that
+the same command goes on, and one that asks for more.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def judge_all(run: Run, networks: dict[str, list[Topology]], folder: Path, image
     )
     for name, topologies in networks.items():
         judged, metric = found.setdefault(name, {}), run.model.tasks[name].primary_metric
-        ordered = judge.by_prefix((name, topology) for topology in topologies)
-        missing = [network for network in ordered if repr(network[1]) not in judged]
+        # In the order in which they were drawn: what is judged when it is stopped is a sample of all.
+        missing = [(name, t) for t in dict.fromkeys(topologies) if repr(t) not in judged]
         for start in range(0, len(missing), AT_ONCE):
             for (_, topology), verdict in judge(missing[start : start + AT_ONCE]).items():
                 judged[repr(topology)] = {
@@ -68,13 +69,13 @@ def main() -> None:
     parse.add_argument("searches", type=Path, nargs="+", help="their folders")
     parse.add_argument("--folder", type=Path, help="of finished runs (default output/benchmarks/exhaustive)")
     parse.add_argument("--networks", type=int, default=400, help="that are judged for each task, 0 for all")
-    parse.add_argument("--images", type=int, default=512, help="of the validation set")
+    parse.add_argument("--images", type=int, default=256, help="of the validation set")
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     if args.quick:
         args.networks, args.images, args.tasks = 2, 16, ["seg"]
-    args.folder = run_folder(args, "exhaustive", ["networks", "images"])
+    args.folder = run_folder(args, "exhaustive", ["images"])
 
     files = [load_topologies(folder / "topologies.json") for folder in args.searches]
     run = build_run(CONFIG, args.folder / "judge", [])

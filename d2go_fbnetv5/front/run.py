@@ -87,6 +87,22 @@ def _read_costs(name: str, family: str, size: tuple[int, int]) -> BlockCosts:
     return read_latency_table(name, build_family(family), size)
 
 
+def begin(search: Search, task: str, costs: BlockCosts, population: int, seed: int) -> NSGA2:
+    """Return the search for a task's front that has not been told anything yet.
+
+    It begins with the most likely topology, the hand-made ones, and those that are likely if blocks cost more or less.
+
+    Args:
+        costs: of blocks, by which likely topologies become smaller or larger.
+        population, seed: as `find_front` has them.
+    """
+    outputs = search.in_features[task]
+    generator = np.random.default_rng(derive_seed("front", seed, task))
+    hand_made = Topology.hand_made(search.supernet.num_stages).values()
+    seeds = [search.most_likely()[task], *hand_made, *_likely(search, task, costs)]
+    return NSGA2(seeds, lambda topology: topology.prune(outputs), population, generator)
+
+
 class _Finder:
     """The search for fronts, and what has been judged for it.
 
@@ -110,7 +126,8 @@ class _Finder:
         seed: int,
         progress: Callable[[float], None],
     ) -> Path:
-        searches = {task: self._begin(task, population, seed) for task in tasks}
+        costs = next(iter(self.prices.values()))
+        searches = {task: begin(self.judge.search, task, costs, population, seed) for task in tasks}
         while True:
             asked = {
                 task: search.ask(min(population, evaluations - len(search.told)))
@@ -124,14 +141,6 @@ class _Finder:
                     searches[task].tell(networks, [self._objectives(task, network) for network in networks])
             progress(sum(len(search.told) for search in searches.values()) / (evaluations * len(tasks)))
         return self._write(searches, seed)
-
-    def _begin(self, task: str, population: int, seed: int) -> NSGA2:
-        search, outputs = self.judge.search, self.judge.search.in_features[task]
-        generator = np.random.default_rng(derive_seed("front", seed, task))
-        costs = next(iter(self.prices.values()))
-        hand_made = Topology.hand_made(search.supernet.num_stages).values()
-        seeds = [search.most_likely()[task], *hand_made, *_likely(search, task, costs)]
-        return NSGA2(seeds, lambda topology: topology.prune(outputs), population, generator)
 
     def _objectives(self, task: str, network: Topology) -> tuple[float, ...]:
         outputs = self.judge.search.in_features[task]

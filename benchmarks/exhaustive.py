@@ -41,8 +41,10 @@ def distinct_networks(in_features: Sequence[str], stages: int) -> list[Topology]
     return list({topology.prune(in_features): None for topology in all_topologies(stages)})
 
 
-def judge_all(run: Run, networks: dict[str, list[Topology]], folder: Path, images: int) -> dict[str, Any]:
-    """Loss and primary metric of networks, by task and the network's mask; kept in a file."""
+def judge_all(
+    run: Run, networks: dict[str, list[Topology]], folder: Path, images: int, with_metric: int
+) -> dict[str, Any]:
+    """Loss, and of the first ones the primary metric, of networks, by task and the network's mask; kept in a file."""
     file = folder / "networks.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
     judge = NetworkJudge(
@@ -51,15 +53,22 @@ def judge_all(run: Run, networks: dict[str, list[Topology]], folder: Path, image
     for name, topologies in networks.items():
         judged, metric = found.setdefault(name, {}), run.model.tasks[name].primary_metric
         # In the order in which they were drawn: what is judged when it is stopped is a sample of all.
-        missing = [(name, t) for t in dict.fromkeys(topologies) if repr(t) not in judged]
-        for start in range(0, len(missing), AT_ONCE):
-            for (_, topology), verdict in judge(missing[start : start + AT_ONCE]).items():
-                judged[repr(topology)] = {
-                    "loss": round(verdict.loss, 6),
-                    "metric": round(verdict.metrics[metric], 6),
-                }
-            write_atomically(file, json.dumps(found))
-            print(f"\r{name}: {len(judged)} networks", end="", flush=True)
+        ordered = list(dict.fromkeys(topologies))
+        for metrics, some in ((True, ordered[:with_metric]), (False, ordered[with_metric:])):
+            missing = [
+                (name, t)
+                for t in some
+                if repr(t) not in judged or (metrics and "metric" not in judged[repr(t)])
+            ]
+            for start in range(0, len(missing), AT_ONCE):
+                for (_, topology), verdict in judge(
+                    missing[start : start + AT_ONCE], metrics=metrics
+                ).items():
+                    judged[repr(topology)] = {"loss": round(verdict.loss, 6)}
+                    if metrics:
+                        judged[repr(topology)]["metric"] = round(verdict.metrics[metric], 6)
+                write_atomically(file, json.dumps(found))
+                print(f"\r{name}: {len(judged)} networks", end="", flush=True)
         print()
     return found
 
@@ -69,6 +78,9 @@ def main() -> None:
     parse.add_argument("searches", type=Path, nargs="+", help="their folders")
     parse.add_argument("--folder", type=Path, help="of finished runs (default output/benchmarks/exhaustive)")
     parse.add_argument("--networks", type=int, default=400, help="that are judged for each task, 0 for all")
+    parse.add_argument(
+        "--metrics", type=int, default=400, help="of so many of them the metric is measured too"
+    )
     parse.add_argument("--images", type=int, default=256, help="of the validation set")
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     args = parse.parse_args()
@@ -90,7 +102,7 @@ def main() -> None:
         for name in args.tasks
     }
     judged = judge_all(
-        run, {name: theirs[name] + drawn[name] for name in args.tasks}, args.folder, args.images
+        run, {name: theirs[name] + drawn[name] for name in args.tasks}, args.folder, args.images, args.metrics
     )
 
     costs, rows = block_costs("N", run.recipe.size), []
@@ -109,7 +121,9 @@ def main() -> None:
             own, flops = judged[name][repr(topology)], costs.network(topology, task.in_features)
             objective = own["loss"] + float(run.model.cost.prices([topology], place))
             better = sum(each["loss"] + p < objective for each, p, _ in others)
-            dearer = [each["metric"] for each, _, f in others if f >= flops]
+            measured = [(each["metric"], f) for each, _, f in others if "metric" in each]
+            dearer = [m for m, f in measured if f >= flops]
+            no_dearer = [m for m, f in measured if f <= flops]
             rows.append(
                 {
                     "task": name,
@@ -124,10 +138,8 @@ def main() -> None:
                     * sum(sign * m > sign * own["metric"] for m in dearer)
                     / max(1, len(dearer)),
                     "cost no more and are better, %": 100
-                    * sum(
-                        f <= flops and sign * each["metric"] > sign * own["metric"] for each, _, f in others
-                    )
-                    / len(others),
+                    * sum(sign * m > sign * own["metric"] for m in no_dearer)
+                    / len(measured),
                 }
             )
     options = {key: str(value) for key, value in vars(args).items()}

@@ -38,7 +38,7 @@ class Data:
 
     Attributes:
         info: what is labelled.
-        batch_size: training images per process and step.
+        images_per_step: of training, over all processes.
         group_by_orientation: whether a training batch has only wide or only upright images.
     """
 
@@ -47,10 +47,15 @@ class Data:
     test_set: Any
     train_transform: Callable[..., Any]
     eval_transform: Callable[..., Any]
-    batch_size: int
+    images_per_step: int
     num_workers: int
     seed: int
     group_by_orientation: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many images a process trains on in a step."""
+        return self.images_per_step // world_size()
 
     def train_batches(self, start_iteration: int = 0) -> Iterator[Batch]:
         """Endless batches, the first one that of `start_iteration`."""
@@ -118,7 +123,7 @@ def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] 
         test_set=test_set,
         train_transform=train_transform,
         eval_transform=eval_transform,
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size(),
+        images_per_step=cfg.SOLVER.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
         group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING

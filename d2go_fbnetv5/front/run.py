@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from d2go_fbnetv5.tasks.base import Task
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import json_value
+from d2go_fbnetv5.utils.ranks import alone, barrier, gather, is_main, rank, world_size
 from d2go_fbnetv5.utils.seeding import derive_generator, derive_seed
 from d2go_fbnetv5.utils.text_files import read_json
 
@@ -44,7 +45,8 @@ def find_front(
 ) -> Path:
     """Write the fronts of a finished search, and their page, into ``front/`` of its folder.
 
-    What has been judged is kept there: stopped, the same call goes on, and ends with the same bytes.
+    What has been judged is kept there: stopped, the same call goes on, and ends with the same bytes. In a group of
+    processes, every one of which must call it, each judges a part of the networks; what is written is the same.
 
     Args:
         run: the folder of a search.
@@ -68,7 +70,8 @@ def find_front(
         if unknown:
             raise InputError(f"task {unknown[0]!r}: {folder} has {', '.join(cfg.SEARCH.TASKS)}")
         prices = {name: _read_costs(name, cfg.MODEL.FBNETV5.FAMILY, recipe.size) for name in costs}
-        judge = recipe.judge(recipe.model).networks
+        with alone():
+            judge = recipe.judge(recipe.model).networks
         header = {
             "family": cfg.MODEL.FBNETV5.FAMILY,
             "num_stages": cfg.MODEL.FBNETV5.NUM_STAGES,
@@ -76,7 +79,9 @@ def find_front(
             "images": opened.data.num_eval_images(cfg.SEARCH.EVAL.MAX_IMAGES),
         }
         finder = _Finder(judge, prices, header, folder / FOLDER)
-        return finder.run(list(tasks or cfg.SEARCH.TASKS), evaluations, population, seed, progress)
+        path = finder.run(list(tasks or cfg.SEARCH.TASKS), evaluations, population, seed, progress)
+        barrier()  # the folder is ours until the report is written
+        return path
 
 
 def _read_costs(name: str, family: str, size: tuple[int, int]) -> BlockCosts:
@@ -150,10 +155,21 @@ class _Finder:
     def _judge(self, networks: Sequence[tuple[str, Topology]]) -> None:
         missing = [(task, each) for task, each in networks if each.text(" ") not in self.losses.get(task, {})]
         if missing:
-            for (task, network), verdict in self.judge(missing, metrics=False).items():
+            for (task, network), verdict in self._judge_together(missing, metrics=False).items():
                 self.losses.setdefault(task, {})[network.text(" ")] = verdict.loss
-            content = {**self._identity(), "losses": self.losses}
-            write_atomically(self.folder / KEPT, json.dumps(content, indent=1) + "\n")
+            if is_main():
+                content = {**self._identity(), "losses": self.losses}
+                write_atomically(self.folder / KEPT, json.dumps(content, indent=1) + "\n")
+
+    def _judge_together(
+        self, networks: Iterable[tuple[str, Topology]], **wanted: bool
+    ) -> dict[tuple[str, Topology], Verdict]:
+        """What `judge` says of networks, of which each process judges a part, on all images."""
+        ordered = self.judge.by_prefix(networks)
+        first, end = (len(ordered) * place // world_size() for place in (rank(), rank() + 1))
+        with alone():
+            mine = self.judge(ordered[first:end], **wanted)
+        return {network: verdict for part in gather(mine) for network, verdict in part.items()}
 
     def _identity(self) -> dict[str, Any]:
         digest = hashlib.blake2b(digest_size=16)
@@ -189,7 +205,7 @@ class _Finder:
                 **{name: [topology] for name, topology in Topology.hand_made(stages).items()},
                 "random": [Topology.random(stages, generator=generator) for _ in range(_RANDOM)],
             }
-        verdicts = self.judge(
+        verdicts = self._judge_together(
             (t, each) for t, kinds in shown.items() for some in kinds.values() for each in some
         )
         tasks = {}
@@ -216,7 +232,8 @@ class _Finder:
             "tables": tables,
             "tasks": tasks,
         }
-        write_front_report(self.folder, json_value(content))
+        if is_main():
+            write_front_report(self.folder, json_value(content))
         return self.folder / "front.json"
 
     def _point(

@@ -1,16 +1,30 @@
 """The processes of a run, and what they tell each other; everything works without torch.distributed too."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process does what it would do if there were no others, and tells them nothing."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
 
 def is_distributed() -> bool:
-    """Return whether this process is one of a torch.distributed group."""
-    return dist.is_available() and dist.is_initialized()
+    """Return whether this process is one of a torch.distributed group, and works with the others."""
+    return dist.is_available() and dist.is_initialized() and not _alone.get()
 
 
 def rank() -> int:

@@ -83,6 +83,25 @@ def test_a_front_that_was_stopped_ends_with_the_same_bytes(run, searched, tmp_pa
     assert written(other) == written(run)
 
 
+@pytest.mark.slow
+def test_several_processes_find_the_same_bytes_and_take_over_from_one(searched, tmp_path, capfd):
+    asked = ["--tasks", "det", "cls", "--evaluations", "12", "--population", "4"]
+    runs = [tmp_path / name for name in ("one", "three", "both")]
+    for run in runs:
+        shutil.copytree(searched, run)
+    assert main([str(runs[0]), *asked]) == 0
+    assert main([str(runs[1]), *asked, "--num-processes", "3"]) == 0
+
+    def stop(share):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_front(runs[2], ["det", "cls"], evaluations=12, population=4, progress=stop)
+    assert main([str(runs[2]), *asked, "--num-processes", "2"]) == 0
+    assert written(runs[0]) == written(runs[1]) == written(runs[2])
+    assert capfd.readouterr().out.count("Wrote ") == 3
+
+
 def kill_at(run, moment, arguments):
     """Start a front and kill it as soon as ``moment`` holds; return whether it was still at work."""
     command = [sys.executable, "-m", "d2go_fbnetv5.tools.front", str(run), *arguments]

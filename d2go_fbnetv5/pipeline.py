@@ -93,7 +93,7 @@ _SCALES = {
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user asks for; zero and "" stand for what the device is for.
+    """A user's wishes; zero and "" stand for what the device is for.
 
     Attributes:
         photos: the folder of photographs.
@@ -307,6 +307,7 @@ class _Planner:
                 "WEIGHTS": str(self.found / "model_final.pth"),
                 "FBNETV5": network,
             },
+            "MODEL_EMA": {"DECAY": round(1 - 15 / max(30, iterations), 5)},  # the last fifteenth of the steps
             **_images(side, side if wishes.task == "cls" else 0, crop=wishes.task != "det"),
             "SOLVER": {
                 "MAX_ITER": iterations,

@@ -42,9 +42,9 @@ def distinct_networks(in_features: Sequence[str], stages: int) -> list[Topology]
 
 
 def judge_all(
-    run: Run, networks: dict[str, list[Topology]], folder: Path, images: int, with_metric: int
+    run: Run, networks: dict[str, list[Topology]], folder: Path, images: int, with_metric: int | None = None
 ) -> dict[str, Any]:
-    """Loss, and of the first ones the primary metric, of networks, by task and the network's mask; kept in a file."""
+    """Loss and, of the first ones or all, primary metric of networks, by task and the network's mask; kept in a file."""
     file = folder / "networks.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
     judge = NetworkJudge(
@@ -54,7 +54,8 @@ def judge_all(
         judged, metric = found.setdefault(name, {}), run.model.tasks[name].primary_metric
         # In the order in which they were drawn: what is judged when it is stopped is a sample of all.
         ordered = list(dict.fromkeys(topologies))
-        for metrics, some in ((True, ordered[:with_metric]), (False, ordered[with_metric:])):
+        count = len(ordered) if with_metric is None else with_metric
+        for metrics, some in ((True, ordered[:count]), (False, ordered[count:])):
             missing = [
                 (name, t)
                 for t in some

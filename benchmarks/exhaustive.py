@@ -44,7 +44,7 @@ def distinct_networks(in_features: Sequence[str], stages: int) -> list[Topology]
 def judge_all(
     run: Run, networks: dict[str, list[Topology]], folder: Path, images: int, with_metric: int | None = None
 ) -> dict[str, Any]:
-    """Loss and, of the first ones or all, primary metric of networks, by task and the network's mask; kept in a file."""
+    """Loss and, of the first ones or all, primary metric of networks, by task and mask; kept in a file."""
     file = folder / "networks.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
     judge = NetworkJudge(

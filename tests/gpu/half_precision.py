@@ -19,8 +19,8 @@ from d2go_fbnetv5.engine.precision import Precision
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, segments_of
 from d2go_fbnetv5.zoo import create_model
 
-# Few, as the fake is slow; 30 of each (three of Lite R-CNN) were finite, too.
-STEPS = {"multitask": 8, "shared_forward": 8, "LiteMaskFormer": 8, "LiteRCNN": 2}
+# Few, as the fake is slow; 30 of each, and three of Lite R-CNN, were finite, too.
+STEPS = {"multitask": 8, "shared_forward": 8, "LiteMaskFormer": 4, "LiteRCNN": 1}
 
 
 def features(precision):

@@ -140,8 +140,8 @@ def test_half_precision_stays_half_and_finite_and_matches_as_float32_does(tmp_pa
         assert found[name]["finite"] == {
             "multitask": 8,
             "shared_forward": 8,
-            "LiteMaskFormer": 8,
-            "LiteRCNN": 2,
+            "LiteMaskFormer": 4,
+            "LiteRCNN": 1,
         }
 
 

@@ -192,6 +192,36 @@ def test_search_leaves_what_the_embedded_one_leaves(search):
     assert "model_0000011.pth" in names
 
 
+def test_a_search_on_an_injected_set_is_the_one_on_the_same_file(config, tmp_path):
+    from d2go_fbnetv5.data import DigitScenes, write_multitask
+
+    file = write_multitask(DigitScenes("train", size=64, num_images=24), tmp_path / "data")
+    opts = ["DATASETS.TRAIN", "['scenes']", "DATASETS.TEST", "['scenes']", "SEARCH.TASKS", "['det']"]
+    opts += ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[1]", "SOLVER.WARMUP_ITERS", "1"]
+    injection = "D2GO_DATA.DATASETS.COCO_INJECTION."
+    injected = [injection + "NAMES", "['scenes']", injection + "IM_DIRS", f"['{file.parent}']"]
+    injected += [injection + "JSON_FILES", f"['{file}']"]
+    d2go_train("MultitaskSearchRunner", config, tmp_path / "d2go", *opts, *injected)
+    read = [
+        "FBNETV5_DATA.DATASETS.scenes",
+        f"{{READER: coco, annotations_json: {file}, image_root: {file.parent}}}",
+    ]
+    run(
+        ["tools/train_net.py"],
+        "--config-file",
+        str(config),
+        "--output-dir",
+        str(tmp_path / "own"),
+        *opts,
+        *read,
+    )
+    assert_same_training(history(tmp_path / "d2go"), history(tmp_path / "own"), ("loss", "total_loss"), 2)
+    theirs, own = (load_topologies(tmp_path / name / "topologies.json") for name in ("d2go", "own"))
+    assert theirs.tasks["det"].topology == own.tasks["det"].topology
+    last = [history(tmp_path / name)[1]["eval/det/AP"] for name in ("d2go", "own")]
+    assert last[0] == pytest.approx(last[1], abs=1e-3)
+
+
 def test_resumed_search_equals_an_uninterrupted_one(search, config, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from d2go_fbnetv5.arch import Supernet, Topology
-from d2go_fbnetv5.data import DigitScenes, write_multitask
+from d2go_fbnetv5.data import CocoDetection, DigitScenes, write_multitask
+from d2go_fbnetv5.data.images import encode_png
 from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -190,12 +192,69 @@ def test_a_trainings_folder_describes_its_model(cfg, tmp_path, kind):
         torch.testing.assert_close(found[name], values, atol=1e-3, rtol=1e-4)
 
 
-def test_a_search_on_others_sets_is_refused_before_it_starts(search_cfg):
+def test_a_set_of_the_catalog_gives_the_samples_that_our_reader_gives(detectron2, tmp_path):
+    from detectron2.data.datasets import register_coco_instances
+
+    from d2go_fbnetv5.plugins.detectron2.catalog_samples import catalog_samples
+
+    file = write_multitask(DigitScenes("train", size=64, num_images=3), tmp_path / "data")
+    index = json.loads(file.read_text())
+    for annotation in index["annotations"]:
+        annotation["iscrowd"] = 0
+    index["annotations"][0]["iscrowd"] = 1
+    index["annotations"][1]["bbox"][2] = 0  # no width
+    index["annotations"][2]["bbox"][0] = -0.25  # over the border
+    file.write_text(json.dumps(index))
+    register_coco_instances("to_be_searched", {}, str(file), str(file.parent))
+    theirs, ours = catalog_samples("to_be_searched"), CocoDetection(file, file.parent)
+    assert catalog_samples("to_be_searched") is theirs
+    assert theirs.info == ours.info and theirs.label_counts["boxes"] == 7  # with the one of no width
+    assert (theirs.sizes == ours.sizes).all() and len(theirs) == len(ours) == 3
+    for i in range(3):
+        found, expected = theirs[i], ours[i]
+        for name in ("image", "boxes", "box_labels", "box_is_crowd", "image_id", "height", "width"):
+            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
+def test_label_maps_of_the_catalog_are_read_and_checked(detectron2, tmp_path):
+    from types import SimpleNamespace
+
+    from d2go_fbnetv5.plugins.detectron2.catalog_samples import CatalogSamples
+
+    pixels = np.full((4, 6, 3), 200, np.uint8)
+    (tmp_path / "a.png").write_bytes(encode_png(pixels))
+    record = {"file_name": str(tmp_path / "a.png"), "height": 4, "width": 6}
+    record["sem_seg_file_name"] = str(tmp_path / "map.png")
+    names = {"stuff_classes": ["sky", "sea"], "ignore_label": 9}
+    metadata = SimpleNamespace(get=lambda key, default=None: names.get(key, default))
+    samples = CatalogSamples("maps", [record], metadata)
+    assert samples.info.sem_seg_names == ("sky", "sea") and samples.label_counts == {"boxes": 0, "sem_seg": 1}
+    labels = np.array([[0, 1, 9, 0, 0, 1]] * 4, np.uint8)
+    (tmp_path / "map.png").write_bytes(encode_png(labels))
+    assert samples[0]["sem_seg"].tolist() == labels.tolist() and "boxes" not in samples[0]
+    (tmp_path / "map.png").write_bytes(encode_png(labels + 1))
+    with pytest.raises(InputError, match="has the value 2, allowed are 0 to 1, and 9"):
+        samples[0]
+
+
+def test_sets_that_the_catalog_lacks_or_that_have_turned_boxes_are_refused(search_cfg):
+    from detectron2.data import DatasetCatalog
+    from detectron2.structures import BoxMode
+
     from d2go_fbnetv5.plugins.detectron2 import FBNetV5Trainer
 
-    search_cfg.DATASETS.TRAIN = ("coco_2017_train",)
+    search_cfg.DATASETS.TRAIN = ("nowhere_train",)
     with pytest.raises(
-        InputError, match=r"DATASETS names coco_2017_train, allowed for a search: .*READER: coco"
+        InputError, match="names nowhere_train: neither FBNETV5_DATA.DATASETS nor Detectron2's"
+    ):
+        FBNetV5Trainer(search_cfg)
+    box = {"bbox": [1, 2, 3, 4, 30], "bbox_mode": BoxMode.XYWHA_ABS, "category_id": 0}
+    DatasetCatalog.register(
+        "turned", lambda: [{"file_name": "a.png", "height": 9, "width": 9, "annotations": [box]}]
+    )
+    search_cfg.DATASETS.TRAIN = ("turned",)
+    with pytest.raises(
+        InputError, match="the set turned has boxes of XYWHA_ABS, allowed for a search: upright"
     ):
         FBNetV5Trainer(search_cfg)
 

@@ -6,7 +6,7 @@ from d2go.runner import GeneralizedRCNNRunner
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.plugins.detectron2.checks import OUR_META_ARCHITECTURES
-from d2go_fbnetv5.plugins.detectron2.datasets import all_ours
+from d2go_fbnetv5.plugins.detectron2.datasets import read_by_us
 from d2go_fbnetv5.utils.errors import InputError
 
 
@@ -24,7 +24,7 @@ def check_d2go(cfg: CfgNode) -> None:
             raise InputError(f"{key} is {value!r}, allowed in D2Go, which does not read it: {allowed!r}")
     if cfg.MODEL.META_ARCHITECTURE in OUR_META_ARCHITECTURES:
         _check_quantization(cfg)
-    if all_ours(cfg):
+    if read_by_us(cfg):
         _check_augmentation(cfg)
 
 

@@ -35,8 +35,8 @@ from d2go_fbnetv5.plugins.detectron2.datasets import (
     EVALUATOR_TYPE,
     SampleMapper,
     TrainLoader,
-    all_ours,
     open_data,
+    read_by_us,
     register_datasets,
 )
 from d2go_fbnetv5.plugins.detectron2.evaluators import SampleEvaluator
@@ -88,14 +88,14 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
         """
         super().register(cfg)
         register_datasets(cfg)
-        if all_ours(cfg):
+        if read_by_us(cfg):
             with temp_defrost(cfg):
                 set_numbers_of_classes(cfg)
 
     def build_model(self, cfg: CfgNode, eval_only: bool = False) -> nn.Module:
         check_run(cfg)
         check_d2go(cfg)
-        if all_ours(cfg):
+        if read_by_us(cfg):
             seed_all(cfg.SEED, iteration=-1)  # the same first weights on every process, and in every trainer
         model = super().build_model(cfg, eval_only)
         allow_zero_norms(model)
@@ -120,13 +120,13 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
 
     @classmethod
     def build_detection_train_loader(cls, cfg: CfgNode, *args: Any, mapper: Any = None, **kwargs: Any) -> Any:
-        if mapper is None and all_ours(cfg):
+        if mapper is None and read_by_us(cfg):
             return TrainLoader(open_data(cfg))
         return super().build_detection_train_loader(cfg, *args, mapper=mapper, **kwargs)
 
     @staticmethod
     def get_mapper(cfg: CfgNode, is_train: bool) -> Any:
-        if all_ours(cfg):
+        if read_by_us(cfg):
             return SampleMapper.from_config(cfg, is_train)
         return GeneralizedRCNNRunner.get_mapper(cfg, is_train)
 
@@ -147,7 +147,7 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
         require_trained(model)
         average_batch_norm(model)
         precise = cfg.TEST.PRECISE_BN
-        if not (precise.ENABLED and all_ours(cfg)):
+        if not (precise.ENABLED and read_by_us(cfg)):
             return super()._do_test(cfg, model, train_iter, model_tag)
         batches = [
             [to_detectron2(sample, training=True) for sample in batch]

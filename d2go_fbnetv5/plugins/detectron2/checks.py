@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 from d2go_fbnetv5.engine.recipes.base import get_recipe
 from d2go_fbnetv5.engine.recipes.models import class_names
 from d2go_fbnetv5.engine.validate import check_read, validate
-from d2go_fbnetv5.plugins.detectron2.datasets import all_ours, is_ours
+from d2go_fbnetv5.plugins.detectron2.datasets import read_by_us
 from d2go_fbnetv5.plugins.detectron2.meta_arch import dataset_info
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.rules import get
@@ -17,19 +17,13 @@ OUR_META_ARCHITECTURES = ("ImageClassifier", "LiteMaskFormer", "LiteRCNN", "Mult
 
 
 def check_run(cfg: CfgNode) -> None:
-    """Check a configuration of which DATASETS are ours as our own trainer does.
+    """Check a configuration as our own trainer does, if its DATASETS are read by us.
 
     Raises:
-        ValueError: an impossible value, or a search on sets that it cannot be judged on.
+        ValueError: an impossible value.
     """
     kind = cfg.MODEL.META_ARCHITECTURE
-    if not all_ours(cfg):
-        if kind == "MultitaskSearch":
-            others = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if not is_ours(cfg, n)]
-            raise InputError(
-                f"DATASETS names {', '.join(others)}, allowed for a search: sets of FBNETV5_DATA.DATASETS, such as "
-                f"{others[0]}: {{READER: coco, ...}} for a file of COCO's format"
-            )
+    if not read_by_us(cfg):
         return
     if cfg.SEED < 0:
         raise InputError(

@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 from d2go_fbnetv5.data import list_datasets
 from d2go_fbnetv5.engine.build import Data, build_data, build_transforms, open_dataset
 from d2go_fbnetv5.engine.imports import import_modules
+from d2go_fbnetv5.plugins.detectron2.catalog_samples import CatalogSamples, catalog_samples
 from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
 from d2go_fbnetv5.tasks.base import DatasetInfo
 
@@ -30,6 +31,17 @@ def is_ours(cfg: CfgNode, name: str) -> bool:
 def all_ours(cfg: CfgNode) -> bool:
     """Return whether every name in DATASETS is."""
     return all(is_ours(cfg, name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+
+
+def read_by_us(cfg: CfgNode) -> bool:
+    """Return whether a run takes its samples through our transforms and evaluators: of its own sets every run does, and
+    a search of any set of the catalog."""
+    return cfg.MODEL.META_ARCHITECTURE == "MultitaskSearch" or all_ours(cfg)
+
+
+def open_set(cfg: CfgNode, name: str) -> CatalogDataset | CatalogSamples:
+    """Open a set of DATASETS as one of samples, or return it if it is open; raises as its reader does."""
+    return DatasetCatalog.get(name) if is_ours(cfg, name) else catalog_samples(name)
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -98,8 +110,8 @@ class CatalogDataset(torch.utils.data.Dataset):
 
 
 def open_data(cfg: CfgNode) -> Data:
-    """Open the data of a run, of sets that the catalog has open."""
-    return build_data(cfg, cfg.SEED, lambda _, name: DatasetCatalog.get(name))
+    """Open the data of a run that is `read_by_us`."""
+    return build_data(cfg, cfg.SEED, open_set)
 
 
 class TrainLoader:

@@ -17,8 +17,9 @@ from d2go_fbnetv5 import models, search
 from d2go_fbnetv5.engine.recipes.base import get_recipe
 from d2go_fbnetv5.engine.recipes.models import class_names, model_arguments, searched_network
 from d2go_fbnetv5.engine.recipes.search import search_arguments
+from d2go_fbnetv5.plugins.detectron2.catalog_samples import info_of
 from d2go_fbnetv5.plugins.detectron2.convert import require_whole
-from d2go_fbnetv5.plugins.detectron2.datasets import register_datasets
+from d2go_fbnetv5.plugins.detectron2.datasets import open_set, read_by_us, register_datasets
 from d2go_fbnetv5.plugins.detectron2.deploy import ClassifierOnImage, OnDicts, SegmenterOnImage
 from d2go_fbnetv5.plugins.detectron2.rcnn import head_options
 from d2go_fbnetv5.plugins.detectron2.samples import to_sample
@@ -32,16 +33,13 @@ Batch = Sequence[dict[str, Any]]
 def dataset_info(cfg: CfgNode) -> DatasetInfo:
     """Return what the first of DATASETS.TRAIN labels, from its metadata; the set is opened where that tells nothing."""
     register_datasets(cfg)
+    if read_by_us(cfg):
+        return open_set(cfg, cfg.DATASETS.TRAIN[0]).info
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     if metadata.get("info") is None and metadata.get("thing_classes") is None:
         DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
         metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])  # some loaders replace the entry
-    info = metadata.get("info")
-    return info or DatasetInfo(
-        box_names=tuple(metadata.get("thing_classes", ())),
-        sem_seg_names=tuple(metadata.get("stuff_classes", ())),
-        sem_seg_ignore=metadata.get("ignore_label", DatasetInfo.sem_seg_ignore),
-    )
+    return metadata.get("info") or info_of(metadata)
 
 
 def set_numbers_of_classes(cfg: CfgNode) -> None:

@@ -27,9 +27,9 @@ from d2go_fbnetv5.plugins.detectron2.convert import require_trained
 from d2go_fbnetv5.plugins.detectron2.datasets import (
     SampleMapper,
     TrainLoader,
-    all_ours,
     is_ours,
     open_data,
+    read_by_us,
     register_datasets,
 )
 from d2go_fbnetv5.plugins.detectron2.evaluators import SampleEvaluator
@@ -63,7 +63,7 @@ class FBNetV5Trainer(DefaultTrainer):
         scale_to_world_size(cfg, comm.get_world_size())
         check_detectron2_alone(cfg)
         check_run(cfg)
-        if all_ours(cfg):
+        if read_by_us(cfg):
             set_numbers_of_classes(cfg)
         self.stopwatch = Stopwatch()
         self._loaded = False
@@ -71,7 +71,7 @@ class FBNetV5Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        if all_ours(cfg):
+        if read_by_us(cfg):
             seed_all(cfg.SEED, iteration=-1)  # the same first weights in every trainer
         model = super().build_model(cfg)
         compile_model(cfg, model)
@@ -87,7 +87,7 @@ class FBNetV5Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return TrainLoader(open_data(cfg)) if all_ours(cfg) else super().build_train_loader(cfg)
+        return TrainLoader(open_data(cfg)) if read_by_us(cfg) else super().build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

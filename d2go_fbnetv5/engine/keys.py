@@ -230,7 +230,11 @@ KEYS = IMPORT_KEYS | table((
         "How the probabilities' gradient is estimated, where an algorithm has a choice: straight_through, also if"
         " empty,"
         " or reinforce.", SEARCH),
-    Key("SEARCH.TASKS", ["cls", "det", "seg"], SOME_TASKS, "The tasks to find a topology for, each.", SEARCH),
+    Key("SEARCH.TASKS", ["cls", "det", "seg"], SOME_TASKS,
+        "The tasks to find a topology for, each; with FROM those that are added.", SEARCH),
+    Key("SEARCH.FROM", "", Rule("the folder of a finished search, or nothing", path=True),
+        "The finished search that TASKS are added to: its supernet and its tasks stay what they are, until"
+        " ARCH_WARMUP_ITERS the new heads learn, and then the new tasks' probabilities alone.", SEARCH),
     Key("SEARCH.HEADS", {}, OPEN, "Options of tasks' heads by the tasks' names, {det: {feature: path1}}.", SEARCH),
     Key("SEARCH.SAMPLES_PER_RANK", 4, between(1), "Topologies that a process draws in an iteration.", SEARCH),
     Key("SEARCH.SHARED_IMAGES", False, SWITCH,

@@ -152,7 +152,7 @@ class Run:
         self.stopwatch, self.means = Stopwatch(), StepMeans()
         state = {
             "stopwatch": self.stopwatch,
-            "classes": Classes(self.data.info, ", ".join(cfg.DATASETS.TRAIN)),
+            "classes": Classes(self.recipe.data.info, ", ".join(cfg.DATASETS.TRAIN)),
         }
         if not eval_only:
             state |= {
@@ -175,11 +175,12 @@ class Run:
             self._claim(go_on)
         # Weights to start from come before the average starts, a checkpoint comes after it.
         candidates = list_checkpoints(self.folder) if go_on else []
-        if cfg.MODEL.WEIGHTS and not candidates:
+        key, weights = self.recipe.first_weights
+        if weights and not candidates:
             try:
-                self.recipe.load_weights(cfg.MODEL.WEIGHTS, to_train=not self.eval_only)
+                self.recipe.load_weights(weights, to_train=not self.eval_only)
             except (InputError, FileNotFoundError) as error:
-                raise type(error)(f"MODEL.WEIGHTS: {error}") from error
+                raise type(error)(f"{key}: {error}") from error
         if cfg.MODEL_EMA.ENABLED:
             self.ema = EMA(self.model, cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.INCLUDE_BUFFER)
             self.checkpointer.add_checkpointable("ema", self.ema)

@@ -66,9 +66,10 @@ def find_front(
     folder = Path(run)
     with open_search(folder) as opened:
         cfg, recipe = opened.cfg, cast(SearchRecipe, opened.recipe)
-        unknown = [task for task in tasks if task not in cfg.SEARCH.TASKS]
+        known = list(recipe.model.tasks)
+        unknown = [task for task in tasks if task not in known]
         if unknown:
-            raise InputError(f"task {unknown[0]!r}: {folder} has {', '.join(cfg.SEARCH.TASKS)}")
+            raise InputError(f"task {unknown[0]!r}: {folder} has {', '.join(known)}")
         prices = {name: _read_costs(name, cfg.MODEL.FBNETV5.FAMILY, recipe.size) for name in costs}
         with alone():
             judge = recipe.judge(recipe.model).networks
@@ -79,7 +80,7 @@ def find_front(
             "images": opened.data.num_eval_images(cfg.SEARCH.EVAL.MAX_IMAGES),
         }
         finder = _Finder(judge, prices, header, folder / FOLDER)
-        path = finder.run(list(tasks or cfg.SEARCH.TASKS), evaluations, population, seed, progress)
+        path = finder.run(list(tasks or known), evaluations, population, seed, progress)
         barrier()  # the folder is ours until the report is written
         return path
 

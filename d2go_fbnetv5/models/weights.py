@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _SUPERNET = "supernet."  # how a search names its supernet's weights
 _STAGE0 = f"{_SUPERNET}stage0."
 _HEADS = "tasks."
+_PROBS = "distribution.probs"
 # Of another search, such as the pretraining, neither its probabilities nor how far it came.
 SEARCH_WEIGHTS = (_SUPERNET, _HEADS)
 _COUNT = "num_batches_tracked"  # of batch norms; nothing depends on it, and other projects' weights lack it
@@ -109,6 +110,34 @@ def load_search_weights(search: Any, path: str | os.PathLike[str]) -> None:
         len(heads),
         f"there are none for some of {', '.join(untrained)}" if untrained else "all are there",
     )
+
+
+def load_earlier_search(search: Any, path: str | os.PathLike[str]) -> None:
+    """Give a search what a finished one has for its earlier tasks: supernet, heads and probabilities.
+
+    Args:
+        search: an `AdditionSearch`; is changed in place.
+        path: the last checkpoint of the finished search, whose tasks are the earlier ones in their order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no checkpoint, or a weight is missing, unknown, of another shape or not finite; the message
+            names it.
+    """
+    state, ours = read_weights(path), search.state_dict()
+    heads = [f"{_HEADS}{name}." for name in search.tasks if name not in search.learning]
+    parts, probs = (_SUPERNET, *heads), state.get(_PROBS)
+    theirs = {name: value for name, value in state.items() if name.startswith(parts)}
+    found = search.distribution.probs[: len(heads)]
+    try:
+        _require_same({name: value for name, value in ours.items() if name.startswith(parts)}, theirs)
+        _require_same({_PROBS: found}, {} if probs is None else {_PROBS: probs})
+        _require_finite(theirs | {_PROBS: state[_PROBS]})
+    except InputError as error:
+        raise InputError(f"{os.fspath(path)!r}: {error}") from error
+    search.load_state_dict(theirs, strict=False)
+    with torch.no_grad():
+        found.copy_(state[_PROBS])
 
 
 def read_search_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, field
 
 from d2go_fbnetv5.arch.topology import Topology
+from d2go_fbnetv5.arch.topology_file import NUMBERS, TopologyEntry
 from d2go_fbnetv5.utils.errors import InputError
+
+_RIVALS = ("metric", "higher_is_better", "topologies", "metrics", "flops")  # of an entry's "random"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,46 @@ class TaskResult:
             raise InputError(
                 f"{self.task}: {lengths} random topologies, metrics and FLOPs; need as many of each"
             )
+
+    @staticmethod
+    def of_entry(name: str, entry: TopologyEntry, full_flops: float) -> TaskResult:
+        """Return what ``topologies.json`` says of a task that a search has found something for.
+
+        Args:
+            name: of the task.
+            full_flops: of the supernet with every block.
+
+        Raises:
+            InputError: the entry lacks something that searches write.
+        """
+        lacking = [key for key in ("probabilities", *NUMBERS) if getattr(entry, key) is None]
+        lacking += [key for key in _RIVALS if key not in entry.random]
+        if lacking:
+            raise InputError(
+                f"topologies.json: {name} has no {lacking[0]}, allowed: all that a search writes"
+            )
+
+        def measured(value: float | None) -> float:
+            return math.nan if value is None else float(value)
+
+        random = entry.random
+        return TaskResult(
+            task=name,
+            topology=entry.topology,
+            probabilities=[list(row) for row in entry.probabilities or ()],
+            outputs=entry.outputs,
+            flops=measured(entry.flops),
+            flops_pruned=measured(entry.flops_pruned),
+            relative_cost=measured(entry.relative_cost),
+            relative_cost_pruned=measured(entry.relative_cost_pruned),
+            full_flops=full_flops,
+            metric_name=random["metric"],
+            higher_is_better=random["higher_is_better"],
+            metrics={key: measured(value) for key, value in entry.metrics.items()},
+            random_topologies=[Topology.from_dict(given) for given in random["topologies"]],
+            random_metrics=[measured(value) for value in random["metrics"]],
+            random_flops=[measured(value) for value in random["flops"]],
+        )
 
     @property
     def pruned(self) -> Topology:
@@ -96,13 +139,16 @@ class SearchResults:
     # of the cost regulariser by task, relative as in Appendix E; {}: there was none
     cost_targets: dict[str, float] = field(default_factory=dict)
     cost_metric: str = "flops"  # what the regulariser counted
+    earlier: tuple[str, ...] = ()  # the tasks whose results are those of the search that others were added to
 
     @property
     def undecided(self) -> str:
         """A sentence on what the probabilities left open and how it was decided; "" where the mode was taken."""
         if not any(task.candidates > 1 for task in self.tasks):
             return ""
-        blocks = ", ".join(f"{task.task} {task.undecided}" for task in self.tasks)
+        blocks = ", ".join(
+            f"{task.task} {task.undecided}" for task in self.tasks if task.task not in self.earlier
+        )
         most = max(task.candidates for task in self.tasks)
         return (
             f"Blocks that the probabilities left undecided: {blocks}; the best of the {most} likeliest networks, by "

@@ -71,6 +71,8 @@ def _header(results: SearchResults) -> str:
     elif targets:
         each = ", ".join(f"{name} {format_share(target)}" for name, target in targets.items())
         facts["cost targets"] = f"{each} of {_COSTS[results.cost_metric]}"
+    if results.earlier:
+        facts["found before"] = ", ".join(results.earlier)
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
     count = len(results.tasks)
     networks = "a network topology for one task" if count == 1 else f"network topologies for {count} tasks"

@@ -10,7 +10,7 @@ from torch import nn
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH, Batch, Losses, Search
-from d2go_fbnetv5.search.distribution import relax
+from d2go_fbnetv5.search.distribution import Drawn, relax
 from d2go_fbnetv5.search.estimators import importance_weights
 from d2go_fbnetv5.search.losses import StepLosses
 from d2go_fbnetv5.search.shared_forward import SharedForwardSearch
@@ -54,9 +54,7 @@ class MultitaskSearch(Search):
         self.warmup_densities = warmup_densities
 
     def step(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
-        anything = self.warmup_densities and not self.arch_is_on
-        draw = self.distribution.draw_densities if anything else self.distribution.draw_proxy
-        drawn = draw(len(parts), generator)
+        drawn = self.draw(len(parts), generator)
         losses = self.run(parts, drawn.topologies)
         pool = losses.pooled(drawn.ratios)
         weights = importance_weights(pool.ratios, pool.valid, self.self_normalize)
@@ -64,6 +62,12 @@ class MultitaskSearch(Search):
         surrogates = self.reinforce(drawn.log_prob, pool.mine(shares * self.compared(pool)))
         output = self.named(losses, pool.mine(weights), surrogates)
         return output, self.diagnose(drawn.topologies, pool, weights)
+
+    def draw(self, num_samples: int, generator: torch.Generator) -> Drawn:
+        """Draw the topologies of a step on this rank, which all tasks share."""
+        if self.warmup_densities and not self.arch_is_on:
+            return self.distribution.draw_densities(num_samples, generator)
+        return self.distribution.draw_proxy(num_samples, generator)
 
 
 class PerTaskSearch(Search):

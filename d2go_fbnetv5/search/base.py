@@ -76,12 +76,15 @@ class Search(nn.Module):
         preprocess: makes the supernet's input from a list of samples.
         train_weights: False leaves the weights of a supernet and heads that are trained already as they are, so that
             a step has no backward pass.
+        num_earlier: how many of the tasks, the first ones, were found by an earlier search. Their heads and
+            probabilities are there and do not learn, and T below are the other tasks.
 
     Attributes:
         estimators: how the gradient of the probabilities can be estimated, the usual way first; empty where they
             do not learn.
         options: the names of further arguments of the constructor.
         distribution: the ``ArchDistribution``, tasks in the order of ``tasks``.
+        learning: the names of the tasks that learn.
         in_features: the features that each task's head reads, by the task's name.
         diagnostics: of the last training step, on the model's device and without gradients: per task
             ``task_loss/``, ``entropy/`` (bits a block), ``ess/`` (effective sample size) and
@@ -107,10 +110,12 @@ class Search(nn.Module):
         preprocess: Callable[[Batch], Tensor] = stack_images,
         shared_images: bool = False,
         train_weights: bool = True,
+        num_earlier: int = 0,
     ) -> None:
         super().__init__()
         tasks = list(tasks)
         names = [task.name for task in tasks]
+        self.learning = tuple(names[num_earlier:])
         if not tasks or len(set(names)) != len(names):
             raise InputError(f"tasks: one or more with names of their own are needed, found {names}")
         if samples_per_rank < 1:
@@ -125,9 +130,9 @@ class Search(nn.Module):
                 f"cost is of {tuple(cost.costs.shape)} blocks, the supernet of "
                 f"{(supernet.num_stages, supernet.num_paths)}"
             )
-        if cost is not None and tuple(cost.targets.shape) not in ((), (len(tasks),)):
+        if cost is not None and tuple(cost.targets.shape) not in ((), (len(self.learning),)):
             raise InputError(
-                f"cost has {len(cost.targets)} targets, allowed: one, or one for each of {names}"
+                f"cost has {len(cost.targets)} targets, allowed: one, or one for each of {list(self.learning)}"
             )
         self.supernet = supernet
         self.tasks = nn.ModuleDict(dict(zip(names, tasks, strict=True)))
@@ -140,9 +145,9 @@ class Search(nn.Module):
         self.preprocess = preprocess
         self.cost = cost
         self.distribution = ArchDistribution(
-            len(tasks), supernet.num_stages, supernet.num_paths, init_prob, prob_min
+            len(tasks), supernet.num_stages, supernet.num_paths, init_prob, prob_min, num_earlier
         )
-        self.window = LossWindow(len(tasks), loss_window)
+        self.window = LossWindow(len(self.learning), loss_window)
         if not train_weights:
             for weight in self.parameters():
                 weight.requires_grad_(weight is self.distribution.probs)
@@ -226,7 +231,7 @@ class Search(nn.Module):
         return torch.stack([_at_least_float(value) for value in losses.values()]).sum() if losses else None
 
     def run(self, parts: list[Batch], topologies: Sequence[Topology]) -> StepLosses:
-        """Run the supernet on each part under its topology, for all tasks.
+        """Run the supernet on each part under its topology, for all tasks that learn.
 
         Where the parts are the same images, what topologies have in common is computed once.
         """
@@ -235,9 +240,9 @@ class Search(nn.Module):
         else:
             found = list(map(self.features, parts, topologies))
         rows = []
-        for name, in_features in self.in_features.items():
+        for name in self.learning:
             losses: dict[tuple[int, ...], Tensor | None] = {}  # by what the head reads of the same images
-            keys = [tuple(id(features[key]) for key in in_features) for features in found]
+            keys = [tuple(id(features[key]) for key in self.in_features[name]) for features in found]
             for key, features, part in zip(keys, found, parts, strict=True):
                 if key not in losses:
                     losses[key] = self.task_loss(name, features, part)
@@ -263,14 +268,14 @@ class Search(nn.Module):
             scores: T x N, what each is scored by: its normalised loss, weighted.
         """
         if not self.arch_is_on:
-            return self.zero().expand(len(self.tasks))
+            return self.zero().expand(len(self.learning))
         surrogates = (scores * log_prob).sum(dim=1)
         if self.cost is not None:
             if self.cost.expected:
-                prices = self.cost(self.distribution.probs)
+                prices = self.cost(self.distribution.learning)
             else:
                 generator = derive_generator("prices", self.seed, rank(), self.iteration)
-                prices = self.cost.expectation(self.distribution.probs, generator)
+                prices = self.cost.expectation(self.distribution.learning, generator)
             surrogates = surrogates + prices / self.window.deviation
         return self.arch_rate * surrogates
 
@@ -300,7 +305,7 @@ class Search(nn.Module):
         sums = (weights * losses.values).sum(dim=1)
         return {
             f"{kind}_{name}": values[t]
-            for t, name in enumerate(self.tasks)
+            for t, name in enumerate(self.learning)
             for kind, values in (("loss", sums), ("loss_arch", surrogates))
         }
 
@@ -318,9 +323,11 @@ class Search(nn.Module):
             "ess": effective_sample_size(weights),
         }
         if self.cost is not None:
-            found["expected_cost"] = self.cost.relative(self.distribution.probs.detach())
+            found["expected_cost"] = self.cost.relative(self.distribution.learning.detach())
         scalars = {
-            f"{key}/{name}": values[t] for key, values in found.items() for t, name in enumerate(self.tasks)
+            f"{key}/{name}": values[t]
+            for key, values in found.items()
+            for t, name in enumerate(self.learning)
         }
         return {"topologies": topologies, **scalars}
 

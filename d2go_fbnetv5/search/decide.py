@@ -68,7 +68,8 @@ def likeliest(probs: Tensor, count: int, outputs: Collection[str]) -> list[Topol
 
 @torch.no_grad()
 def decide(search: Search, batches: Sequence[Batch], count: int) -> dict[str, Decision]:
-    """Return what was found for each task: of its likeliest topologies the best by what the search minimises.
+    """Return what was found for each task that has learnt: of its likeliest topologies the best by what the search
+    minimises.
 
     The loss is that of training, with the batch's statistics, on the same images for all; the price is that of the
     pruned network. Every rank must call it.
@@ -79,8 +80,9 @@ def decide(search: Search, batches: Sequence[Batch], count: int) -> dict[str, De
         count: of topologies of each task; 1 for the most likely one. So it is of a search that does not learn.
     """
     found = {}
-    for t, (name, mode) in enumerate(search.most_likely().items()):
-        probs, outputs = search.distribution.probs[t].cpu(), search.in_features[name]
+    modes = search.most_likely()
+    for name, probs in zip(search.learning, search.distribution.learning.cpu(), strict=True):
+        mode, outputs = modes[name], search.in_features[name]
         candidates = likeliest(probs, count, outputs) if count > 1 and search.estimators else [mode]
         best = mode
         if len(candidates) > 1:
@@ -122,5 +124,5 @@ def _best(search: Search, name: str, candidates: Sequence[Topology], batches: Se
     objectives = torch.stack([each for each, _ in gathered]).sum(dim=0)
     objectives /= max(1, sum(number for _, number in gathered))
     if search.cost is not None:
-        objectives += search.cost.prices(candidates, list(search.tasks).index(name))
+        objectives += search.cost.prices(candidates, search.learning.index(name))
     return candidates[int(objectives.argmin())]

@@ -35,35 +35,44 @@ class Drawn:
 
 
 class ArchDistribution(nn.Module):
-    """Independent Bernoulli probabilities pi of keeping each block, for each of T tasks.
+    """Independent Bernoulli probabilities pi of keeping each block, for each task.
 
-    Every decision of the search about architectures is in ``probs``; nothing in a task is.
+    Every decision of the search about architectures is in ``probs``; nothing in a task is. T are the tasks that learn:
+    all but the first ``num_resting``.
 
     Args:
-        num_tasks, num_stages, num_paths: T, S, P.
+        num_tasks, num_stages, num_paths: tasks, S, P.
         init_prob: the start of every probability.
         prob_min: ``project`` keeps probabilities in [prob_min, 1 - prob_min], so that no block is ever decided
             beyond return and Eq. 10 stays finite.
+        num_resting: of how many tasks, the first ones, the probabilities were found earlier and stay as they are.
 
     Attributes:
-        probs: T x S x P parameter.
+        probs: tasks x S x P parameter.
     """
 
     def __init__(
-        self, num_tasks: int, num_stages: int, num_paths: int, init_prob: float = 0.5, prob_min: float = 0.02
+        self,
+        num_tasks: int,
+        num_stages: int,
+        num_paths: int,
+        init_prob: float = 0.5,
+        prob_min: float = 0.02,
+        num_resting: int = 0,
     ) -> None:
         super().__init__()
         if not 0 < prob_min < 0.5:
             raise InputError(f"prob_min is {prob_min}, allowed is more than 0 and less than 0.5")
         if not prob_min <= init_prob <= 1 - prob_min:
             raise InputError(f"init_prob is {init_prob}, allowed is {prob_min} to {1 - prob_min}")
-        self.prob_min = prob_min
+        self.init_prob, self.prob_min, self.num_resting = init_prob, prob_min, num_resting
         self.probs = nn.Parameter(torch.full((num_tasks, num_stages, num_paths), init_prob))
         self._copied: tuple[int, Tensor] | None = None
 
     @property
-    def num_tasks(self) -> int:
-        return self.probs.shape[0]
+    def learning(self) -> Tensor:
+        """Return the T x S x P probabilities of the tasks that learn, differentiable in ``probs``."""
+        return self.probs[self.num_resting :]
 
     def log_prob(self, masks: Tensor) -> Tensor:
         """log p_t(a) of Eq. 4: masks N x S x P of 0/1, or each task's own T x N x S x P -> T x N, differentiable in
@@ -72,12 +81,12 @@ class ArchDistribution(nn.Module):
         Its gradient is a_b / pi_b - (1 - a_b) / (1 - pi_b); Eq. 10 as printed lacks the second sign.
         """
         kept = masks.to(self.probs.dtype)
-        probs = self.probs[:, None]
+        probs = self.learning[:, None]
         return (kept * probs.log() + (1 - kept) * (1 - probs).log()).sum(dim=(2, 3))
 
     def log_proxy(self, log_prob: Tensor) -> Tensor:
         """log q(a) with q = mean of the p_t (section 3.3.3): log_prob T x N -> N."""
-        return torch.logsumexp(log_prob, dim=0) - math.log(self.num_tasks)
+        return torch.logsumexp(log_prob, dim=0) - math.log(len(log_prob))
 
     def draw_proxy(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples from q for all tasks to share, see `sample_proxy`."""
@@ -95,6 +104,15 @@ class ArchDistribution(nn.Module):
         shape = self.probs.shape[1:]
         densities = torch.rand((num_samples, 1, 1), generator=generator)
         return self._drawn(torch.rand((num_samples, *shape), generator=generator) < densities)
+
+    def draw_around_resting(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
+        """Draw N samples, half of them from the mean of the resting tasks' distributions, half with the first
+        probability for every block. A sample is as likely for every task.
+        """
+        found = self._on_host()[: self.num_resting]
+        rows = torch.cat([found, torch.full_like(found, self.init_prob)])
+        which = torch.randint(len(rows), (num_samples,), generator=generator)
+        return self._drawn(torch.rand((num_samples, *rows.shape[1:]), generator=generator) < rows[which])
 
     def draw_own(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples from each task's own distribution, see `sample`."""
@@ -117,8 +135,8 @@ class ArchDistribution(nn.Module):
         Returns:
             N x S x P booleans on the CPU.
         """
-        probs = self._on_host()
-        tasks = torch.randint(self.num_tasks, (num_samples,), generator=generator)
+        probs = self._on_host()[self.num_resting :]
+        tasks = torch.randint(len(probs), (num_samples,), generator=generator)
         return torch.rand((num_samples, *probs.shape[1:]), generator=generator) < probs[tasks]
 
     @torch.no_grad()
@@ -131,7 +149,7 @@ class ArchDistribution(nn.Module):
         Returns:
             T x N x S x P booleans on the CPU.
         """
-        probs = self._on_host()[:, None]
+        probs = self._on_host()[self.num_resting :, None]
         shape = (probs.shape[0], num_samples, *probs.shape[2:])
         return torch.rand(shape, generator=generator) < probs
 
@@ -143,17 +161,17 @@ class ArchDistribution(nn.Module):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Puts every probability back into [prob_min, 1 - prob_min]."""
-        self.probs.clamp_(self.prob_min, 1 - self.prob_min)
+        """Puts every probability that learns back into [prob_min, 1 - prob_min]."""
+        self.learning.clamp_(self.prob_min, 1 - self.prob_min)
 
     @torch.no_grad()
     def entropy(self) -> Tensor:
         """Mean entropy of a block's decision in bits, per task: T values in [0, 1]."""
-        p = self.probs.double()
+        p = self.learning.double()
         bits = -(p * p.log2() + (1 - p) * (1 - p).log2())
         return bits.mean(dim=(1, 2)).to(self.probs.dtype)
 
     @torch.no_grad()
     def most_likely(self) -> list[Topology]:
-        """Per task the blocks whose probability is over 0.5, not pruned."""
+        """Per task, also of those that rest, the blocks whose probability is over 0.5, not pruned."""
         return [Topology(mask) for mask in (self.probs > 0.5).cpu()]

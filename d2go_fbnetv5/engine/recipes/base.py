@@ -85,8 +85,13 @@ class Recipe:
         """Return the optimizer's groups, each with its base rate."""
         return build_param_groups(self.cfg, self.model)
 
+    @property
+    def first_weights(self) -> tuple[str, str]:
+        """Return the key that says which weights a new run starts from, and their file; "" for none."""
+        return "MODEL.WEIGHTS", self.cfg.MODEL.WEIGHTS
+
     def load_weights(self, path: str, to_train: bool = True) -> None:
-        """Start from MODEL.WEIGHTS.
+        """Start from the file of `first_weights`.
 
         Args:
             to_train: whether what the file has no weights for will be trained.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,32 +17,44 @@ from torch import Tensor
 from d2go_fbnetv5.arch import BlockCosts, Supernet, Topology, block_costs, build_family
 from d2go_fbnetv5.arch.cost import check_size
 from d2go_fbnetv5.arch.latency_table import read_latency_table
-from d2go_fbnetv5.engine.build import build_search_groups
+from d2go_fbnetv5.engine.build import Data, build_search_groups
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.evaluation import device_of
 from d2go_fbnetv5.engine.keys import SEARCH
 from d2go_fbnetv5.engine.loop import images_to_device
 from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, register_recipe
+from d2go_fbnetv5.engine.recipes.earlier import EarlierTasks, earlier_tasks
 from d2go_fbnetv5.engine.recipes.network_judge import NetworkJudge
 from d2go_fbnetv5.engine.recipes.search_judge import SearchJudge
-from d2go_fbnetv5.models.weights import load_search_weights
+from d2go_fbnetv5.models.weights import load_earlier_search, load_search_weights
 from d2go_fbnetv5.reports.history import read_history
-from d2go_fbnetv5.reports.results import SearchResults
+from d2go_fbnetv5.reports.results import SearchResults, TaskResult
 from d2go_fbnetv5.reports.search import search_table, write_search_report
-from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer, Search, decide
+from d2go_fbnetv5.search import ALGORITHMS, AdditionSearch, CostRegularizer, Search, decide
 from d2go_fbnetv5.tasks import DatasetInfo, Task, batch_images, build_task, list_tasks
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.options import MisfitError, to_budget, to_float
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main, world_size
-from d2go_fbnetv5.utils.rules import between, check
+from d2go_fbnetv5.utils.rules import between, check, get
+from d2go_fbnetv5.utils.text_files import check_local
 
 
 @register_recipe("MultitaskSearch")
 class SearchRecipe(Recipe):
-    """A search over the topologies of MODEL.FBNETV5.FAMILY for SEARCH.TASKS, by SEARCH.ALGORITHM."""
+    """A search over the topologies of MODEL.FBNETV5.FAMILY for SEARCH.TASKS, by SEARCH.ALGORITHM.
+
+    Attributes:
+        earlier: the tasks of the search that SEARCH.FROM names, whose results those of this one join.
+    """
 
     model: Search
     readers = SEARCH
+
+    def __init__(self, cfg: CfgNode, data: Data, seed: int, model: Search | None = None) -> None:
+        self.earlier = earlier_tasks(cfg)
+        if self.earlier is not None:
+            data = replace(data, info=self.earlier.with_labels_of(data.info))
+        super().__init__(cfg, data, seed, model)
 
     @classmethod
     def validate(cls, cfg: CfgNode, world_size: int) -> None:
@@ -58,6 +72,7 @@ class SearchRecipe(Recipe):
         check(cfg, "SEARCH.INIT_PROB", between(least, 1 - least))
         cls._validate_sizes(cfg)
         cls._validate_targets(cfg)
+        cls._validate_addition(cfg)
         check(
             cfg,
             "SEARCH.SAMPLES_PER_RANK",
@@ -149,31 +164,74 @@ class SearchRecipe(Recipe):
         to_budget(as_dict(cost.BUDGET), "SEARCH.COST.BUDGET.")
         _task_targets(cfg)
 
+    @staticmethod
+    def _validate_addition(cfg: CfgNode) -> None:
+        if not cfg.SEARCH.FROM:
+            return
+        check_local("SEARCH.FROM", cfg.SEARCH.FROM)
+        allowed = {
+            "MODEL.WEIGHTS": ("", "as the supernet is that search's"),
+            "SEARCH.ALGORITHM": ("multitask", "Algorithm 4"),
+            "SEARCH.TRAIN_WEIGHTS": (True, "as the new heads have to learn; the supernet rests in any case"),
+            "SEARCH.WARMUP_DENSITIES": (False, "as the heads are trained on what was found before"),
+        }
+        for key, (value, why) in allowed.items():
+            if get(cfg, key) != value:
+                raise InputError(f"{key} is {get(cfg, key)!r}, allowed with SEARCH.FROM: {value!r}, {why}")
+        if not 0 < cfg.SEARCH.ARCH_WARMUP_ITERS < cfg.SOLVER.MAX_ITER:
+            raise InputError(
+                f"SEARCH.ARCH_WARMUP_ITERS is {cfg.SEARCH.ARCH_WARMUP_ITERS}, allowed with SEARCH.FROM: 1 to "
+                f"{cfg.SOLVER.MAX_ITER - 1}, the iterations in which new heads are trained before probabilities learn"
+            )
+        earlier = earlier_tasks(cfg)
+        if earlier is not None and earlier.found.size != cost_size(cfg):
+            raise InputError(
+                f"SEARCH.COST.SIZE is {list(cost_size(cfg))}, allowed with SEARCH.FROM {cfg.SEARCH.FROM}: "
+                f"{list(earlier.found.size)}, at which costs were counted there"
+            )
+
     @property
     def size(self) -> tuple[int, int]:
         """Return height and width at which costs are counted."""
         return cost_size(self.cfg)
 
     def build_model(self) -> Search:
-        return ALGORITHMS[self.cfg.SEARCH.ALGORITHM](**search_arguments(self.cfg, self.data.info, self.seed))
+        arguments = search_arguments(self.cfg, self.data.info, self.seed, self.earlier)
+        if self.earlier is not None:
+            return AdditionSearch(num_earlier=len(self.earlier.heads), **arguments)
+        return ALGORITHMS[self.cfg.SEARCH.ALGORITHM](**arguments)
+
+    def describe(self, output_dir: Path) -> None:
+        if self.earlier is not None:
+            self.earlier.write(output_dir)
 
     def param_groups(self) -> list[dict[str, Any]]:
         return build_search_groups(self.cfg, self.model)
 
+    @property
+    def first_weights(self) -> tuple[str, str]:
+        return ("SEARCH.FROM", str(self.earlier.checkpoint)) if self.earlier else super().first_weights
+
     def load_weights(self, path: str, to_train: bool = True) -> None:
+        if self.earlier is not None:
+            load_earlier_search(self.model, path)
+            return
         # Of another search, such as the pretraining, neither its probabilities nor how far it came.
         load_search_weights(self.model, path)
 
     def records(self) -> Mapping[str, Any]:
-        probs = self.model.distribution.probs.detach().tolist()
-        return {f"probs/{name}": task_probs for name, task_probs in zip(self.model.tasks, probs, strict=True)}
+        probs = self.model.distribution.learning.tolist()
+        return {
+            f"probs/{name}": task_probs for name, task_probs in zip(self.model.learning, probs, strict=True)
+        }
 
     def evaluate(self, model: Search) -> dict[str, float]:
-        return self._metrics_of(model, model.most_likely())
+        modes = model.most_likely()
+        return self._metrics_of(model, {name: modes[name] for name in model.learning})
 
     def _metrics_of(self, model: Search, topologies: Mapping[str, Topology]) -> dict[str, float]:
         metrics = self.judge(model).metrics(topologies)
-        return {f"{task}/{name}": value for task in model.tasks for name, value in metrics[task].items()}
+        return {f"{task}/{name}": value for task in topologies for name, value in metrics[task].items()}
 
     def conclude(self, trained: Trained) -> dict[str, float]:
         # Averaged probabilities lag behind; what the search found is in the model itself, whatever weights judge it.
@@ -205,16 +263,32 @@ class SearchRecipe(Recipe):
                 size=size,
                 iterations=trained.iterations,
                 seconds=trained.seconds,
-                tasks=tasks,
+                tasks=(*self._earlier_results(), *tasks),
                 precise_bn_images=sum(len(batch) for batch in judge.networks.statistics) * world_size(),
                 eval_images=self.data.num_eval_images(evals.MAX_IMAGES),
-                cost_targets=dict(zip(self.model.tasks, cost.targets.tolist(), strict=True)) if cost else {},
+                cost_targets=dict(zip(self.model.learning, cost.targets.tolist(), strict=True))
+                if cost
+                else {},
                 cost_metric=self.cfg.SEARCH.COST.METRIC,
+                earlier=tuple(self.earlier.heads) if self.earlier else (),
             )
             write_search_report(trained.output_dir, results, read_history(trained.output_dir))
             trained.console.print(search_table(results))
         barrier()
         return metrics
+
+    def _earlier_results(self) -> list[TaskResult]:
+        """Return what the search in SEARCH.FROM found for its tasks, as it says itself."""
+        if self.earlier is None:
+            return []
+        full = self._flops.network(Topology.full(self.cfg.MODEL.FBNETV5.NUM_STAGES))
+        return [
+            TaskResult.of_entry(name, self.earlier.found.tasks[name], full) for name in self.earlier.heads
+        ]
+
+    @property
+    def _flops(self) -> BlockCosts:
+        return block_costs(self.cfg.MODEL.FBNETV5.FAMILY, self.size, "flops")
 
     def judge(self, model: Search) -> SearchJudge:
         """Return the judge of a search's networks, on SEARCH.EVAL.MAX_IMAGES. Every process must call it."""
@@ -228,7 +302,7 @@ class SearchRecipe(Recipe):
             # A limited number of images fits into memory, and is not decoded anew for each topology.
             list(batches) if evals.MAX_IMAGES else batches,
         )
-        return SearchJudge(networks, block_costs(self.cfg.MODEL.FBNETV5.FAMILY, self.size, "flops"))
+        return SearchJudge(networks, self._flops)
 
 
 def cost_size(cfg: CfgNode) -> tuple[int, int]:
@@ -282,18 +356,22 @@ def _cost_target(cfg: CfgNode, task: Task, costs: BlockCosts) -> float:
         raise InputError(f"SEARCH.COST.BUDGET.{task.name} {error}") from error
 
 
-def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, Any]:
+def search_arguments(
+    cfg: CfgNode, info: DatasetInfo, seed: int, earlier: EarlierTasks | None = None
+) -> dict[str, Any]:
     """Return the arguments of SEARCH.ALGORITHM's class under a validated configuration. Every process must call it.
 
     Args:
         info: what the data set labels.
         seed: of the sampled topologies.
+        earlier: the tasks that come before those of SEARCH.TASKS.
     """
     search = cfg.SEARCH
     supernet = Supernet(cfg.MODEL.FBNETV5.FAMILY, cfg.MODEL.FBNETV5.NUM_STAGES)
+    heads, given = dict(earlier.heads) if earlier else {}, as_dict(search.HEADS)
+    heads |= {name: given.get(name, {}) for name in search.TASKS}
     tasks = []
-    for name in search.TASKS:
-        options = as_dict(search.HEADS[name]) if name in search.HEADS else {}
+    for name, options in heads.items():
         try:
             tasks.append(build_task(name, supernet.channels, info, **options))
         except InputError as error:
@@ -303,7 +381,7 @@ def search_arguments(cfg: CfgNode, info: DatasetInfo, seed: int) -> dict[str, An
         costs = cost_per_block(cfg)
         cost = CostRegularizer(
             costs.matrix(supernet.num_stages),
-            [_cost_target(cfg, task, costs) for task in tasks],
+            [_cost_target(cfg, task, costs) for task in tasks if task.name in search.TASKS],
             search.COST.WEIGHT,
             search.COST.EXPECTED,
             search.COST.PRICE == "absolute",

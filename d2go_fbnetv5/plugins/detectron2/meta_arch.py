@@ -120,6 +120,11 @@ class MultitaskSearch(SampleModel, search.MultitaskSearch):
                 f"SEARCH.ALGORITHM is {cfg.SEARCH.ALGORITHM!r}, allowed in Detectron2 and D2Go: multitask "
                 "(d2go_fbnetv5.train_net has the others)"
             )
+        if cfg.SEARCH.FROM:
+            raise InputError(
+                f"SEARCH.FROM is {cfg.SEARCH.FROM!r}, allowed in Detectron2 and D2Go: '' (d2go_fbnetv5.train_net adds "
+                "tasks to a search)"
+            )
         return {
             "base_lr": cfg.SOLVER.BASE_LR,
             "arch_lr_factor": cfg.SEARCH.ARCH_LR_FACTOR,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from d2go_fbnetv5.pseudo_labels import Teacher, register_teacher
     from d2go_fbnetv5.search import MultitaskSearch
     from d2go_fbnetv5.tasks import DatasetInfo, Task, build_task, register_label, register_task
-    from d2go_fbnetv5.zoo import create_model, list_models
+    from d2go_fbnetv5.zoo import create_backbone, create_model, list_models
 
 __all__ = [
     "Backbone",
@@ -36,6 +36,7 @@ __all__ = [
     "build_dataset",
     "build_family",
     "build_task",
+    "create_backbone",
     "create_model",
     "export_model",
     "list_families",
@@ -67,7 +68,7 @@ _HOMES = {
     "pseudo_labels": ("Teacher", "register_teacher"),
     "search": ("MultitaskSearch",),
     "tasks": ("DatasetInfo", "Task", "build_task", "register_label", "register_task"),
-    "zoo": ("create_model", "list_models"),
+    "zoo": ("create_backbone", "create_model", "list_models"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from d2go_fbnetv5.arch import Backbone, Topology, list_families
+from d2go_fbnetv5.arch.families import PATHS
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.ade20k import ADE20K_NAMES
+from d2go_fbnetv5.engine.checkpoint import list_checkpoints
 from d2go_fbnetv5.engine.predictor import Predictor, from_run
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.reconstructions import builtin_topology
-from d2go_fbnetv5.models.weights import load_weights
+from d2go_fbnetv5.models.weights import load_weights, read_search_weights
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.options import bind_options, to_budget
 
@@ -100,6 +103,48 @@ def create_model(
     if weights is not None:
         load_weights(model, weights, supernet=True)
     return model
+
+
+def create_backbone(
+    run: str | os.PathLike[str],
+    task: str,
+    outputs: Collection[str] = PATHS,
+    topology: str | os.PathLike[str] | None = None,
+    budget: Mapping[str, float] | None = None,
+    pretrained: bool = True,
+) -> Backbone:
+    """Build the network that a search found for a task, without a head, to be trained with another one.
+
+    Args:
+        run: the search's folder.
+        task: one of the search's, such as "det".
+        outputs: the paths that the head is to read. On those that the search's own head does not read there are the
+            blocks that this head needs, and Stage 0.
+        topology: a ``topologies.json`` or ``front.json``; by default what the search found.
+        budget: of a ``front.json`` the best network is taken that costs no more, as in `create_model`.
+        pretrained: whether the supernet's weights are taken over.
+
+    Returns:
+        the backbone in training mode. It maps N x 3 x H x W, RGB in 0..1 normalised by ImageNet's means and deviations,
+        to features by the outputs' names; its ``feature_info`` says their channels and reduction, as timm's do.
+
+    Raises:
+        FileNotFoundError: there is no such run or file.
+        InputError: there is no such task or path, or no network within the budget.
+    """
+    unknown = [name for name in outputs if name not in PATHS]
+    if unknown or not outputs:
+        raise InputError(f"outputs is {list(outputs)}, allowed: one or more of {', '.join(PATHS)}")
+    file = load_topologies(topology or Path(run, "topologies.json"))
+    entry = file.task(task, to_budget(budget or {}, "budget "), file.family, tuple(outputs))
+    backbone = Backbone(file.family, entry.topology.prune(entry.outputs), outputs)
+    if pretrained:
+        checkpoints = list_checkpoints(run)
+        if not checkpoints:
+            raise FileNotFoundError(f"{os.fspath(run)}: there is no checkpoint, such as model_final.pth")
+        weights = read_search_weights(checkpoints[0])
+        backbone.load_supernet({name.removeprefix("supernet."): value for name, value in weights.items()})
+    return backbone
 
 
 def from_zoo(

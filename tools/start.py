@@ -12,12 +12,12 @@ not run again. --dry-run writes the files, shows the commands and runs nothing.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from d2go_fbnetv5.tools import export, front, pseudo_label, train_net
 
 from d2go_fbnetv5.pipeline import TASKS, Wishes, begin, plan
 from d2go_fbnetv5.utils.arguments import ToolParser, check_least
@@ -25,6 +25,7 @@ from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.watching import watched
 
 _GOES_ON = "the same command goes on"
+_TOOLS = {"pseudo_label": pseudo_label, "train_net": train_net, "front": front, "export": export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"[{number}/{len(steps)}] {step.command}{'    # done' if done else ''}", flush=True)
         if done or args.dry_run:
             continue
-        status = importlib.import_module(f"d2go_fbnetv5.tools.{step.tool}").main(step.arguments)
+        status = _TOOLS[step.tool].main(step.arguments)
         if status:
             print(f"start: step {step.name} ended with status {status}; {_GOES_ON}", file=sys.stderr)
             return status

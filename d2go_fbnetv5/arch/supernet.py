@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch.families import PATHS, Family, build_family
+from d2go_fbnetv5.arch.feature_info import FeatureInfo
 from d2go_fbnetv5.arch.fusion import Fusion, weigh
 from d2go_fbnetv5.arch.topology import Node, Topology
 from d2go_fbnetv5.utils.errors import InputError
@@ -219,6 +220,19 @@ class Backbone(_PathNetwork):
         """N x 3 x H x W, normalised -> the features of ``outputs``, as ``Supernet.forward`` gives them."""
         features = dict(zip(PATHS, self._run(images, self.topology), strict=False))
         return {name: features[name] for name in self.outputs}
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Return channels, reduction and last block of each output, as timm's models do with ``features_only``."""
+        last = {}
+        for stage, path in sorted(self.topology.live_nodes(self.outputs)):
+            last[PATHS[path]] = f"stages.stage{stage}.{PATHS[path]}" if stage else f"stage0.{PATHS[path]}"
+        return FeatureInfo(
+            [
+                {"num_chs": self.channels[name], "reduction": self.strides[name], "module": last[name]}
+                for name in self.outputs
+            ]
+        )
 
     def load_supernet(self, supernet: Supernet | Mapping[str, Tensor]) -> None:
         """Takes over the weights of a supernet of the same family by name.

@@ -1,1 +1,1 @@
-"""Adapters to other stacks: the only place that imports Detectron2 or D2Go. The rest needs none of it."""
+"""Adapters to other stacks: the only place that imports Detectron2 or D2Go, or adds to timm. The rest needs none."""

@@ -3,6 +3,7 @@
 from d2go_fbnetv5.data import builtin as builtin
 from d2go_fbnetv5.data.ade20k import ade20k
 from d2go_fbnetv5.data.coco import CocoDetection
+from d2go_fbnetv5.data.depth_folder import DepthFolder
 from d2go_fbnetv5.data.digits import DigitScenes
 from d2go_fbnetv5.data.fashion import FashionScenes
 from d2go_fbnetv5.data.first_look import look_at_sets
@@ -18,6 +19,7 @@ from d2go_fbnetv5.data.transforms import ClassifyTransform, EvalTransform, Train
 __all__ = [
     "ClassifyTransform",
     "CocoDetection",
+    "DepthFolder",
     "DigitScenes",
     "EvalTransform",
     "FashionScenes",

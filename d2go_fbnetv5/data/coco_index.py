@@ -9,6 +9,7 @@ import numpy as np
 from d2go_fbnetv5.data.index_arrays import Strings
 from d2go_fbnetv5.data.names import checked_names, is_utf8
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import is_number
 from d2go_fbnetv5.utils.options import shown
 from d2go_fbnetv5.utils.text_files import parse_json, read_text
 
@@ -70,6 +71,14 @@ def names_of(path: Path, index: dict[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise InputError(f"{path}: {key!r} must be a list of strings, it is {shown(names)}")
     return checked_names(f"{path}: {key!r}", names)
+
+
+def depth_scale_of(path: Path, index: dict[str, Any]) -> float:
+    """Return ``index["depth_scale"]``, a depth PNG's value of one unit, 1000 if it is missing; else a ValueError."""
+    scale = index.get("depth_scale", 1000.0)
+    if not is_number(scale) or scale <= 0:
+        raise InputError(f"{path}: depth_scale is {shown(scale)}, it must be a number above 0")
+    return float(scale)
 
 
 def entries(path: Path, index: dict[str, Any], key: str, required: tuple[str, ...]) -> list[dict[str, Any]]:

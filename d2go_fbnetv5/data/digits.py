@@ -1,4 +1,4 @@
-"""DigitScenes: handwritten digits on photographs, with exact labels for three tasks and nothing to download."""
+"""DigitScenes: handwritten digits on photographs, with exact labels for four tasks and nothing to download."""
 
 from functools import lru_cache
 

@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.depth_metrics import has_depth
 from d2go_fbnetv5.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -15,8 +19,10 @@ _KINDS = {
     "class_names": ("class_label", "image has a class_label", "cls"),
     "box_names": ("boxes", "image has a box that is no crowd", "det"),
     "sem_seg_names": ("sem_seg", "image has a label map", "seg"),
+    "depth_units": ("depth", "image has a depth", "depth"),
 }
 _NUM_SAMPLES = 16
+_METRES = (0.05, 300.0)  # where the middle one of a set's depths may be
 
 
 def look_at_sets(where: str, sets: Mapping[str, Any]) -> None:
@@ -27,8 +33,9 @@ def look_at_sets(where: str, sets: Mapping[str, Any]) -> None:
 
     Args:
         where: the key that names the sets, such as "DATASETS.TRAIN".
-        sets: by name; they have the same ``info``. A set that counts its labels has ``label_counts``: of "class_label"
-            and "sem_seg" the images that have one, of "boxes" the boxes. A set that reads files has ``image_path``.
+        sets: by name; they have the same ``info``. A set that counts its labels has ``label_counts``: of
+            "class_label", "sem_seg" and "depth" the images that have one, of "boxes" the boxes. A set that reads files
+            has ``image_path``.
 
     Raises:
         InputError: no image has any label; or what reading a sample raises.
@@ -73,6 +80,7 @@ def _read_some(where: str, dataset: Any) -> None:
     ignore, names = dataset.info.sem_seg_ignore, dataset.info.sem_seg_names
     seen: set[int] = set()
     maps, blank = 0, []
+    depths: list[Tensor] = []
     for place in sorted(places.tolist()):
         sample = dataset[place]
         if "sem_seg" in sample:
@@ -81,6 +89,9 @@ def _read_some(where: str, dataset: Any) -> None:
             maps += 1
             if labels == {ignore}:
                 blank.append(place)
+        if "depth" in sample:
+            depths.append(sample["depth"][has_depth(sample["depth"])])
+    _look_at_depths(where, dataset.info, depths)
     classes = sorted(seen - {ignore})
     if blank:
         logger.warning(
@@ -95,4 +106,26 @@ def _read_some(where: str, dataset: Any) -> None:
             f"values [0, {ignore}] and ignore_values []"
             if ignore in seen
             else "",
+        )
+
+
+def _look_at_depths(where: str, info: DatasetInfo, depths: list[Tensor]) -> None:
+    """Warn of depths that can hardly be meant: none at all, one alone, or metres that are another unit."""
+    if not depths:
+        return
+    found, empty = torch.cat(depths), sum(len(depth) == 0 for depth in depths)
+    if empty:
+        logger.warning(
+            "%s: %d of %d depths that were looked at have no pixel with one", where, empty, len(depths)
+        )
+    if not len(found):
+        return
+    least, middle, most = (float(value) for value in (found.min(), found.median(), found.max()))
+    if least == most:
+        logger.warning("%s: all depths that were looked at are %g, so nothing is told apart", where, least)
+    elif info.depth_units == ("metres",) and not _METRES[0] <= middle <= _METRES[1]:
+        logger.warning(
+            "%s: half of the depths that were looked at are above %g metres; is that meant, or is the scale "
+            "(depth_scale of an index, scale of a folder) another one?",
+            *(where, middle),
         )

@@ -1,4 +1,4 @@
-"""Reading images and label maps, with errors that name the file."""
+"""Reading images, label maps and depth, with errors that name the file."""
 
 import io
 import logging
@@ -23,6 +23,7 @@ MAX_PIXELS = 2**27
 _SEQUENCES = ("GIF", "PNG", "TIFF", "WEBP")
 # PNG has grey of 2 and 4 bits, which Pillow spreads over 0 to 255.
 _SPREAD = {"L;2": 85, "L;4": 17}
+_SIXTEEN_BITS = ("I", "I;16", "I;16B")  # Pillow's modes
 # How H x W pixels become upright, by their EXIF orientation.
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
@@ -120,33 +121,75 @@ def read_label_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
         InputError: it cannot be decoded, is a JPEG, has several channels, another size, or more than `MAX_PIXELS`
             pixels.
     """
+    labels, spread = _read_values(
+        path,
+        "label map",
+        size,
+        ("1", "L", "P", *_SIXTEEN_BITS),
+        "one channel of up to 16 bits whose values are the classes, or a palette whose indices are",
+    )
+    return labels.astype(np.int64) // spread
+
+
+def read_depth(path: str | Path, scale: float, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a map of depth as H x W float32, 0 where there is none: where it is 0, negative, infinite or NaN.
+
+    Args:
+        path: of a grey PNG of 16 bits, or of a ``.npy`` file of H x W floats, which are in the unit themselves.
+        scale: a PNG's value of one unit, such as 1000 where it has millimetres and the unit is metres.
+        size: the height and width it must have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it cannot be decoded, or is not what ``path`` has to be, such as a label map of 8 bits.
+    """
+    if Path(path).suffix == ".npy":
+        data = _read(path, "depth").tobytes()
+        try:
+            values = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"depth {path} is broken or cut short ({error})") from None
+        if not np.issubdtype(values.dtype, np.floating) or values.ndim != 2:
+            raise InputError(
+                f"depth {path} is an array of {values.dtype} and shape {values.shape}, expected H x W floating-point "
+                "numbers: a label map is no depth"
+            )
+        _require_size(path, "depth", values.shape, size)
+        values = values.astype(np.float32)
+    else:
+        expected = "one channel of 16 bits: a label map is no depth"
+        values = _read_values(path, "depth", size, _SIXTEEN_BITS, expected)[0] / np.float32(scale)
+    return np.where(np.isfinite(values) & (values > 0), values, 0).astype(np.float32)
+
+
+def _read_values(
+    path: str | Path, kind: str, size: tuple[int, int] | None, modes: tuple[str, ...], expected: str
+) -> tuple[np.ndarray, int]:
+    """Return the values of a grey image, or a palette's indices, and what they are spread by."""
     # Pillow, because OpenCV turns a palette's indices into colours.
-    image = _open(path, "label map", _read(path, "label map"))
+    image = _open(path, kind, _read(path, kind))
     if image is None:
-        raise InputError(f"label map {path} is broken, cut short or not an image")
-    _check_header(path, "label map", image, size)
+        raise InputError(f"{kind} {path} is broken, cut short or not an image")
+    _check_header(path, kind, image, size)
     if image.format in ("JPEG", "MPO"):
-        raise InputError(f"label map {path} is a JPEG, which changes the values; it must be a PNG")
-    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-        raise InputError(
-            f"label map {path} has mode {image.mode}, expected one channel of up to 16 bits whose values are the "
-            "classes, or a palette whose indices are"
-        )
+        raise InputError(f"{kind} {path} is a JPEG, which changes the values; it must be a PNG")
+    if image.mode not in modes:
+        raise InputError(f"{kind} {path} has mode {image.mode}, expected {expected}")
     spread = _SPREAD.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
     try:
-        labels = np.asarray(image)
+        values = np.asarray(image)
     except Exception:  # Pillow raises whatever a broken file makes it trip over
-        raise InputError(f"label map {path} is broken or cut short") from None
+        raise InputError(f"{kind} {path} is broken or cut short") from None
     orientation = _orientation(image)
     if orientation is not None:
-        labels = _TURNS[orientation](labels)
+        values = _TURNS[orientation](values)
         _warn_once(
             "turned",
-            f"label map {path} has the EXIF orientation {orientation}: it and others of its kind are turned as that "
+            f"{kind} {path} has the EXIF orientation {orientation}: it and others of its kind are turned as that "
             "says, as images are; save them without it if their pixels are upright already",
         )
-    _require_size(path, "label map", labels.shape, size)
-    return labels.astype(np.int64) // spread
+    _require_size(path, kind, values.shape, size)
+    return values, spread
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.base import DEPTH_UNITS, DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 
 # The value of class_labels for "not labelled".
@@ -114,6 +114,8 @@ class MultitaskIndex:
         file_names: of the images, relative to a folder of images.
         class_labels: N int32, ``NO_LABEL`` where there is none; None if no image has one.
         map_names: file names of the label maps, "" where there is none; None if no image has one.
+        depth_names: file names of the maps of depth, in the same way.
+        depth_scale: a depth PNG's value of one unit (`read_depth`).
         boxes: None if no image was labelled for detection.
         has_boxes: N bool, whether an image was; None if all were.
     """
@@ -124,6 +126,8 @@ class MultitaskIndex:
     file_names: Strings
     class_labels: np.ndarray | None = None
     map_names: Strings | None = None
+    depth_names: Strings | None = None
+    depth_scale: float = 1000.0
     boxes: BoxArrays | None = None
     has_boxes: np.ndarray | None = None
 
@@ -152,6 +156,16 @@ class MultitaskIndex:
             for place in _first(self.map_names.lengths() > 0):
                 raise InputError(
                     f"{self.where(path, place)}: has sem_seg_file_name, but the index has no 'sem_seg_names'"
+                )
+        units = self.info.depth_units
+        if units and (len(units) > 1 or units[0] not in DEPTH_UNITS):
+            raise InputError(
+                f"{path}: 'depth_units' is {list(units)}, allowed is one of {', '.join(DEPTH_UNITS)}"
+            )
+        if self.depth_names is not None and not units:
+            for place in _first(self.depth_names.lengths() > 0):
+                raise InputError(
+                    f"{self.where(path, place)}: has depth_file_name, but the index has no 'depth_units'"
                 )
         if self.class_labels is not None:
             labels = self.class_labels
@@ -212,12 +226,13 @@ class MultitaskIndex:
                     )
 
     def label_counts(self) -> dict[str, int]:
-        """Count the images with a "class_label" and with a map, "sem_seg", and the "boxes" without crowds."""
-        labels, maps = self.class_labels, self.map_names
+        """Count the images with a "class_label", a "sem_seg" and a "depth", and the "boxes" without crowds."""
+        labels, maps, depths = self.class_labels, self.map_names, self.depth_names
         return {
             "class_label": 0 if labels is None else int((labels != NO_LABEL).sum()),
             "boxes": 0 if self.boxes is None else self.boxes.total(),
             "sem_seg": 0 if maps is None else int((maps.lengths() > 0).sum()),
+            "depth": 0 if depths is None else int((depths.lengths() > 0).sum()),
         }
 
     def where(self, path: Path, place: int) -> str:

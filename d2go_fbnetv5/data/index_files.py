@@ -13,6 +13,8 @@ file_name_ends      N uint32     always
 class_labels        N int32      with class_names; -2147483648 is "not labelled"
 map_names           uint8        with sem_seg_names; an empty name is "not labelled"
 map_name_ends       N uint32     with sem_seg_names
+depth_names         uint8        with depth_units; an empty name is "not labelled"
+depth_name_ends     N uint32     with depth_units
 has_boxes           N bool       with box_names
 box_starts          N+1 uint32   with box_names; image i has the boxes starts[i] to starts[i + 1]
 boxes               M x 4 float32  with box_names; XYXY pixels
@@ -34,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from d2go_fbnetv5.data.coco_index import load_json, names_of
+from d2go_fbnetv5.data.coco_index import depth_scale_of, load_json, names_of
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, BoxArrays, MultitaskIndex, Strings
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
@@ -42,7 +44,6 @@ from d2go_fbnetv5.utils.files import replacing_folder
 
 HEADER = "index.json"
 _VERSION = 1
-_NAMES = ("class_names", "box_names", "sem_seg_names")
 _TYPES = {
     "ids": np.int64,
     "sizes": np.int32,
@@ -51,6 +52,8 @@ _TYPES = {
     "class_labels": np.int32,
     "map_names": np.uint8,
     "map_name_ends": np.uint32,
+    "depth_names": np.uint8,
+    "depth_name_ends": np.uint32,
     "has_boxes": np.bool_,
     "box_starts": np.uint32,
     "boxes": np.float32,
@@ -86,6 +89,9 @@ def write_index(index: MultitaskIndex, folder: Path) -> None:
     if info.sem_seg_names:
         names = index.map_names or Strings.of([""] * count)
         arrays |= {"map_names": names.data, "map_name_ends": names.ends}
+    if info.depth_units:
+        names = index.depth_names or Strings.of([""] * count)
+        arrays |= {"depth_names": names.data, "depth_name_ends": names.ends}
     if info.box_names:
         boxes = boxes or BoxArrays(np.zeros(count + 1), np.zeros((0, 4)), np.zeros(0))
         labelled = index.has_boxes
@@ -110,7 +116,9 @@ def write_index(index: MultitaskIndex, folder: Path) -> None:
         "num_images": count,
         "num_boxes": len(boxes.boxes) if boxes else 0,
     }
-    header |= {key: list(getattr(info, key)) for key in _NAMES}
+    header |= {key: list(getattr(info, key)) for key in DatasetInfo.KINDS}
+    if info.depth_units:
+        header["depth_scale"] = index.depth_scale
     (folder / HEADER).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
 
 
@@ -148,7 +156,7 @@ def map_index(folder: Path) -> MultitaskIndex:
         raise InputError(
             f"{folder / HEADER}: version is {header.get('version')!r}, this release reads {_VERSION}"
         )
-    names: dict[str, Any] = {key: names_of(folder / HEADER, header, key) for key in _NAMES}
+    names: dict[str, Any] = {key: names_of(folder / HEADER, header, key) for key in DatasetInfo.KINDS}
     info = DatasetInfo(**names)
     count, num_boxes = (_count(folder / HEADER, header, key) for key in ("num_images", "num_boxes"))
 
@@ -174,6 +182,9 @@ def map_index(folder: Path) -> MultitaskIndex:
         index.class_labels = array("class_labels", count)
     if info.sem_seg_names:
         index.map_names = strings("map_names", "map_name_ends")
+    if info.depth_units:
+        index.depth_names = strings("depth_names", "depth_name_ends")
+        index.depth_scale = depth_scale_of(folder / HEADER, header)
     if info.box_names:
         index.has_boxes = array("has_boxes", count)
         starts = array("box_starts", count + 1)

@@ -3,17 +3,21 @@
 The JSON form is COCO's detection format with a few more fields, so a COCO file is an index already::
 
     {"images": [{"id": 1, "file_name": "images/1.jpg", "height": 480, "width": 640,
-                 "class_label": 3, "sem_seg_file_name": "maps/1.png", "has_boxes": true}],
+                 "class_label": 3, "sem_seg_file_name": "maps/1.png", "depth_file_name": "depth/1.png",
+                 "has_boxes": true}],
      "annotations": [{"id": 1, "image_id": 1, "category_id": 18, "bbox": [x, y, width, height],
                       "iscrowd": 0, "area": 1500.5}],
      "categories": [{"id": 18, "name": "dog"}],
-     "class_names": ["cat", ...], "sem_seg_names": ["sky", ...]}
+     "class_names": ["cat", ...], "sem_seg_names": ["sky", ...],
+     "depth_units": ["metres"], "depth_scale": 1000}
 
-Every label is optional. ``class_label`` needs ``class_names``, ``sem_seg_file_name`` needs ``sem_seg_names``. In an
-index with ``annotations`` an image without any is an image without objects, unless ``"has_boxes": false`` says that
-nobody labelled it. Category ids may have gaps: in sorted order they become the labels 0, 1, ... File names are
-relative to the folder of images, by default the one that the index lies in. Label maps are PNG files of 8 or 16 bits,
-255 = don't care. An ``area`` is the object's own, such as its mask's, in pixels; COCO's APs, APm and APl go by it.
+Every label is optional. ``class_label`` needs ``class_names``, ``sem_seg_file_name`` needs ``sem_seg_names``,
+``depth_file_name`` needs ``depth_units``, ["metres"] or ["relative"]. In an index with ``annotations`` an image without
+any is an image without objects, unless ``"has_boxes": false`` says that nobody labelled it. Category ids may have gaps:
+in sorted order they become the labels 0, 1, ... File names are relative to the folder of images, by default the one
+that the index lies in. Label maps are PNG files of 8 or 16 bits, 255 = don't care. Depth is a PNG of 16 bits, whose
+value divided by ``depth_scale`` (1000) is the depth, or a ``.npy`` file of floats, which are the depth itself; 0 is
+a pixel without any. An ``area`` is the object's own, such as its mask's, in pixels; COCO's APs, APm and APl go by it.
 
 The folder of arrays holds the same for millions of images; see ``index_files``.
 """
@@ -25,8 +29,16 @@ import numpy as np
 import torch
 
 from d2go_fbnetv5.data.coco_boxes import read_boxes
-from d2go_fbnetv5.data.coco_index import image_arrays, is_file_name, is_int, load_json, names_of, read_images
-from d2go_fbnetv5.data.images import check_labels, read_image, read_label_map
+from d2go_fbnetv5.data.coco_index import (
+    depth_scale_of,
+    image_arrays,
+    is_file_name,
+    is_int,
+    load_json,
+    names_of,
+    read_images,
+)
+from d2go_fbnetv5.data.images import check_labels, read_depth, read_image, read_label_map
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, MultitaskIndex, Strings
 from d2go_fbnetv5.data.index_files import map_index, open_index
 from d2go_fbnetv5.data.registry import register_dataset
@@ -106,6 +118,9 @@ class MultitaskDataset(torch.utils.data.Dataset[dict[str, Any]]):
             labels = read_label_map(path, size)
             check_labels(path, labels, len(self.info.sem_seg_names), self.info.sem_seg_ignore)
             sample["sem_seg"] = torch.from_numpy(labels)
+        if found.depth_names is not None and found.depth_names[place]:
+            depth = read_depth(self.root / found.depth_names[place], found.depth_scale, size)
+            sample["depth"] = torch.from_numpy(depth)
         sample.update(image_id=int(found.ids[place]), height=size[0], width=size[1])
         return sample
 
@@ -119,18 +134,22 @@ def read_json_index(path: Path) -> MultitaskIndex:
     """
     content = load_json(path)
     images = read_images(path, content)
-    class_names, sem_seg_names = (names_of(path, content, key) for key in ("class_names", "sem_seg_names"))
+    class_names, sem_seg_names, depth_units = (
+        names_of(path, content, key) for key in ("class_names", "sem_seg_names", "depth_units")
+    )
     for image in images:
         _check_types(f"{path}: image {image['id']} ({image['file_name']})", image)
     box_names, boxes = read_boxes(path, content) if "annotations" in content else ((), None)
     ids, sizes, file_names = image_arrays(images)
     index = MultitaskIndex(
-        DatasetInfo(class_names, box_names, sem_seg_names),
+        DatasetInfo(class_names, box_names, sem_seg_names, depth_units=depth_units),
         ids,
         sizes,
         file_names,
         class_labels=np.array([_class_label(image) for image in images], dtype=np.int32),
         map_names=Strings.of(image.get("sem_seg_file_name") or "" for image in images),
+        depth_names=Strings.of(image.get("depth_file_name") or "" for image in images),
+        depth_scale=depth_scale_of(path, content),
         boxes=boxes,
         has_boxes=np.array([image.get("has_boxes", True) for image in images]) if boxes else None,
     )
@@ -139,11 +158,11 @@ def read_json_index(path: Path) -> MultitaskIndex:
 
 
 def _check_types(where: str, image: dict[str, Any]) -> None:
-    map_name, label = image.get("sem_seg_file_name"), image.get("class_label")
-    if map_name is not None and not is_file_name(map_name):
-        raise InputError(
-            f"{where}: sem_seg_file_name is {shown(map_name)}, it must be a string that names a file"
-        )
+    label = image.get("class_label")
+    for key in ("sem_seg_file_name", "depth_file_name"):
+        name = image.get(key)
+        if name is not None and not is_file_name(name):
+            raise InputError(f"{where}: {key} is {shown(name)}, it must be a string that names a file")
     if not isinstance(image.get("has_boxes", True), bool):
         raise InputError(f"{where}: has_boxes is {shown(image['has_boxes'])}, allowed are true and false")
     if label is not None and not is_int(label):

@@ -1,5 +1,6 @@
 """Writes any data set of samples in the multitask format."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from d2go_fbnetv5.utils.files import replacing_folder
 def write_multitask(dataset: Any, folder: str | Path) -> Path:
     """Writes a data set's samples to a new folder that ``MultitaskDataset`` reads back exactly.
 
-    The folder holds ``index.json``, ``images/*.png`` and ``sem_seg/*.png``. It appears complete or not at all.
+    The folder holds ``index.json``, ``images/*.png``, ``sem_seg/*.png`` and ``depth/*.npy``. It appears
+    complete or not at all.
 
     Args:
         dataset: ``len()``, ``[index] -> sample``, ``.info``. A sample's image has the size its labels refer to.
@@ -37,8 +39,9 @@ def write_multitask(dataset: Any, folder: str | Path) -> Path:
 def _write(dataset: Any, folder: Path) -> None:
     info = dataset.info
     (folder / "images").mkdir()
-    if info.sem_seg_names:
-        (folder / "sem_seg").mkdir()
+    for name, labelled in (("sem_seg", info.sem_seg_names), ("depth", info.depth_units)):
+        if labelled:
+            (folder / name).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(len(dataset)):
@@ -52,6 +55,11 @@ def _write(dataset: Any, folder: Path) -> None:
         if "sem_seg" in sample:
             entry["sem_seg_file_name"] = f"sem_seg/{name}"
             (folder / "sem_seg" / name).write_bytes(encode_png(sample["sem_seg"].numpy().astype(np.uint8)))
+        if "depth" in sample:
+            entry["depth_file_name"] = f"depth/{number:06d}.npy"
+            stream = io.BytesIO()
+            np.save(stream, sample["depth"].numpy().astype(np.float32), allow_pickle=False)
+            (folder / entry["depth_file_name"]).write_bytes(stream.getvalue())
         if "boxes" in sample:
             annotations += _annotations(sample, len(annotations))
         elif info.box_names:
@@ -68,6 +76,8 @@ def _write(dataset: Any, folder: Path) -> None:
         index["class_names"] = list(info.class_names)
     if info.sem_seg_names:
         index["sem_seg_names"] = list(info.sem_seg_names)
+    if info.depth_units:
+        index["depth_units"] = list(info.depth_units)
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Scenes composed on the fly: labelled objects on photographs, with exact labels for three tasks."""
+"""Scenes composed on the fly: labelled objects on photographs, with exact labels for four tasks."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -60,7 +60,8 @@ class Scenes(torch.utils.data.Dataset[dict[str, Any]]):
 
     A sample has all labels: ``class_label`` is the largest object (by a clear margin); ``boxes`` are tight around the
     visible pixels of every object, in the order of drawing; ``sem_seg`` names for every pixel the topmost object (0 =
-    background, class c = c + 1). Objects may overlap, and at least three quarters of each stay visible.
+    background, class c = c + 1); ``depth`` (`stacking`) says which object lies on which. Objects may overlap, and at
+    least three quarters of each stay visible.
 
     ``train`` and ``val`` share no half of a photograph. A sample is a function of the arguments and its index alone.
 
@@ -104,7 +105,10 @@ class Scenes(torch.utils.data.Dataset[dict[str, Any]]):
         self.split, self.size, self.num_images = split, (height, width), num_images
         self.seed, self.max_objects = seed, max_objects
         self.info = DatasetInfo(
-            class_names=self.names, box_names=self.names, sem_seg_names=("background", *self.names)
+            class_names=self.names,
+            box_names=self.names,
+            sem_seg_names=("background", *self.names),
+            depth_units=("relative",),
         )
 
     @abstractmethod
@@ -124,7 +128,7 @@ class Scenes(torch.utils.data.Dataset[dict[str, Any]]):
         return np.tile(self.size, (self.num_images, 1))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample: ``image`` 3 x H x W uint8, ``class_label``, ``boxes``, ``box_labels``, ``sem_seg``, ..."""
+        """The sample: ``image`` 3 x H x W uint8, ``class_label``, ``boxes``, ``sem_seg``, ``depth``, ..."""
         if not 0 <= index < self.num_images:
             raise IndexError(f"{type(self).__name__} has {self.num_images} images, asked for number {index}")
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
@@ -137,12 +141,14 @@ class Scenes(torch.utils.data.Dataset[dict[str, Any]]):
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         # owner is -1 on the background, which picks the last entry.
         sem_seg = np.append(labels + 1, 0)[owner]
+        depth = (1 / np.append(stacking(items) + 1, 1)).astype(np.float32)[owner]
         return {
             "image": torch.from_numpy(np.rint(image).astype(np.uint8).transpose(2, 0, 1).copy()),
             "class_label": int(labels[areas.argmax()]),
             "boxes": torch.from_numpy(boxes),
             "box_labels": torch.from_numpy(labels),
             "sem_seg": torch.from_numpy(sem_seg),
+            "depth": torch.from_numpy(depth),
             "image_id": index,
             "height": self.size[0],
             "width": self.size[1],
@@ -204,6 +210,32 @@ class Scenes(torch.utils.data.Dataset[dict[str, Any]]):
         method = cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR
         image = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=method)
         return image.astype(np.float32) * np.float32(rng.uniform(*self.dimmed))
+
+
+def stacking(items: list[Item]) -> np.ndarray:
+    """Return of objects in the order of drawing how high each lies: 1 on the background, k + 1 on one that lies k high.
+
+    An object's depth is 1 / (1 + that), the background's 1. By the order of drawing alone objects that do not overlap
+    would differ, though no picture could tell.
+    """
+    heights: list[int] = []
+    for item in items:
+        below = [height for height, other in zip(heights, items, strict=False) if _overlap(item, other)]
+        heights.append(1 + max(below, default=0))
+    return np.array(heights, dtype=np.int64)
+
+
+def _overlap(one: Item, other: Item) -> bool:
+    left, top, right, bottom = (
+        pick(a, b) for pick, a, b in zip((max, max, min, min), one.box, other.box, strict=True)
+    )
+    if left >= right or top >= bottom:
+        return False
+    parts = (
+        item.mask[top - item.top : bottom - item.top, left - item.left : right - item.left]
+        for item in (one, other)
+    )
+    return bool(np.logical_and(*parts).any())
 
 
 def tight(mask: np.ndarray) -> tuple[slice, slice]:

@@ -111,7 +111,7 @@ def build_data(cfg: CfgNode, seed: int, open_set: Callable[[CfgNode, str], Any] 
             raise InputError(f"the data set {name} is empty")
         if dataset.info != info:
             raise InputError(
-                f"the data sets {cfg.DATASETS.TRAIN[0]} and {name} do not have the same class names"
+                f"the data sets {cfg.DATASETS.TRAIN[0]} and {name} do not have the same class names and unit of depth"
             )
     look_at_sets("DATASETS.TRAIN", dict(zip(cfg.DATASETS.TRAIN, train_sets, strict=True)))
     if cfg.DATASETS.TEST[0] not in cfg.DATASETS.TRAIN:

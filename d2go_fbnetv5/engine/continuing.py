@@ -182,7 +182,7 @@ class Classes:
         self.info, self.data_set = info, data_set
 
     def state_dict(self) -> dict[str, list[str]]:
-        return {kind: list(getattr(self.info, kind)) for kind in _KINDS}
+        return {kind: list(getattr(self.info, kind)) for kind in DatasetInfo.KINDS}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Compare; an InputError names the first class that is another one."""
@@ -198,6 +198,3 @@ class Classes:
                     f"{len(had)}; number {count} is {found}, in the run {was}), and a model keeps the classes that it "
                     "has learnt; choose another OUTPUT_DIR"
                 )
-
-
-_KINDS = ("class_names", "box_names", "sem_seg_names")

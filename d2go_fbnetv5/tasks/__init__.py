@@ -10,6 +10,7 @@ from d2go_fbnetv5.tasks.base import (
     register_task,
 )
 from d2go_fbnetv5.tasks.classification import Classification
+from d2go_fbnetv5.tasks.depth import DepthEstimation
 from d2go_fbnetv5.tasks.detection import FasterRCNN
 from d2go_fbnetv5.tasks.images import batch_images, image_sizes, padded_size
 from d2go_fbnetv5.tasks.labels import register_label
@@ -18,6 +19,7 @@ from d2go_fbnetv5.tasks.segmentation import Segmentation
 __all__ = [
     "Classification",
     "DatasetInfo",
+    "DepthEstimation",
     "Evaluator",
     "FasterRCNN",
     "Sample",

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from d2go_fbnetv5.utils.options import bind_options
 from d2go_fbnetv5.utils.registry import Registry
 
 Sample = dict[str, Any]
+DEPTH_UNITS = ("metres", "relative")
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,18 @@ class DatasetInfo:
         box_names: names of the box classes; ``box_labels`` value c is ``box_names[c]``.
         sem_seg_names: names of the pixel classes; ``sem_seg`` value c is ``sem_seg_names[c]``.
         sem_seg_ignore: the ``sem_seg`` value of pixels that are neither trained on nor evaluated.
+        depth_units: of a ``depth``, one of `DEPTH_UNITS`: ("metres",), or ("relative",) where it is known up to scale
+            and shift alone. It grows with the distance; 0 is a pixel without depth.
+        KINDS: the fields that name what is labelled.
     """
 
     class_names: tuple[str, ...] = ()
     box_names: tuple[str, ...] = ()
     sem_seg_names: tuple[str, ...] = ()
     sem_seg_ignore: int = 255
+    depth_units: tuple[str, ...] = ()
+
+    KINDS: ClassVar[tuple[str, ...]] = ("class_names", "box_names", "sem_seg_names", "depth_units")
 
 
 class Evaluator(Protocol):

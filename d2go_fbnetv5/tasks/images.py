@@ -80,6 +80,38 @@ def padded_size(batch: Sequence[Sample], size_divisibility: int = SIZE_DIVISIBIL
     return height, width
 
 
+def padded_maps(
+    batch: Sequence[Sample], key: str, size: tuple[int, int], fill: float, dtype: torch.dtype
+) -> Tensor:
+    """Return N x H x W: each sample's map under ``key``, padded right and bottom to ``size`` with ``fill``.
+
+    Raises:
+        ValueError: a map is not as large as its image.
+    """
+    device = batch[0][key].device  # where the maps are, so that none of them has to come from a GPU
+    maps = torch.full((len(batch), *size), fill, dtype=dtype, device=device)
+    for padded, sample, (h, w) in zip(maps, batch, image_sizes(batch), strict=True):
+        if tuple(sample[key].shape) != (h, w):
+            raise InputError(
+                f"{key} of image {sample.get('image_id')} is {tuple(sample[key].shape)}, its image {(h, w)}"
+            )
+        padded[:h, :w] = sample[key]
+    return maps
+
+
+def upsample_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Map N x C x h x w -> N x C x H x W as ``F.interpolate`` has it with ``align_corners=False``, by matrix products.
+
+    The gradient of ``interpolate`` takes a CPU longer than all else that a head of one convolution does.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        rows, columns = (
+            F.interpolate(torch.eye(old, device=maps.device, dtype=maps.dtype)[None], new, mode="linear")[0]
+            for old, new in zip(maps.shape[2:], size, strict=True)
+        )
+        return rows.T @ maps.contiguous() @ columns
+
+
 def batch_images(
     batch: Sequence[Sample],
     pixel_mean: Tensor | Sequence[float],

@@ -3,26 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from d2go_fbnetv5.arch.blocks import zero_bias
-from d2go_fbnetv5.tasks.base import (
-    DatasetInfo,
-    Evaluator,
-    Sample,
-    Task,
-    register_task,
-    require_feature,
-    require_names,
-)
-from d2go_fbnetv5.tasks.images import image_sizes, label_map, label_size, padded_size
+from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, Sample, register_task, require_names
+from d2go_fbnetv5.tasks.images import image_sizes, label_map, label_size, padded_maps, padded_size
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics
-from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.tasks.pixel_head import PixelHead
 
 
 @register_task("seg")
-class Segmentation(Task):
+class Segmentation(PixelHead):
     """Cross-entropy over the pixels of the samples that have a ``sem_seg``; logits are upsampled bilinearly.
 
     Args:
@@ -30,15 +21,12 @@ class Segmentation(Task):
         info: needs ``sem_seg_names``; pixels of ``sem_seg_ignore`` have no part in the loss.
         feature: the path that the head reads. Lite MaskFormer, which segmenters are then trained with, reads ``path1``
             and ``path3``.
-        kernel_size: of the convolution, odd.
-        input_norm: batch norm before the convolution, over labelled and unlabelled samples alike. Without it the
-            head meets features whose scale grows with the number of blocks that a topology keeps.
+        kernel_size, input_norm: as `PixelHead` has them.
 
     Outputs: ``sem_seg``, H x W int64, the best-scored class of each pixel of the sample's ``height`` x ``width``,
     to which the image's logits are enlarged.
     """
 
-    in_features = ("path2",)
     primary_metric = "mIoU"
 
     def __init__(
@@ -49,26 +37,16 @@ class Segmentation(Task):
         kernel_size: int = 1,
         input_norm: bool = False,
     ):
-        super().__init__()
         names = require_names(self.name, "sem_seg_names", info)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise InputError(
-                f"option 'kernel_size' of task {self.name!r} is {kernel_size}; it must be odd and positive"
-            )
+        super().__init__(channels, len(names), feature, kernel_size, input_norm)
         self.ignore = info.sem_seg_ignore
-        width = require_feature(self.name, feature, channels)
-        self.in_features = (feature,)
-        self.norm = nn.BatchNorm2d(width) if input_norm else nn.Identity()
-        self.predictor = nn.Conv2d(width, len(names), kernel_size, padding=kernel_size // 2)
-        nn.init.normal_(self.predictor.weight, std=0.01)
-        zero_bias(self.predictor)
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Sequence[Sample]
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        size, (name,) = padded_size(batch), self.in_features
+        size = padded_size(batch)
         if not self.training:
-            logits = self._logits(self.norm(features[name]), size)
+            logits = self.maps(features, size)
             return [
                 {"sem_seg": label_map(x[:, :h, :w], label_size(sample))}
                 for x, (h, w), sample in zip(logits, image_sizes(batch), batch, strict=True)
@@ -76,11 +54,8 @@ class Segmentation(Task):
         labelled = [i for i, sample in enumerate(batch) if "sem_seg" in sample]
         if not labelled:
             return {}
-        feature = self.norm(features[name])
-        if len(labelled) < len(batch):
-            feature = feature[labelled]
-        logits = self._logits(feature, size)
-        truth = padded_sem_seg([batch[i] for i in labelled], size, self.ignore)
+        logits = self.maps(features, size, labelled)
+        truth = padded_maps([batch[i] for i in labelled], "sem_seg", size, self.ignore, torch.int64)
         if truth.device != logits.device:
             truth = narrowed(truth).to(logits.device, non_blocking=True).long()
         total = F.cross_entropy(logits, truth, ignore_index=self.ignore, reduction="sum")
@@ -88,22 +63,6 @@ class Segmentation(Task):
 
     def evaluator(self, info: DatasetInfo) -> Evaluator:
         return SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)
-
-    def _logits(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
-        return upsample_bilinear(self.predictor(feature).float(), size)
-
-
-def upsample_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Map N x C x h x w -> N x C x H x W as ``F.interpolate`` has it with ``align_corners=False``, by matrix products.
-
-    The gradient of ``interpolate`` takes a CPU longer than all else that the head does.
-    """
-    with torch.autocast(maps.device.type, enabled=False):
-        rows, columns = (
-            F.interpolate(torch.eye(old, device=maps.device, dtype=maps.dtype)[None], new, mode="linear")[0]
-            for old, new in zip(maps.shape[2:], size, strict=True)
-        )
-        return rows.T @ maps.contiguous() @ columns
 
 
 def narrowed(labels: Tensor) -> Tensor:
@@ -113,20 +72,3 @@ def narrowed(labels: Tensor) -> Tensor:
         if torch.iinfo(kind).min <= int(low) and int(high) <= torch.iinfo(kind).max:
             return labels.to(kind)
     return labels
-
-
-def padded_sem_seg(batch: Sequence[Sample], size: tuple[int, int], ignore: int) -> Tensor:
-    """Return N x H x W int64: each sample's ``sem_seg``, padded right and bottom to ``size`` with ``ignore``.
-
-    Raises:
-        ValueError: a label map is not as large as its image.
-    """
-    device = batch[0]["sem_seg"].device  # where the maps are, so that none of them has to come from a GPU
-    maps = torch.full((len(batch), *size), ignore, dtype=torch.int64, device=device)
-    for padded, sample, (h, w) in zip(maps, batch, image_sizes(batch), strict=True):
-        if tuple(sample["sem_seg"].shape) != (h, w):
-            raise InputError(
-                f"sem_seg of image {sample.get('image_id')} is {tuple(sample['sem_seg'].shape)}, its image {(h, w)}"
-            )
-        padded[:h, :w] = sample["sem_seg"]
-    return maps

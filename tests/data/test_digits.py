@@ -149,3 +149,30 @@ def test_bad_options(options, message):
 def test_index_outside_the_set():
     with pytest.raises(IndexError, match="has 3 images"):
         DigitScenes(num_images=3)[3]
+
+
+def test_depth_is_the_background_s_or_one_step_nearer_with_each_object_that_lies_on_another():
+    seen = set()
+    for sample in scenes("train", count=40, seed=0):
+        depth, sem_seg = sample["depth"], sample["sem_seg"]
+        assert depth.dtype == torch.float32 and depth.shape == sem_seg.shape
+        assert torch.equal(depth == 1, sem_seg == 0)
+        steps = (1 / depth).unique()
+        assert steps.tolist() == list(
+            range(1, len(steps) + 1)
+        )  # what lies k high lies on something k - 1 high
+        seen.add(len(steps))
+    assert {2, 3} <= seen
+
+
+def test_a_stack_is_as_high_as_its_longest_chain_of_overlaps():
+    def square(left, top):
+        return scenes_module.Item(0, top, left, np.ones((4, 4)), np.ones((4, 4), bool))
+
+    corner = scenes_module.Item(
+        0, 0, 0, np.eye(4), np.eye(4, dtype=bool)
+    )  # its box, not it, meets the last one's
+    items = [square(0, 0), square(10, 0), square(2, 2), square(12, 0), square(4, 4)]
+    assert scenes_module.stacking(items).tolist() == [1, 1, 2, 2, 3]
+    apart = scenes_module.Item(0, 0, 2, np.ones((2, 2)), np.ones((2, 2), bool))
+    assert scenes_module.stacking([corner, apart]).tolist() == [1, 1]

@@ -60,7 +60,7 @@ def no_maps(index):
 
 def test_nothing_is_said_of_a_labelled_set(multitask, caplog):
     dataset = multitask()
-    assert dataset.label_counts == {"class_label": 2, "boxes": 1, "sem_seg": 2}
+    assert dataset.label_counts == {"class_label": 2, "boxes": 1, "sem_seg": 2, "depth": 0}
     look_at_sets("DATASETS.TRAIN", {"mine": dataset})
     look_at_sets("DATASETS.TRAIN", {"digits": DigitScenes(size=64, num_images=4)})
     assert caplog.text == ""

@@ -13,7 +13,7 @@ from d2go_fbnetv5.tasks.labels import LABELS
 
 @pytest.fixture(autouse=True)
 def own_labels():
-    register_label("depth", "map", interpolation="bilinear", fill=-1)
+    register_label("relief", "map", interpolation="bilinear", fill=-1)
     register_label("instances", "map", fill=2**40)
     register_label("masks", "map", rows_of="boxes")
     register_label("keypoints", "points", rows_of="boxes", mirrored=[1, 0, 2])
@@ -42,7 +42,7 @@ def sample(height=60, width=100):
         "masks": masks,
         "keypoints": torch.cat([corners, seen], 2),
         "captions": ["left", "right"],
-        "depth": x + y,
+        "relief": x + y,
         "instances": (masks[0] * 2**33 + masks[1] * 3).long(),
         "embedding": torch.arange(7.0),
     }
@@ -54,7 +54,7 @@ def test_own_labels_follow_the_pixels(seed):
     transform = TrainTransform((60, 90), crop=(64, 80), color=0.4, min_visible=0.5)
     moved = transform(given, seed)
     assert "box_areas" not in moved and (moved["height"], moved["width"]) == (64, 80)
-    assert all(moved[key].shape[-2:] == (64, 80) for key in ("masks", "depth", "instances"))
+    assert all(moved[key].shape[-2:] == (64, 80) for key in ("masks", "relief", "instances"))
     count = len(moved["boxes"])
     assert count == len(moved["masks"]) == len(moved["keypoints"]) == len(moved["captions"])
     assert moved["captions"] == [{3: "left", 4: "right"}[label] for label in moved["box_labels"].tolist()]
@@ -68,14 +68,14 @@ def test_own_labels_follow_the_pixels(seed):
         assert points[2, 2] == 2 and points[:2, 2].sum() == 3
     assert set(moved["instances"].unique().tolist()) <= {0, 3, 2**33, 2**40}
     beyond = moved["instances"] == 2**40
-    assert (moved["depth"][beyond] == -1).all() and (moved["depth"][~beyond] > 0).all()
+    assert (moved["relief"][beyond] == -1).all() and (moved["relief"][~beyond] > 0).all()
     assert torch.equal(moved["embedding"], given["embedding"]) and moved["file_name"] == "a.png"
 
 
 def test_a_flip_mirrors_maps_and_points_and_exchanges_left_and_right():
     given, transform = sample(), TrainTransform(60, None, flip=1.0, color=0)
     moved = transform(given, 0)
-    assert torch.equal(moved["depth"], given["depth"].flip(-1))
+    assert torch.equal(moved["relief"], given["relief"].flip(-1))
     assert torch.equal(moved["masks"], given["masks"].flip(-1))
     assert moved["keypoints"][0].tolist() == [[60, 32, 1], [90, 8, 2], [75, 20, 2]]
 
@@ -83,7 +83,7 @@ def test_a_flip_mirrors_maps_and_points_and_exchanges_left_and_right():
 def test_a_bilinear_map_is_interpolated_and_a_crop_of_it_is_its_part():
     resized = TrainTransform(30, None, flip=0, color=0)(sample(), 0)
     x, y = torch.meshgrid(torch.arange(50) + 0.5, torch.arange(30) + 0.5, indexing="xy")
-    assert torch.allclose(resized["depth"][1:-1, 1:-1], 2 * (x + y)[1:-1, 1:-1], atol=1e-3)
+    assert torch.allclose(resized["relief"][1:-1, 1:-1], 2 * (x + y)[1:-1, 1:-1], atol=1e-3)
     assert torch.equal(resized["keypoints"][..., :2], sample()["keypoints"][..., :2] / 2)
 
 
@@ -98,7 +98,7 @@ def test_evaluation_leaves_labels_in_the_originals_pixels_and_crops_them_there()
     # The centre of 30 x 50, 20 x 20, is rows 10 to 50 and columns 30 to 70 of the original.
     cropped = EvalTransform(30, 20, min_visible=0.1)(given)
     assert cropped["image"].shape == (3, 20, 20) and (cropped["height"], cropped["width"]) == (40, 40)
-    assert torch.equal(cropped["depth"], given["depth"][10:50, 30:70])
+    assert torch.equal(cropped["relief"], given["relief"][10:50, 30:70])
     assert torch.equal(cropped["masks"], given["masks"][:, 10:50, 30:70])
     assert cropped["boxes"].tolist() == [[0, 0, 10, 22], [30, 10, 40, 40]]
     assert cropped["box_areas"].tolist() == [7, 8]
@@ -137,7 +137,7 @@ def test_numbers_and_texts_need_no_registration():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("depth", torch.zeros(60, 99), r"'depth' of image 5 is \(60, 99\), its image \(60, 100\)"),
+        ("relief", torch.zeros(60, 99), r"'relief' of image 5 is \(60, 99\), its image \(60, 100\)"),
         ("sem_seg", torch.zeros(59, 100), r"'sem_seg' of image 5 is \(59, 100\)"),
         ("box_labels", torch.zeros(3), "'box_labels' of image 5 has 3 entries, its 'boxes' 2"),
         ("captions", ["one"], "'captions' of image 5 has 1 entries, its 'boxes' 2"),

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from d2go_fbnetv5 import MultitaskSearch, Supernet, Topology
+from d2go_fbnetv5.data import DigitScenes
 from d2go_fbnetv5.search import ALGORITHMS, CostRegularizer
 from d2go_fbnetv5.tasks import DatasetInfo, build_task
 
@@ -463,3 +464,25 @@ def test_topologies_of_all_densities_end_with_the_warm_up_and_count_alike_for_al
         each.after_step()
         each(batch)
     assert plain.diagnostics["topologies"] == search.diagnostics["topologies"]
+
+
+def test_depth_is_searched_jointly_with_the_three_tasks_of_the_paper():
+    dataset = DigitScenes(size=64)
+    supernet = Supernet("N", 1)
+    small = {
+        "cls": {"pool_channels": 16, "expansion": 1},
+        "det": {"box_head_width": 16, "roi_output_size": 2},
+    }
+    tasks = [
+        build_task(name, supernet.channels, dataset.info, **small.get(name, {}))
+        for name in ("cls", "det", "seg", "depth")
+    ]
+    search = MultitaskSearch(supernet, tasks, samples_per_rank=2)
+    losses = search([dataset[i] for i in range(4)])
+    sum(losses.values()).backward()
+    assert losses["loss_depth"].isfinite() and search.distribution.probs.grad[3].abs().sum() > 0
+    head = search.tasks["depth"].predictor.weight
+    assert head.grad.abs().sum() > 0
+    with torch.no_grad():
+        (output,) = search.eval()([dataset[0]])
+    assert output["depth"].shape == output["sem_seg"].shape == (64, 64)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
+from d2go_fbnetv5.tasks.depth_metrics import DepthMetrics
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics, TopKAccuracy
 
 NAMES = ("a", "b", "c")
@@ -26,6 +27,7 @@ def images(count: int = 7) -> tuple[list[dict], list[dict]]:
                 "image": torch.zeros(3, 100, 100, dtype=torch.uint8),
                 "class_label": image_id % 3,
                 "sem_seg": torch.randint(0, 3, (8, 8), generator=generator),
+                "depth": 1 + torch.rand(8, 8, generator=generator),
                 "boxes": boxes,
                 "box_labels": torch.randint(0, 3, (5,), generator=generator),
             }
@@ -34,6 +36,7 @@ def images(count: int = 7) -> tuple[list[dict], list[dict]]:
             {
                 "class_scores": torch.rand(3, generator=generator),
                 "sem_seg": torch.randint(0, 3, (8, 8), generator=generator),
+                "depth": 1 + torch.rand(8, 8, generator=generator),
                 "boxes": boxes + 4 * torch.rand(5, 4, generator=generator),
                 "labels": inputs[-1]["box_labels"].clone(),
                 "scores": torch.rand(5, generator=generator),
@@ -44,7 +47,7 @@ def images(count: int = 7) -> tuple[list[dict], list[dict]]:
 
 def main(store: str, rank: int) -> None:
     inputs, outputs = images()
-    evaluators = [TopKAccuracy(topk=(1, 2)), SemSegMetrics(NAMES), AveragePrecision(NAMES)]
+    evaluators = [TopKAccuracy(topk=(1, 2)), SemSegMetrics(NAMES), AveragePrecision(NAMES), DepthMetrics()]
     expected = []
     for evaluator in evaluators:
         evaluator.process(inputs, outputs)

@@ -128,4 +128,4 @@ def test_two_ranks_with_a_remainder_and_a_repeated_image_equal_one(tmp_path):
     for rank in ranks:
         output, _ = rank.communicate(timeout=120)
         assert rank.returncode == 0, output
-        assert "equal: TopKAccuracy SemSegMetrics AveragePrecision" in output
+        assert "equal: TopKAccuracy SemSegMetrics AveragePrecision DepthMetrics" in output

@@ -1,4 +1,4 @@
-"""The three search heads: they learn, skip what has no label, and keep to each sample's own frame."""
+"""The four search heads: they learn, skip what has no label, and keep to each sample's own frame."""
 
 import copy
 
@@ -9,7 +9,12 @@ from torch.nn import functional as F
 from d2go_fbnetv5.tasks import DatasetInfo, build_task
 from d2go_fbnetv5.tasks.segmentation import narrowed
 
-INFO = DatasetInfo(class_names=("a", "b", "c"), box_names=("x", "y"), sem_seg_names=("p", "q", "r"))
+INFO = DatasetInfo(
+    class_names=("a", "b", "c"),
+    box_names=("x", "y"),
+    sem_seg_names=("p", "q", "r"),
+    depth_units=("metres",),
+)
 CHANNELS = {"path2": 96, "path3": 16}
 OPTIONS = {
     "cls": {"pool_channels": 32, "expansion": 2},
@@ -20,6 +25,7 @@ OPTIONS = {
         "roi_output_size": 3,
     },
     "seg": {},
+    "depth": {},
 }
 TASKS = sorted(OPTIONS)
 
@@ -47,6 +53,7 @@ def labelled_batch(sizes):
                 "boxes": torch.tensor([[x, y, x + 18.0, y + 20.0], [30.0, 28.0, 62.0, 60.0]]),
                 "box_labels": torch.tensor([image_id % 2, 1]),
                 "sem_seg": sem_seg,
+                "depth": 1.0 + sem_seg,
             }
         )
     return batch
@@ -68,11 +75,12 @@ def without(sample, *keys):
     return {key: value for key, value in sample.items() if key not in keys}
 
 
-LABELS = {"cls": ("class_label",), "det": ("boxes", "box_labels"), "seg": ("sem_seg",)}
+LABELS = {"cls": ("class_label",), "det": ("boxes", "box_labels"), "seg": ("sem_seg",), "depth": ("depth",)}
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "least"), [("cls", 30, 1.0), ("det", 120, 0.75), ("seg", 150, 0.95)]
+    ("name", "steps", "least"),
+    [("cls", 30, 1.0), ("det", 120, 0.75), ("seg", 150, 0.95), ("depth", 150, 0.75)],
 )
 def test_a_head_overfits_a_handful_of_images(name, steps, least):
     task, batch, features = build(name), labelled_batch([(64, 64)] * 4), random_features(4, 64, 64)
@@ -85,7 +93,7 @@ def test_a_head_overfits_a_handful_of_images(name, steps, least):
     evaluator = task.evaluator(INFO)
     with torch.no_grad():
         evaluator.process(batch, task(features, batch))
-    assert evaluator.evaluate()[task.primary_metric] >= least
+    assert evaluator.evaluate()["delta1" if name == "depth" else task.primary_metric] >= least
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -117,6 +125,8 @@ def test_evaluation_needs_no_label_and_keeps_to_the_sample(name):
             assert len(boxes) == len(labels) == len(output["scores"]) > 0
             assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
             assert set(labels.tolist()) <= {0, 1}
+        elif name == "depth":
+            assert output["depth"].shape == (height, width) and (output["depth"] > 0).all()
         else:
             assert output["sem_seg"].shape == (height, width)
             assert output["sem_seg"].dtype == torch.int64
@@ -189,7 +199,7 @@ def test_a_label_map_of_another_size_is_refused():
         build("seg")(random_features(1, 64, 64), batch)
 
 
-@pytest.mark.parametrize("name", ["det", "seg"])
+@pytest.mark.parametrize("name", ["det", "seg", "depth"])
 def test_a_sample_gets_the_same_output_whatever_it_is_batched_with(name):
     # Same padded size: the features of the smaller image are then the same, alone or not.
     task, sizes = build(name).eval(), [(64, 96), (50, 90), (40, 96)]
@@ -212,7 +222,7 @@ def test_segmentation_of_a_smaller_image_equals_itself_alone_away_from_its_borde
     assert torch.equal(together[inside, inside], alone[inside, inside])
 
 
-@pytest.mark.parametrize("name", ["det", "seg"])
+@pytest.mark.parametrize("name", ["det", "seg", "depth"])
 def test_input_norm_makes_a_head_blind_to_the_scale_of_its_features(name):
     batch, features = labelled_batch([(64, 64)] * 3), random_features(3, 64, 64)
     batch[1] = without(batch[1], *LABELS[name])

@@ -5,16 +5,18 @@ from torch.nn import functional as F
 
 from d2go_fbnetv5.tasks import DatasetInfo, Task, build_task, list_tasks, register_task
 
-INFO = DatasetInfo(class_names=("a", "b"), box_names=("x",), sem_seg_names=("p", "q"))
+INFO = DatasetInfo(
+    class_names=("a", "b"), box_names=("x",), sem_seg_names=("p", "q"), depth_units=("metres",)
+)
 CHANNELS = {"path0": 4, "path1": 6, "path2": 8, "path3": 10}
 
 
-def test_the_three_tasks_of_the_paper_are_registered():
-    assert {"cls", "det", "seg"} <= set(list_tasks())
-    for name in ("cls", "det", "seg"):
+def test_the_three_tasks_of_the_paper_and_depth_are_registered():
+    assert {"cls", "det", "seg", "depth"} <= set(list_tasks())
+    for name in ("cls", "det", "seg", "depth"):
         task = build_task(name, CHANNELS, INFO)
         assert task.name == name
-        assert task.higher_is_better
+        assert task.higher_is_better == (name != "depth")
         assert task.primary_metric in task.evaluator(INFO).evaluate()
 
 

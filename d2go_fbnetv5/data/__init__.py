@@ -1,6 +1,5 @@
 """Data sets, joint transforms and loaders. See ``multitask`` for the format of one's own data."""
 
-from d2go_fbnetv5.data import builtin as builtin
 from d2go_fbnetv5.data.ade20k import ade20k
 from d2go_fbnetv5.data.coco import CocoDetection
 from d2go_fbnetv5.data.depth_folder import DepthFolder

@@ -1,9 +1,10 @@
 """DigitScenes: handwritten digits on photographs, with exact labels for four tasks and nothing to download."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
+from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.data.scenes import Item, Scenes, tight
 from d2go_fbnetv5.utils.opencv import opencv
 
@@ -100,3 +101,7 @@ class DigitScenes(Scenes):
             inks.append(ink)
             window = image[digit.window]
             window += digit.alpha[..., None] * (ink - window)
+
+
+register_dataset("digit_scenes_train")(partial(DigitScenes, "train"))
+register_dataset("digit_scenes_val")(partial(DigitScenes, "val", num_images=512))

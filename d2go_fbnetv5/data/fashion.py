@@ -1,12 +1,13 @@
 """FashionScenes: photographs of clothes (Fashion-MNIST) on photographs, among clutter, in many sizes."""
 
 import gzip
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from d2go_fbnetv5.data.digits import glyphs
+from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.data.scenes import Item, Scenes, log_uniform, tight
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.opencv import opencv
@@ -169,3 +170,7 @@ def _turned(image: np.ndarray, scale: float, degrees: float) -> np.ndarray:
     matrix[:, 2] += (side - 1) / 2 - np.array([(width - 1) / 2, (height - 1) / 2])
     method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     return np.clip(cv2.warpAffine(image, matrix, (side, side), flags=method), 0, 1)
+
+
+register_dataset("fashion_scenes_train")(partial(FashionScenes, "train", num_images=65536))
+register_dataset("fashion_scenes_val")(partial(FashionScenes, "val", num_images=2048))

@@ -173,14 +173,25 @@ QAT = [
 ]
 
 
-NOT_UNDERSTOOD = pytest.mark.xfail(
-    reason="six steps leave int8's outputs 0.5 from the fake-quantised ones", strict=False
-)
+def observe_ranges(model, run):
+    """Let the model's ranges be those of what ``run`` computes.
+
+    Beyond a range the file and its imitation are not alike: of an activation's 8 bits fbgemm's range has 7, at whose
+    end the imitation cuts off and the file does not. Ranges of six steps of training are not those of evaluation.
+    """
+    for module in model.modules():
+        observer = getattr(module, "activation_post_process", None)
+        if isinstance(module, torch.ao.quantization.FakeQuantizeBase) and hasattr(
+            observer, "averaging_constant"
+        ):
+            observer.averaging_constant = 1.0
+    model.apply(torch.ao.quantization.enable_observer)
+    for _ in range(3):  # a layer's range depends on those before it
+        run()
+    model.apply(torch.ao.quantization.disable_observer)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=NOT_UNDERSTOOD) if kind == "LiteMaskFormer" else kind for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_training_for_int8_starts_from_floats_goes_on_and_is_exported(d2go, tmp_path, kind):
     floats = Case(tmp_path, kind)
     torch.save({"model": floats.model.state_dict()}, tmp_path / "floats.pth")
@@ -203,11 +214,12 @@ def test_training_for_int8_starts_from_floats_goes_on_and_is_exported(d2go, tmp_
     case.cfg.MODEL.WEIGHTS = str(tmp_path / "run" / "model_final.pth")
     trained = case.runner.build_model(case.cfg, eval_only=True)
     case.model = trained
+    observe_ranges(trained, lambda: case.outputs(trained, (64, 64)))
     file, predictor = case.export("torchscript_int8")
     assert "quantized::conv2d" in str(file.inlined_graph)
     if kind != "LiteRCNN":  # whose untrained scores are so near each other that their order is chance
         for expected, found in zip(*(case.outputs(m, (64, 64)) for m in (trained, predictor)), strict=True):
-            assert (found - expected).norm() < 0.2 * expected.norm()
+            assert (found - expected).norm() < 0.1 * expected.norm()
 
 
 def test_weights_of_a_training_for_int8_are_no_floats(d2go, tmp_path):

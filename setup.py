@@ -67,6 +67,7 @@ setup(
             "ruff>=0.6",
         ],
         "distillation": ["timm>=1.0"],
+        "hub": ["huggingface_hub>=0.23"],
         "transformers": ["transformers>=5.0"],
         "onnx": ["onnxruntime>=1.18"],
         "export": ["executorch>=1.0", "torchao>=0.14", "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.18"],

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from d2go_fbnetv5.arch.topology_file import load_topologies, save_topologies
     from d2go_fbnetv5.data import build_dataset, register_dataset
     from d2go_fbnetv5.export import export_model, register_format
+    from d2go_fbnetv5.hub import from_pretrained, push_to_hub, save_pretrained
     from d2go_fbnetv5.pseudo_labels import Teacher, register_teacher
     from d2go_fbnetv5.search import MultitaskSearch
     from d2go_fbnetv5.tasks import DatasetInfo, Task, build_task, register_label, register_task
@@ -39,15 +40,18 @@ __all__ = [
     "create_backbone",
     "create_model",
     "export_model",
+    "from_pretrained",
     "list_families",
     "list_models",
     "load_topologies",
+    "push_to_hub",
     "register_dataset",
     "register_family",
     "register_format",
     "register_label",
     "register_task",
     "register_teacher",
+    "save_pretrained",
     "save_topologies",
 ]
 
@@ -65,6 +69,7 @@ _HOMES = {
     "arch.topology_file": ("load_topologies", "save_topologies"),
     "data": ("build_dataset", "register_dataset"),
     "export": ("export_model", "register_format"),
+    "hub": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "pseudo_labels": ("Teacher", "register_teacher"),
     "search": ("MultitaskSearch",),
     "tasks": ("DatasetInfo", "Task", "build_task", "register_label", "register_task"),

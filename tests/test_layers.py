@@ -25,9 +25,21 @@ ALLOWED = {
     "pseudo_labels": {"arch", "tasks", "models", "data", "reports", "engine", "export", "zoo"},
     "plugins": {"arch", "search", "tasks", "models", "data", "reports", "engine", "export", "zoo"},
     "pipeline": {"arch", "data", "reports", "engine", "export", "pseudo_labels"},
+    "hub": {"arch", "engine", "reports"},
     "runner": {"plugins"},
     "d2go": {"plugins"},
-    "__init__": {"arch", "search", "tasks", "models", "data", "engine", "export", "pseudo_labels", "zoo"},
+    "__init__": {
+        "arch",
+        "search",
+        "tasks",
+        "models",
+        "data",
+        "engine",
+        "export",
+        "hub",
+        "pseudo_labels",
+        "zoo",
+    },
 }
 ANYONE = {"version", "utils"}
 HOSTS = ("detectron2", "d2go", "mobile_cv")

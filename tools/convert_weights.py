@@ -1,13 +1,14 @@
 """Turn a checkpoint of another kind into weights that MODEL.WEIGHTS takes.
 
     d2go_fbnetv5.convert_weights timm/fbnetv3_b.ra2_in1k supernet_b.pth --family B_TIMM --stages 7
+    d2go_fbnetv5.convert_weights hf-hub:user/my_fbnetv3_b supernet_b.pth --family B_TIMM
     d2go_fbnetv5.convert_weights fbnetv3_a.pth supernet_a.pth --family A
     d2go_fbnetv5.convert_weights output/pretrain_n_digits supernet_n_digits.safetensors
 
-FBNetV3's weights, timm's by name or a file of timm's or mobile_cv's, are for Stage 0 and, for classification on Path 3,
-MBPool. With --stages each searchable block begins with those of its partition's last two layers. Of the folder of a
-search or a pretraining the supernet and the heads are kept, without what only training needs, and with the
-configuration. A name that ends in .safetensors makes a file of that format.
+FBNetV3's weights, timm's by name or from Hugging Face's hub, or a file of timm's or mobile_cv's, are for Stage 0 and,
+for classification on Path 3, MBPool. With --stages each searchable block begins with those of its partition's last two
+layers. Of the folder of a search or a pretraining the supernet and the heads are kept, without what only training
+needs, and with the configuration. A name that ends in .safetensors makes a file of that format.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import SIGNATURE, refuse_others
 
+_HUB = "hf-hub:"  # timm's mark of a name on Hugging Face's hub
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status, 2 for wrong input."""
     parser = ToolParser("convert_weights", __doc__)
     parser.add_argument(
-        "input", help="a checkpoint of timm's or mobile_cv's, timm/NAME of its hub, or the folder of a search"
+        "input",
+        help="a checkpoint of timm's or mobile_cv's, timm/NAME, hf-hub:USER/NAME, or the folder of a search",
     )
     parser.add_argument("output", help="the file to write")
     parser.add_argument("--family", help=f"of such a checkpoint: one of {', '.join(list_families())}")
@@ -71,9 +75,8 @@ def _run(args: argparse.Namespace) -> None:
 
 def _published(source: str, family: str, stages: int | None) -> dict[str, Tensor]:
     """The weights by the names that a search (and its classification head) gives them."""
-    library, slash, name = source.partition("/")
-    hub = library == "timm" and slash and not Path(source).exists()
-    weights = convert_published(_from_hub(name), family) if hub else load_published(source, family)
+    is_hub = source.startswith(("timm/", _HUB)) and not Path(source).exists()
+    weights = convert_published(_from_hub(source), family) if is_hub else load_published(source, family)
     if stages is not None:
         weights = fill_stages(weights, family, stages)
     return {
@@ -82,16 +85,16 @@ def _published(source: str, family: str, stages: int | None) -> dict[str, Tensor
     }
 
 
-def _from_hub(name: str) -> Mapping[str, Tensor]:
-    timm = require_extra(f"timm/{name}", "timm", "distillation")
-    if not timm.is_model(name):
-        raise InputError(f"timm/{name}: timm {timm.__version__} has no model {name!r}")
+def _from_hub(source: str) -> Mapping[str, Tensor]:
+    timm, name = require_extra(source, "timm", "distillation"), source.removeprefix("timm/")
+    if not name.startswith(_HUB) and not timm.is_model(name):
+        raise InputError(f"{source}: timm {timm.__version__} has no model {name!r}")
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's, which has many kinds of its own
         message = " ".join(str(error).split())[:300]
         raise InputError(
-            f"timm/{name}: its weights cannot be fetched ({type(error).__name__}: {message}); a file of them will do"
+            f"{source}: its weights cannot be fetched ({type(error).__name__}: {message}); a file of them will do"
         ) from error
 
 

@@ -23,6 +23,8 @@ from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.formatting import MOST_AREA
 from d2go_fbnetv5.utils.text_files import read_json_object
 
+SHARED_WEIGHTS = "model.safetensors"  # of a folder to share, which has no checkpoint
+
 
 @dataclass
 class Predictor:
@@ -96,7 +98,7 @@ def from_run(folder: str | os.PathLike[str], weights: str | os.PathLike[str] | N
     """Open the model of a training, also of one that is still going on or was stopped.
 
     Args:
-        folder: its OUTPUT_DIR, which may have been moved.
+        folder: its OUTPUT_DIR, which may have been moved, or what `hub.save_pretrained` made of it.
         weights: a checkpoint to use in place of the run's newest one.
 
     Raises:
@@ -106,7 +108,8 @@ def from_run(folder: str | os.PathLike[str], weights: str | os.PathLike[str] | N
         network = open_network(folder)
         recipe = model_recipe(network.model)
         model = network.build(recipe.kind)
-        checkpoints = list_checkpoints(folder)
+        shared = Path(folder, SHARED_WEIGHTS)
+        checkpoints = list_checkpoints(folder) or ([shared] if shared.is_file() else [])
         if not checkpoints and weights is None:
             raise FileNotFoundError("there is no checkpoint, such as model_final.pth")
         # The averaged ones, where the training has averaged weights.

@@ -86,3 +86,21 @@ def test_the_weights_of_a_search_go_on_without_its_training(tmp_path, capsys):
 def test_a_mobile_cv_checkpoint_needs_its_family(checkpoint, tmp_path, capsys):
     assert main([str(checkpoint), str(tmp_path / "out.pth")]) == 2
     assert "--family is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["timm/fbnetv3_b.ra2_in1k", "hf-hub:user/fbnetv3_b"])
+def test_a_hub_that_cannot_be_reached_is_one_sentence(source, tmp_path, capsys, monkeypatch):
+    timm = pytest.importorskip("timm")
+    asked = []
+
+    def create_model(name, pretrained):
+        asked.append((name, pretrained))
+        raise ConnectionError("no\nroute to huggingface.co")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    assert main([source, str(tmp_path / "out.pth"), "--family", "B_TIMM"]) == 2
+    assert asked == [(source.removeprefix("timm/"), True)]
+    assert capsys.readouterr().err == (
+        f"convert_weights: {source}: its weights cannot be fetched (ConnectionError: no route to huggingface.co); "
+        "a file of them will do\n"
+    )

@@ -285,7 +285,7 @@ def signs(output):
 def test_sixty_photographs_become_a_detector_though_every_step_is_killed(here):
     take_photos(here / "photos", 60)
     command = ["photos", "--task", "det", *BRIGHT, "--budget", "6M flops", *SMALL]
-    command += ["--iterations", "60", "--evaluations", "40"]
+    command += ["--iterations", "40", "--evaluations", "40"]
     command = [sys.executable, "-m", "d2go_fbnetv5.tools.start", *command]
     output, killed = here / "output" / "photos_det", 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -294,7 +294,7 @@ def test_sixty_photographs_become_a_detector_though_every_step_is_killed(here):
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-        until = time.monotonic() + 400
+        until = time.monotonic() + 900
         while process.poll() is None and not sign():
             assert time.monotonic() < until, Path("log.txt").read_text()[-3000:]
             time.sleep(0.02)
@@ -306,7 +306,7 @@ def test_sixty_photographs_become_a_detector_though_every_step_is_killed(here):
             assert process.returncode == 0, Path("log.txt").read_text()[-3000:]
     assert process.returncode == 0 and killed >= 5
     search = [json.loads(line) for line in (output / "search" / "metrics.json").read_text().splitlines()]
-    assert [each["iteration"] for each in search if "loss_det" in each] == [19, 39, 59]
+    assert [each["iteration"] for each in search if "loss_det" in each] == [19, 39]
     network = load_topologies(output / "search" / "front" / "front.json").task(
         "det", {"flops": 6e6}, "N", ("path1",)
     )

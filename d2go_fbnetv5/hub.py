@@ -1,0 +1,170 @@
+"""Trained models as folders that others take: the network, its weights as safetensors and a card, here or on a hub.
+
+Such a folder holds no code and names none: what is opened is JSON, tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from d2go_fbnetv5.arch.cost import count_params
+from d2go_fbnetv5.engine.network import NETWORK_FILE, Network
+from d2go_fbnetv5.engine.predictor import SHARED_WEIGHTS, Predictor, from_run, open_network
+from d2go_fbnetv5.reports.history import is_evaluation, read_history
+from d2go_fbnetv5.utils.checkpoints import save_safetensors
+from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.extras import require_extra
+from d2go_fbnetv5.utils.files import SIGNATURE, write_atomically
+from d2go_fbnetv5.utils.text_files import read_json_object
+
+_CARD = "README.md"
+_PIPELINES = {"cls": "image-classification", "det": "object-detection", "seg": "image-segmentation"}
+
+
+def save_pretrained(
+    run: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write the model of a training as a folder to share: network.json, model.safetensors and README.md, its card.
+
+    Args:
+        run: the training's OUTPUT_DIR, or such a folder.
+        folder: is made if need be; what is there of an earlier call is replaced.
+        weights: a checkpoint in place of the run's newest one.
+
+    Returns:
+        the folder, which `from_pretrained`, `create_model` and the commands' ``--run`` open.
+
+    Raises:
+        FileNotFoundError, InputError: the run lacks a file, or its model needs a user's own modules (IMPORTS).
+        OSError: the folder cannot be written.
+    """
+    network, predictor, path = open_network(run), from_run(run, weights), Path(folder)
+    if network.imports:
+        raise InputError(
+            f"run {os.fspath(run)} needs the module {network.imports[0]}, which whoever opens the model would run; "
+            "allowed: a model without IMPORTS"
+        )
+    card = path / _CARD
+    if card.is_file() and SIGNATURE not in card.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(f"{card} is there and is none of a saved model; choose another folder")
+    path.mkdir(parents=True, exist_ok=True)
+    notes = {"author": SIGNATURE, "format": "pt"}  # transformers asks for the latter
+    save_safetensors(path / SHARED_WEIGHTS, predictor.model.state_dict(), notes)
+    network.write(path, predictor.task, predictor.model.in_features)
+    write_atomically(card, _describe(network, predictor, Path(run), path / SHARED_WEIGHTS))
+    return path
+
+
+def from_pretrained(source: str | os.PathLike[str], revision: str | None = None) -> Predictor:
+    """Open a model that `save_pretrained` or `push_to_hub` has written.
+
+    Args:
+        source: its folder; or its name on Hugging Face's hub, "user/name", for which huggingface_hub must be installed.
+        revision: of the hub's: a branch, a tag or a commit; the newest by default.
+
+    Returns:
+        a function of an image, 3 x H x W uint8 RGB, with the model, in evaluation mode, as ``model``.
+
+    Raises:
+        FileNotFoundError, InputError: names the file that is missing or wrong, or why the hub's cannot be had; also
+            where the model names modules that would be run.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(os.fspath(source), revision)
+    elif revision is not None:
+        raise InputError(f"revision is {revision!r}, allowed with the folder {folder}: none")
+    if read_json_object(folder / NETWORK_FILE).get("imports"):
+        raise InputError(f"{folder / NETWORK_FILE}: imports names modules, which would be run; allowed: none")
+    return from_run(folder, folder / SHARED_WEIGHTS)
+
+
+def push_to_hub(run: str | os.PathLike[str], repo_id: str, private: bool = False) -> str:
+    """Put the model of a training on Hugging Face's hub, with the login that huggingface_hub has.
+
+    Args:
+        run: as `save_pretrained` takes it.
+        repo_id: "user/name"; is made if it is not there.
+        private: whether a new one is.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        FileNotFoundError, InputError: as `save_pretrained`; huggingface_hub is missing, or the hub refuses.
+    """
+    hub = require_extra("push_to_hub", "huggingface_hub", "hub")
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(run, folder)
+        try:
+            api = hub.HfApi()
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+        except Exception as error:  # the hub's, which has many kinds of its own
+            raise InputError(f"{repo_id}: cannot be put on the hub ({_short(error)})") from error
+
+
+def _download(name: str, revision: str | None) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise FileNotFoundError(f"{name}: there is no such folder, nor is it a name on the hub, user/name")
+    hub = require_extra(f"{name}, which is no folder here,", "huggingface_hub", "hub")
+    try:
+        files = [NETWORK_FILE, SHARED_WEIGHTS]
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:  # the hub's, which has many kinds of its own
+        raise InputError(
+            f"{name}: is no folder here, and cannot be fetched from the hub ({_short(error)})"
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _describe(network: Network, predictor: Predictor, run: Path, weights: Path) -> str:
+    """Return the card: what the model is, what it was judged by, and what nobody has looked at."""
+    model, names, images = predictor.model, network.names, network.images
+    rows = {
+        "model": f"{network.model}, family {network.family}, {model.backbone.topology.num_stages} stages",
+        "blocks kept": str(sum(model.backbone.topology.kept_per_path)),
+        "parameters": f"{count_params(model):,}",
+        "images": f"short side {images.short_side}, crop {images.crop}, long side at most {images.max_size}",
+        "classes": f"{len(names)}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
+        "SHA-256 of the weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    evaluations = [record for record in read_history(run) if is_evaluation(record)]
+    metrics = {
+        key.removeprefix("eval/"): value
+        for key, value in (evaluations[-1] if evaluations else {}).items()
+        if key.startswith("eval/") and isinstance(value, float)
+    }
+    lines = [f"| {key} | {value} |" for key, value in rows.items()]
+    figures = [f"| {key} | {value:.4g} |" for key, value in metrics.items()]
+    judged = ["| metric | on the training's validation set |", "|---|---|", *figures] if figures else []
+    return "\n".join(
+        [
+            "---",
+            "library_name: d2go_fbnetv5",
+            f"pipeline_tag: {_PIPELINES[predictor.task]}",
+            "---",
+            "",
+            f"# A searched {network.model}",
+            "",
+            f"FBNetV5, {SIGNATURE}. `from_pretrained` of that package opens it; nothing in it is code.",
+            "",
+            "| | |",
+            "|---|---|",
+            *lines,
+            "",
+            *judged,
+            "",
+            "Nothing is known of it beyond these figures: not how it does on other images than those it was judged by, "
+            "nor for whom it fails more often.",
+            "",
+        ]
+    )

@@ -147,7 +147,6 @@ SHORT = {
     "runner.py": "D2Go's --runner names it",
     "version.py": "setup.py reads it",
     "utils/extras.py": "every floor may need it",
-    "data/builtin.py": "a table",
 }
 
 

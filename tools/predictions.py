@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from d2go_fbnetv5.engine.predictor import Predictor
-from d2go_fbnetv5.reports.overlays import draw_boxes, draw_label_map, draw_lines
+from d2go_fbnetv5.reports.overlays import draw_boxes, draw_depth, draw_label_map, draw_lines
 from d2go_fbnetv5.tasks.images import image_size
 
 SHOWN_CLASSES = 5
 
 
 def to_json(predictor: Predictor, output: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Any]:
-    """Return an output as plain values: ``classes`` (best first), ``boxes``, or each class' share of the label map."""
+    """Return an output as plain values: ``classes`` (best first), ``boxes``, ``depth``, or the label map's shares."""
     names = predictor.names
     if predictor.task == "cls":
         scores, labels = output["class_scores"].topk(min(SHOWN_CLASSES, len(names)))
@@ -30,6 +30,10 @@ def to_json(predictor: Predictor, output: dict[str, Tensor], size: tuple[int, in
                 for box, k, s in rows
             ]
         }
+    if predictor.task == "depth":
+        depth = output["depth"]
+        least, middle, most = (round(float(value), 4) for value in (depth.min(), depth.median(), depth.max()))
+        return {"depth": {"unit": names[0], "least": least, "median": middle, "most": most}}
     counts = output["sem_seg"].unique(return_counts=True)
     total = size[0] * size[1]
     found = sorted(zip(*(values.tolist() for values in counts), strict=True), key=lambda pair: -pair[1])
@@ -46,4 +50,6 @@ def draw(predictor: Predictor, image: Tensor, output: dict[str, Tensor]) -> Tens
         labels, scores = output["labels"].tolist(), output["scores"].tolist()
         captions = [f"{names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)]
         return draw_boxes(image, output["boxes"], labels, captions)
+    if predictor.task == "depth":
+        return draw_depth(output["depth"])
     return draw_label_map(image, output["sem_seg"], names)

@@ -107,7 +107,8 @@ KEYS = IMPORT_KEYS | table((
         " or to write than the others, so it is not to be short."),
 
     Key("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", TEXT,
-        "The kind of run: MultitaskSearch, or a model of one task (ImageClassifier, LiteRCNN, LiteMaskFormer)."),
+        "The kind of run: MultitaskSearch, or a model of one task (ImageClassifier, LiteRCNN, LiteMaskFormer,"
+        " LiteDepth)."),
     Key("MODEL.DEVICE", "cuda", DEVICE,
         "What the run computes on; cuda is each process' own GPU, cuda:1 a certain one."),
     Key("MODEL.WEIGHTS", "", FILE,

@@ -31,8 +31,8 @@ class Predictor:
     """A trained model on whole images.
 
     Attributes:
-        task: "cls", "det" or "seg".
-        names: of its classes.
+        task: "cls", "det", "seg" or "depth".
+        names: of its classes; of depth its unit.
         transform: of a sample, before the model.
         threshold: `__call__` leaves out boxes that score less.
     """

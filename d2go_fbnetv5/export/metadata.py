@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from d2go_fbnetv5.data import EvalTransform
-from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
+from d2go_fbnetv5.models import ImageClassifier, LiteDepth, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.flops import model_flops
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.version import __version__
 
-_TASKS = {ImageClassifier: "cls", LiteMaskFormer: "seg", LiteRCNN: "det"}
+_TASKS = {ImageClassifier: "cls", LiteMaskFormer: "seg", LiteRCNN: "det", LiteDepth: "depth"}
 
 
 def task_of(model: SearchedModel) -> str:
-    """ "cls", "seg" or "det"; another kind of model is a ValueError."""
+    """ "cls", "seg", "det" or "depth"; another kind of model is a ValueError."""
     for kind, task in _TASKS.items():
         if isinstance(model, kind):
             return task
@@ -42,7 +42,7 @@ def describe(
 
     Args:
         size: (height, width) of the images that the file is mainly for.
-        names: of the classes.
+        names: of the classes; of depth its unit.
         transform: how evaluation prepares an image; None for not at all.
         packages: that the format was written with.
     """
@@ -62,7 +62,7 @@ def describe(
         },
         "preprocessing": _preprocessing(model, transform),
         "outputs": _outputs(model, task),
-        "classes": list(names),
+        **({"unit": names[0]} if task == "depth" else {"classes": list(names)}),
         "topology": {
             "family": backbone.family.name,
             **backbone.topology.to_dict(),
@@ -104,6 +104,10 @@ def _preprocessing(model: SearchedModel, transform: EvalTransform | None) -> dic
 def _outputs(model: SearchedModel, task: str) -> list[dict[str, Any]]:
     if task == "cls":
         return [{"name": "scores", "shape": [1, model.num_classes], "is": "the probability of each class"}]
+    if task == "depth":
+        return [
+            {"name": "depth", "shape": [1, 1, "height", "width"], "is": "each pixel's depth, in the unit"}
+        ]
     if isinstance(model, LiteMaskFormer):
         queries = model.transformer_decoder.queries.num_embeddings
         return [

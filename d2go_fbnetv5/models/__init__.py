@@ -2,6 +2,7 @@
 
 from d2go_fbnetv5.models.base import SearchedModel
 from d2go_fbnetv5.models.image_classifier import ImageClassifier
+from d2go_fbnetv5.models.lite_depth import DepthDecoder, LiteDepth
 from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHead
 from d2go_fbnetv5.models.lite_maskformer import LiteMaskFormer, PixelDecoder, SegmentationModule
 from d2go_fbnetv5.models.lite_rcnn import LiteRCNN
@@ -10,8 +11,10 @@ from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 
 __all__ = [
     "BoxPredictor",
+    "DepthDecoder",
     "ImageClassifier",
     "LiteBoxHead",
+    "LiteDepth",
     "LiteMaskFormer",
     "LiteRCNN",
     "LiteRPNHead",

@@ -16,6 +16,7 @@ from d2go_fbnetv5.arch import PATHS
 from d2go_fbnetv5.arch.cost import count_flops, count_params
 from d2go_fbnetv5.models.base import SearchedModel
 from d2go_fbnetv5.models.image_classifier import ImageClassifier
+from d2go_fbnetv5.models.lite_depth import LiteDepth
 from d2go_fbnetv5.models.lite_maskformer import LiteMaskFormer
 from d2go_fbnetv5.models.lite_rcnn import LiteRCNN
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
@@ -133,6 +134,11 @@ def _rcnn_parts(model: LiteRCNN, features: dict[str, Tensor]) -> tuple[dict[str,
     }, 0
 
 
+def _depth_parts(model: LiteDepth, features: dict[str, Tensor]) -> tuple[dict[str, int], int]:
+    paths = [features[name] for name in model.in_features]
+    return {"head": count_flops(model.decoder, *paths)}, 0
+
+
 def _maskformer_parts(model: LiteMaskFormer, features: dict[str, Tensor]) -> tuple[dict[str, int], int]:
     decoder = model.transformer_decoder
     constant = query_flops(decoder)
@@ -155,5 +161,6 @@ def query_flops(decoder: TransformerDecoder) -> int:
 _COUNTERS: dict[type, Callable[..., tuple[dict[str, int], int]]] = {
     ImageClassifier: _classifier_parts,
     LiteRCNN: _rcnn_parts,
+    LiteDepth: _depth_parts,
     LiteMaskFormer: _maskformer_parts,
 }

@@ -22,10 +22,11 @@ _TOPOLOGIES = {
     "SEG": _topology("0001 0011 1111 1101 1100 1001 0101"),
     "DET": _topology("1001 1100 0011 1101 0110 1001 0100"),
 }
+_TOPOLOGIES["DEPTH"] = _TOPOLOGIES["SEG"]  # of depth the paper has none, and calls it similar to segmentation
 
 
 def builtin_topology(task: str) -> Topology:
-    """Return the reconstructed topology of "CLS", "SEG" or "DET"."""
+    """Return the reconstructed topology of "CLS", "SEG" or "DET", or that of SEG for "DEPTH"."""
     if task not in _TOPOLOGIES:
         raise InputError(f"unknown task {task!r}; allowed are {', '.join(_TOPOLOGIES)}")
     return _TOPOLOGIES[task]

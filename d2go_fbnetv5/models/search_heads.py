@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.models.base import SearchedModel
+from d2go_fbnetv5.models.lite_depth import LiteDepth
 from d2go_fbnetv5.models.lite_maskformer import LiteMaskFormer
 from d2go_fbnetv5.models.lite_rcnn import LiteRCNN
 from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, Sample, Task, register_head, require_names
@@ -102,3 +103,11 @@ class LiteMaskFormerHead(ModelHead):
 
     def more(self, info: DatasetInfo) -> dict[str, Any]:
         return {"ignore": info.sem_seg_ignore, "over_ranks": False}
+
+
+@register_head("depth", "lite")
+class LiteDepthHead(ModelHead):
+    """LiteDepth's decoder, on Paths 1 to 3."""
+
+    kind, names_of, label = LiteDepth, "depth_units", "depth"
+    in_features, primary_metric, higher_is_better = LiteDepth.in_features, "AbsRel", False

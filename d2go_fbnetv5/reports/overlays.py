@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from d2go_fbnetv5.utils.opencv import opencv
+
 Color = tuple[int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
@@ -49,6 +51,18 @@ def draw_label_map(image: Tensor, labels: Tensor, names: Sequence[str], ignore: 
     masks = torch.stack([labels == label for label in present])
     picture = draw_segmentation_masks(image, masks, alpha=0.6, colors=colors)
     return draw_lines(picture, [names[label] for label in present], colors)
+
+
+def draw_depth(depth: Tensor) -> Tensor:
+    """3 x H x W uint8: a map of depth (H x W, positive) in colours, from red for the nearest to blue for the farthest.
+
+    Colours go by 1 / depth, as what is near differs more to the eye.
+    """
+    cv2, nearness = opencv(), 1 / depth.double()
+    least, most = nearness.aminmax()
+    levels = (255 * (nearness - least) / (most - least).clamp(min=1e-12)).round().to(torch.uint8)
+    picture = cv2.cvtColor(cv2.applyColorMap(levels.numpy(), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    return torch.from_numpy(picture).permute(2, 0, 1)
 
 
 def draw_lines(image: Tensor, lines: Sequence[str], colors: Sequence[Color] | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""MODEL.META_ARCHITECTURE "ImageClassifier", "LiteRCNN" and "LiteMaskFormer": training what a search found."""
+"""MODEL.META_ARCHITECTURE "ImageClassifier", "LiteRCNN", "LiteMaskFormer" and "LiteDepth": training what was found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.keys import CLASSIFIER, MODEL
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, checked_head
 from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, get_recipe, register_recipe
-from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
+from d2go_fbnetv5.models import ImageClassifier, LiteDepth, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.distillation import timm_teacher
 from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
@@ -134,6 +134,13 @@ class LiteMaskFormerRecipe(ModelRecipe):
     task, names_of, kind = "seg", "sem_seg_names", LiteMaskFormer
 
 
+@register_recipe("LiteDepth")
+class LiteDepthRecipe(ModelRecipe):
+    """Trains a `LiteDepth`."""
+
+    task, names_of, kind = "depth", "depth_units", LiteDepth
+
+
 def model_recipe(name: str) -> type[ModelRecipe]:
     """Return the recipe of a MODEL.META_ARCHITECTURE that predicts; ValueError for any other."""
     recipe = get_recipe(name)
@@ -143,7 +150,7 @@ def model_recipe(name: str) -> type[ModelRecipe]:
 
 
 def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
-    """Return names of the classes that MODEL.META_ARCHITECTURE, one of the three here, learns from DATASETS.TRAIN.
+    """Return names of the classes that MODEL.META_ARCHITECTURE, one of those here, learns from DATASETS.TRAIN.
 
     Raises:
         ValueError: the data set names none.
@@ -164,7 +171,7 @@ def searched_topology(
     """Return the topology of MODEL.FBNETV5.TOPOLOGY for a model, the zoo's reconstruction where that is empty.
 
     Args:
-        task: "cls", "det" or "seg"; by default that of MODEL.META_ARCHITECTURE, one of the three here.
+        task: "cls", "det", "seg" or "depth"; by default that of MODEL.META_ARCHITECTURE, one of those here.
         outputs: the paths that are read, which MODEL.FBNETV5.BUDGET is for; by default those that this model reads.
 
     Raises:

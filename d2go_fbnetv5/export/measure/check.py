@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from d2go_fbnetv5.export.formats.base import Run
-from d2go_fbnetv5.models import LiteMaskFormer, LiteRCNN, SearchedModel
+from d2go_fbnetv5.models import LiteDepth, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import segment_scores, weighed_masks
 from d2go_fbnetv5.tasks.images import image_size
 from d2go_fbnetv5.utils.errors import InputError
@@ -19,7 +19,7 @@ from d2go_fbnetv5.utils.errors import InputError
 # Allowed difference of a class' probability, or of a class' score in a pixel. Scores are sums over queries and may be
 # over 1, as an untrained segmenter's are; then it is this part of the greatest.
 VALUES = 1e-4
-SCORES = 1e-3  # of a detection's score
+SCORES = 1e-3  # of a detection's score, and of a depth as a part of it
 OVERLAP = 0.99  # least IoU of a detection with its counterpart
 PROBED = 0.5  # least share of detections of any score that agree, where there is none above a detector's own
 AGREEMENT = 0.9  # of int8: least share of images, pixels or detections with the same class
@@ -238,7 +238,21 @@ def _counterparts(
     yield from zip(a[0].tolist(), a[1].tolist(), overlap.tolist(), differences.tolist(), strict=True)
 
 
+def _compare_depths(
+    model: LiteDepth, image: Tensor, found: tuple[Tensor, ...], report: Report, where: str
+) -> float:
+    """Return the share of pixels whose depths differ by less than a quarter."""
+    expected = model([{"image": image[0]}])[0]["depth"]
+    differences = (found[0][0, 0] / expected - 1).abs()
+    worst = float(differences.max())
+    report.differs(worst, where)
+    if not worst <= SCORES:
+        report.failures.append(f"{where}: a depth differs by {worst:.3g} of itself; allowed is {SCORES}")
+    return float((differences < 0.25).double().mean())
+
+
 _COMPARE: dict[type[SearchedModel], Callable[..., float]] = {
     LiteMaskFormer: _compare_maps,
     LiteRCNN: _compare_detections,
+    LiteDepth: _compare_depths,
 }

@@ -20,6 +20,7 @@ from d2go_fbnetv5.export.metadata import task_of
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks
 from d2go_fbnetv5.tasks.base import Sample
+from d2go_fbnetv5.tasks.depth import depth_outputs
 from d2go_fbnetv5.tasks.images import image_size, label_map, label_size
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -40,7 +41,7 @@ class ExportedModel(nn.Module):
         self._size = size
         self._model = [model]  # in a list, for it is no part of this one
         self._run = run
-        self._outputs = {"cls": _class_scores, "seg": _label_map, "det": _detections}[task_of(model)]
+        self._outputs = _OUTPUTS[task_of(model)]
 
     def forward(self, batch: Batch) -> list[dict[str, Tensor]]:
         outputs = []
@@ -96,3 +97,10 @@ def _detections(found: tuple[Tensor, ...], padded: Sizes, sample: Sample) -> dic
         "scores": scores[there],
         "labels": labels[there],
     }
+
+
+def _depth(found: tuple[Tensor, ...], padded: Sizes, sample: Sample) -> dict[str, Tensor]:
+    return depth_outputs(found[0][0].log(), [sample])[0]
+
+
+_OUTPUTS = {"cls": _class_scores, "seg": _label_map, "det": _detections, "depth": _depth}

@@ -17,7 +17,14 @@ from d2go_fbnetv5.export.image_sizes import STEP
 from d2go_fbnetv5.export.network.boxes import detect, propose
 from d2go_fbnetv5.export.network.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.network.fold import folded
-from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel, TransformerDecoder
+from d2go_fbnetv5.models import (
+    ImageClassifier,
+    LiteDepth,
+    LiteMaskFormer,
+    LiteRCNN,
+    SearchedModel,
+    TransformerDecoder,
+)
 from d2go_fbnetv5.utils.errors import InputError
 
 
@@ -89,6 +96,22 @@ class SegmenterInference(nn.Module):
         masks = self.segmentation.mask_embedding(queries) @ pixels.flatten(2)
         classes = self.segmentation.classes(queries).softmax(2)[:, :, :-1]
         return classes, masks.view(1, masks.shape[1], pixels.shape[2], pixels.shape[3])
+
+
+class DepthInference(nn.Module):
+    """1 x 3 x H x W image -> its depth, 1 x 1 x H x W, positive."""
+
+    def __init__(self, model: LiteDepth) -> None:
+        super().__init__()
+        model = folded(model)
+        self.backbone = _Backbone(model)
+        self.decoder = model.decoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        path1, path2, path3 = self.backbone(image)
+        logs = self.decoder(path1, path2, path3)
+        size = [image.shape[2], image.shape[3]]
+        return F.interpolate(logs, size=size, mode="bilinear", align_corners=False).exp()
 
 
 class _Decoder(nn.Module):
@@ -232,4 +255,5 @@ def inference_module(model: SearchedModel, any_size: bool = False) -> nn.Module:
 _MODULES = {
     LiteMaskFormer: SegmenterInference,
     LiteRCNN: DetectorInference,
+    LiteDepth: DepthInference,
 }

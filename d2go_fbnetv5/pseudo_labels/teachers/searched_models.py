@@ -17,6 +17,7 @@ from d2go_fbnetv5.engine.predictor import Predictor, from_run
 from d2go_fbnetv5.models import LiteMaskFormer
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, register_teacher
 from d2go_fbnetv5.pseudo_labels.teachers.common import bounded, class_names, require_finite
+from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.zoo import from_zoo
 
 
@@ -61,6 +62,8 @@ class _SearchedModel(Teacher):
         predictor.model.requires_grad_(False).to(device)
         self.predictor = predictor
         names = {"cls": "class_names", "det": "box_names", "seg": "sem_seg_names"}
+        if predictor.task not in names:
+            raise InputError(f"{what} is a model of {predictor.task}, allowed are {', '.join(names)}")
         setattr(self, names[predictor.task], predictor.names)
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:

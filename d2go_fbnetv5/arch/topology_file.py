@@ -53,6 +53,7 @@ class TopologyEntry:
     relative_cost_pruned: float | None = None
     blocks_kept: int | None = None
     blocks_kept_pruned: int | None = None
+    group: tuple[str, ...] = ()  # the tasks that share the network, this one among them
     metrics: dict[str, float | None] = field(default_factory=dict)
     random: dict[str, Any] = field(default_factory=dict)  # the random topologies it was compared with
 
@@ -251,6 +252,8 @@ def _parse_entry(given: dict[str, Any], group: str, stages: int) -> TopologyEntr
         )
         for key in NUMBERS
     }
+    shared = {"group": [], **entry}
+    require(shared, "group", _is_texts, "a list of tasks' names", group)
     metrics, random = (require(entry, key, _is_object, "an object", group) for key in ("metrics", "random"))
     for key in metrics:
         require(metrics, key, _is_number_or_null, "a number or null", f"{group}metrics.")
@@ -260,6 +263,7 @@ def _parse_entry(given: dict[str, Any], group: str, stages: int) -> TopologyEntr
         topology=topology,
         outputs=tuple(outputs),
         probabilities=probabilities and tuple(tuple(map(float, row)) for row in probabilities),
+        group=tuple(shared["group"]),
         metrics=metrics,
         random=random,
         **numbers,
@@ -272,6 +276,10 @@ def _is_count(value: Any, most: int) -> bool:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(_is_count(side, MOST_PIXELS) for side in value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _is_object(value: Any) -> bool:

@@ -24,7 +24,7 @@ from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.precision import Precision
 from d2go_fbnetv5.engine.schedule import build_schedule
 from d2go_fbnetv5.search import Search
-from d2go_fbnetv5.search.groups import arch_group, weight_groups
+from d2go_fbnetv5.search.optimizer_groups import arch_group, weight_groups
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import rank, world_size

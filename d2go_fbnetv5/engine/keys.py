@@ -64,6 +64,10 @@ def _is_tasks(tasks: Any) -> bool:
     return bool(tasks) and len(set(tasks)) == len(tasks) and all(name in list_tasks() for name in tasks)
 
 
+def _is_group(names: Any) -> bool:
+    return isinstance(names, (list, tuple)) and bool(names) and all(isinstance(name, str) for name in names)
+
+
 COLOUR = list_of(
     "three numbers of 0 to 255, for R, G, B", lambda value: is_number(value) and 0 <= value <= 255, 3, 3
 )
@@ -81,6 +85,7 @@ ONE_NAME = Rule("the name of one data set", lambda names: len(names) == 1, texts
 CROP_SIZE = list_of(f"[height, width] in whole pixels, {_SIDES}", _is_side, 2, 2)  # where it is absolute
 COST_SIZE = list_of("[height, width], or [] for the family's own", is_number, 0, 2)
 DEVICE = Rule("cpu, cuda", lambda name: re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", name) is not None)
+TASK_GROUPS = list_of("a list of lists of tasks' names, [[cls, det, seg]]", _is_group)
 SOME_TASKS = Rule(lambda: f"one or more of {', '.join(list_tasks())}, each once", _is_tasks, texts=True)
 
 # fmt: off
@@ -236,6 +241,9 @@ KEYS = IMPORT_KEYS | table((
     Key("SEARCH.FROM", "", Rule("the folder of a finished search, or nothing", path=True),
         "The finished search that TASKS are added to: its supernet and its tasks stay what they are, until"
         " ARCH_WARMUP_ITERS the new heads learn, and then the new tasks' probabilities alone.", SEARCH),
+    Key("SEARCH.GROUPS", [], TASK_GROUPS,
+        "Tasks of which one network is to be found, with a head for each: [[cls, det, seg]], or [[cls], [det, seg]]."
+        " They share one distribution, which learns from the sum of their losses and whose cost counts once.", SEARCH),
     Key("SEARCH.HEADS", {}, OPEN, "Options of tasks' heads by the tasks' names, {det: {feature: path1}}.", SEARCH),
     Key("SEARCH.SAMPLES_PER_RANK", 4, between(1), "Topologies that a process draws in an iteration.", SEARCH),
     Key("SEARCH.SHARED_IMAGES", False, SWITCH,

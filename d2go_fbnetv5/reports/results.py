@@ -25,7 +25,7 @@ class TaskResult:
         Topology  # that was found: the most likely one, unpruned; of several candidates the best, pruned
     )
     probabilities: list[list[float]]  # S x P, each in (0, 1)
-    outputs: tuple[str, ...]  # the paths the head reads, such as ("path3",)
+    outputs: tuple[str, ...]  # the paths the head reads, such as ("path3",), and the others of its group's
     flops: float
     flops_pruned: float
     relative_cost: float
@@ -38,6 +38,7 @@ class TaskResult:
     random_metrics: list[float]  # ``metric_name`` of each random topology
     random_flops: list[float]  # of each, pruned
     candidates: int = 1  # likely topologies that were compared
+    group: tuple[str, ...] = ()  # the tasks that share the network, this one among them; () where it is alone
     undecided: int = 0  # blocks that the head sees and whose probability is not close to 0 or 1
 
     def __post_init__(self) -> None:
@@ -85,6 +86,7 @@ class TaskResult:
             random_topologies=[Topology.from_dict(given) for given in random["topologies"]],
             random_metrics=[measured(value) for value in random["metrics"]],
             random_flops=[measured(value) for value in random["flops"]],
+            group=entry.group,
         )
 
     @property
@@ -140,6 +142,12 @@ class SearchResults:
     cost_targets: dict[str, float] = field(default_factory=dict)
     cost_metric: str = "flops"  # what the regulariser counted
     earlier: tuple[str, ...] = ()  # the tasks whose results are those of the search that others were added to
+
+    @property
+    def shared(self) -> str:
+        """A sentence on which tasks share a network; "" where none do."""
+        groups = dict.fromkeys(task.group for task in self.tasks if task.group)
+        return "".join(f"One network is of {', '.join(group)}, pruned for all of them. " for group in groups)
 
     @property
     def undecided(self) -> str:

@@ -59,7 +59,9 @@ def search_table(results: SearchResults) -> Table:
         title=Text(f"Searched topologies of family {results.family} at {results.size[0]}x{results.size[1]}"),
         box=SIMPLE_HEAD,
         caption=f"In brackets: pruned for the task's head. Random: {rivals} that cost as much or more, "
-        "pruned; all on validation data with the same supernet weights. " + results.undecided,
+        "pruned; all on validation data with the same supernet weights. "
+        + results.shared
+        + results.undecided,
         caption_justify="left",
     )
     table.add_column("task", style="bold")
@@ -100,6 +102,7 @@ def _entry(task: TaskResult) -> dict[str, Any]:
         "relative_cost_pruned": task.relative_cost_pruned,
         "blocks_kept": task.topology.num_kept,
         "blocks_kept_pruned": task.pruned.num_kept,
+        **({"group": task.group} if task.group else {}),
         "metrics": task.metrics,
         "random": {
             "metric": task.metric_name,

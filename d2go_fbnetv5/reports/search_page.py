@@ -123,7 +123,7 @@ def _table_note(results: SearchResults) -> str:
         "In brackets: pruned for the task’s head. FLOPs are multiply-adds of the backbone with Stage 0, without a "
         f"head. Random: {rivals} that cost as much or more, pruned. All metrics are on validation data, with "
         "the same supernet weights and batch-norm statistics re-estimated for each topology. "
-        + escape(results.undecided)
+        + escape(results.shared + results.undecided)
     )
 
 

@@ -117,8 +117,11 @@ class AdditionSearch(MultitaskSearch):
         distribution = self.distribution
         found = distribution.probs[: distribution.num_resting].double()
         mixture = torch.einsum("te,esp->tsp", shares, found)
+        for group in self.groups:
+            places = [self.learning.index(name) for name in group]
+            mixture[places] = mixture[places].mean(dim=0)
         first = distribution.init_prob
-        distribution.learning.copy_(first + SHRINKAGE * (mixture - first))
+        distribution.probs[distribution.num_resting :] = first + SHRINKAGE * (mixture - first).float()
         distribution.project()
 
     @contextlib.contextmanager

@@ -31,12 +31,13 @@ class MultitaskSearch(Search):
         importance_weighted: whether REINFORCE carries the importance weight. It must, since samples are of q
             and not of p_t; False is for ablation.
         self_normalize: Eq. 11 instead of Eq. 8, over all samples of all ranks.
+        groups: as `Search` has them; the other algorithms know none.
         warmup_densities: while the probabilities rest, topologies of all densities are sampled, see
             `ArchDistribution.draw_densities`, and not those of the probabilities.
     """
 
     estimators = (REINFORCE,)
-    options = ("importance_weighted", "self_normalize", "warmup_densities")
+    options = ("groups", "importance_weighted", "self_normalize", "warmup_densities")
 
     def __init__(
         self,

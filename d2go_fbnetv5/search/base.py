@@ -13,8 +13,8 @@ from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.cost import CostRegularizer
 from d2go_fbnetv5.search.distribution import ArchDistribution, Drawn, relax
 from d2go_fbnetv5.search.estimators import LossWindow, compare, effective_sample_size
-from d2go_fbnetv5.search.groups import arch_group, weight_groups
 from d2go_fbnetv5.search.losses import Pool, StepLosses
+from d2go_fbnetv5.search.optimizer_groups import arch_group, weight_groups
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.ranks import rank
 from d2go_fbnetv5.utils.seeding import derive_generator
@@ -78,6 +78,8 @@ class Search(nn.Module):
             a step has no backward pass.
         num_earlier: how many of the tasks, the first ones, were found by an earlier search. Their heads and
             probabilities are there and do not learn, and T below are the other tasks.
+        groups: names of tasks that share one distribution, for one network with several heads. It learns from the sum
+            of their losses and pays the price once.
 
     Attributes:
         estimators: how the gradient of the probabilities can be estimated, the usual way first; empty where they
@@ -85,6 +87,7 @@ class Search(nn.Module):
         options: the names of further arguments of the constructor.
         distribution: the ``ArchDistribution``, tasks in the order of ``tasks``.
         learning: the names of the tasks that learn.
+        groups: the same, those that share a distribution together; a task that shares none is alone.
         in_features: the features that each task's head reads, by the task's name.
         diagnostics: of the last training step, on the model's device and without gradients: per task
             ``task_loss/``, ``entropy/`` (bits a block), ``ess/`` (effective sample size) and
@@ -94,6 +97,7 @@ class Search(nn.Module):
     estimators: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     iteration_count: Tensor
+    group_sizes: Tensor
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class Search(nn.Module):
         shared_images: bool = False,
         train_weights: bool = True,
         num_earlier: int = 0,
+        groups: Sequence[Sequence[str]] = (),
     ) -> None:
         super().__init__()
         tasks = list(tasks)
@@ -144,9 +149,20 @@ class Search(nn.Module):
         self.shared_images = shared_images
         self.preprocess = preprocess
         self.cost = cost
+        self.groups = _partition(self.learning, groups)
+        shared = {name: group for group in self.groups for name in group}
+        leaders = [self.learning.index(shared[name][0]) for name in self.learning]
         self.distribution = ArchDistribution(
-            len(tasks), supernet.num_stages, supernet.num_paths, init_prob, prob_min, num_earlier
+            len(tasks),
+            supernet.num_stages,
+            supernet.num_paths,
+            init_prob,
+            prob_min,
+            num_earlier,
+            leaders if len(self.groups) < len(leaders) else (),
         )
+        sizes = torch.tensor([float(len(shared[name])) for name in self.learning])
+        self.register_buffer("group_sizes", sizes, persistent=False)
         self.window = LossWindow(len(self.learning), loss_window)
         if not train_weights:
             for weight in self.parameters():
@@ -217,6 +233,11 @@ class Search(nn.Module):
             return 1.0
         return max(0.0, 1 - (self.iteration - self.arch_warmup_iters) / self.arch_decay_iters)
 
+    def outputs(self, name: str) -> tuple[str, ...]:
+        """Return the features that a task's network has to give: what its head reads, and those of its group."""
+        group = next((group for group in self.groups if name in group), (name,))
+        return tuple(dict.fromkeys(key for each in group for key in self.in_features[each]))
+
     def features(self, samples: Batch, topology: Topology) -> dict[str, Tensor]:
         """Run the supernet on samples under a topology."""
         return self.supernet(self.preprocess(samples), topology)
@@ -276,7 +297,7 @@ class Search(nn.Module):
             else:
                 generator = derive_generator("prices", self.seed, rank(), self.iteration)
                 prices = self.cost.expectation(self.distribution.learning, generator)
-            surrogates = surrogates + prices / self.window.deviation
+            surrogates = surrogates + prices / (self.window.deviation * self.group_sizes)
         return self.arch_rate * surrogates
 
     def straight_through(self, drawn: Drawn, relaxed: Tensor | None, weights: Tensor) -> Tensor:
@@ -371,6 +392,17 @@ class Search(nn.Module):
     def after_step(self) -> None:
         """To be called after each optimizer step: projects the probabilities into their range."""
         self.distribution.project()
+
+
+def _partition(names: Sequence[str], groups: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Return names in groups: those that are given, and each other name alone, in the order of their first names."""
+    named = [name for group in groups for name in group]
+    wrong = [name for name in named if name not in names or named.count(name) > 1]
+    if wrong:
+        raise InputError(f"groups have {wrong[0]!r}, allowed: each of {list(names)}, once")
+    given = [tuple(sorted(group, key=names.index)) for group in groups if group]
+    found = [*given, *((name,) for name in names if name not in named)]
+    return tuple(sorted(found, key=lambda group: names.index(group[0])))
 
 
 def _at_least_float(value: Tensor) -> Tensor:

@@ -77,21 +77,23 @@ def decide(search: Search, batches: Sequence[Batch], count: int) -> dict[str, De
     Args:
         search: its weights and statistics stay as they are.
         batches: this rank's, of samples with labels, their images where the search's weights are.
-        count: of topologies of each task; 1 for the most likely one. So it is of a search that does not learn.
+        count: of topologies of each task, or of tasks that share a network; 1 for the most likely one. So it is of a
+            search that does not learn.
     """
-    found = {}
+    found: dict[str, Decision] = {}
     modes = search.most_likely()
-    for name, probs in zip(search.learning, search.distribution.learning.cpu(), strict=True):
-        mode, outputs = modes[name], search.in_features[name]
+    rows = dict(zip(search.learning, search.distribution.learning.cpu(), strict=True))
+    for group in search.groups:
+        mode, probs, outputs = modes[group[0]], rows[group[0]], search.outputs(group[0])
         candidates = likeliest(probs, count, outputs) if count > 1 and search.estimators else [mode]
         best = mode
         if len(candidates) > 1:
             with _training(search):
-                best = _best(search, name, candidates, batches)
+                best = _best(search, group, candidates, batches)
         seen = torch.tensor(Topology.full(*probs.shape).prune(outputs).mask)
         undecided = (probs > UNDECIDED) & (probs < 1 - UNDECIDED) & seen
-        found[name] = Decision(best, len(candidates), int(undecided.sum()))
-    return found
+        found |= dict.fromkeys(group, Decision(best, len(candidates), int(undecided.sum())))
+    return {name: found[name] for name in search.learning}
 
 
 @contextlib.contextmanager
@@ -108,21 +110,31 @@ def _training(search: Search) -> Iterator[None]:
             value.copy_(state[name])
 
 
-def _best(search: Search, name: str, candidates: Sequence[Topology], batches: Sequence[Batch]) -> Topology:
-    sums, images = torch.zeros(len(candidates), dtype=torch.double), 0
+def _best(
+    search: Search, group: Sequence[str], candidates: Sequence[Topology], batches: Sequence[Batch]
+) -> Topology:
+    """Return the candidate with the least loss and price; of several tasks each in units of its losses' deviation."""
+    shape = len(group), len(candidates)
+    sums, images = torch.zeros(shape, dtype=torch.double), torch.zeros(shape[0], dtype=torch.double)
     for batch in batches:
         inputs = search.preprocess(batch)
-        losses: list[Tensor | None] = []
+        losses: dict[str, list[Tensor | None]] = {name: [] for name in group}
         for start in range(0, len(candidates), _AT_ONCE):
             for features in search.supernet.forward_each(inputs, candidates[start : start + _AT_ONCE]):
-                torch.manual_seed(search.seed)  # for heads that sample, such as regions of detectors
-                losses.append(search.task_loss(name, features, batch))
-        if losses[0] is not None:
-            sums += torch.stack([loss for loss in losses if loss is not None]).double().cpu() * len(batch)
-            images += len(batch)
+                for name in group:
+                    torch.manual_seed(search.seed)  # for heads that sample, such as regions of detectors
+                    losses[name].append(search.task_loss(name, features, batch))
+        for place, name in enumerate(group):
+            given = [loss for loss in losses[name] if loss is not None]
+            if given:
+                sums[place] += torch.stack(given).double().cpu() * len(batch)
+                images[place] += len(batch)
     gathered = gather((sums, images))
     objectives = torch.stack([each for each, _ in gathered]).sum(dim=0)
-    objectives /= max(1, sum(number for _, number in gathered))
+    objectives /= torch.stack([number for _, number in gathered]).sum(dim=0).clamp_min(1)[:, None]
+    places = [search.learning.index(name) for name in group]
     if search.cost is not None:
-        objectives += search.cost.prices(candidates, search.learning.index(name))
-    return candidates[int(objectives.argmin())]
+        objectives += search.cost.prices(candidates, places[0]) / len(group)
+    if len(group) > 1:
+        objectives /= search.window.scale().cpu()[places, None]
+    return candidates[int(objectives.sum(dim=0).argmin())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,9 +47,12 @@ class ArchDistribution(nn.Module):
         prob_min: ``project`` keeps probabilities in [prob_min, 1 - prob_min], so that no block is ever decided
             beyond return and Eq. 10 stays finite.
         num_resting: of how many tasks, the first ones, the probabilities were found earlier and stay as they are.
+        leaders: for each task that learns the place, among these, of the one whose distribution it shares, which may be
+            its own; () where no task shares one.
 
     Attributes:
-        probs: tasks x S x P parameter.
+        probs: tasks x S x P parameter. Of a distribution that tasks share the leader's row learns, and the others are
+            copies of it.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class ArchDistribution(nn.Module):
         init_prob: float = 0.5,
         prob_min: float = 0.02,
         num_resting: int = 0,
+        leaders: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if not 0 < prob_min < 0.5:
@@ -66,13 +71,15 @@ class ArchDistribution(nn.Module):
         if not prob_min <= init_prob <= 1 - prob_min:
             raise InputError(f"init_prob is {init_prob}, allowed is {prob_min} to {1 - prob_min}")
         self.init_prob, self.prob_min, self.num_resting = init_prob, prob_min, num_resting
+        self.leaders = list(leaders)
         self.probs = nn.Parameter(torch.full((num_tasks, num_stages, num_paths), init_prob))
         self._copied: tuple[int, Tensor] | None = None
 
     @property
     def learning(self) -> Tensor:
         """Return the T x S x P probabilities of the tasks that learn, differentiable in ``probs``."""
-        return self.probs[self.num_resting :]
+        rows = self.probs[self.num_resting :]
+        return rows[self.leaders] if self.leaders else rows
 
     def log_prob(self, masks: Tensor) -> Tensor:
         """log p_t(a) of Eq. 4: masks N x S x P of 0/1, or each task's own T x N x S x P -> T x N, differentiable in
@@ -161,8 +168,10 @@ class ArchDistribution(nn.Module):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Puts every probability that learns back into [prob_min, 1 - prob_min]."""
-        self.learning.clamp_(self.prob_min, 1 - self.prob_min)
+        """Put every probability that learns back into [prob_min, 1 - prob_min], and copy those that tasks share."""
+        rows = self.probs[self.num_resting :].clamp_(self.prob_min, 1 - self.prob_min)
+        if self.leaders:
+            rows.copy_(rows[self.leaders])
 
     @torch.no_grad()
     def entropy(self) -> Tensor:

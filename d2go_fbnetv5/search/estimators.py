@@ -98,11 +98,21 @@ class LossWindow(nn.Module):
             [valid.sum(dim=1).double(), values.sum(dim=1), values.square().sum(dim=1)], dim=1
         )
         past = self.sums.sum(dim=0)
-        count, total, squares = torch.where(past[:, :1] >= 2, past, present).unbind(dim=1)
-        mean = total / count.clamp_min(1)
-        variance = (squares / count.clamp_min(1) - mean.square()).clamp_min(0)
-        # Losses that never differ leave only rounding noise, which must not be blown up to a signal.
-        scale = variance.sqrt().clamp_min(1e-6 * mean.abs() + 1e-12)
+        mean, scale = _moments(torch.where(past[:, :1] >= 2, past, present))
         self.sums[step % self.num_steps] = present
         self.deviation = scale.to(losses.dtype)
         return ((losses.double() - mean[:, None]) / scale[:, None]).to(losses.dtype)
+
+    def scale(self) -> Tensor:
+        """Return the T standard deviations of the steps in the window; 1 where there are no two losses in it."""
+        past = self.sums.sum(dim=0)
+        return torch.where(past[:, 0] >= 2, _moments(past)[1], 1.0)
+
+
+def _moments(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of T tasks' losses from their number, sum and sum of squares, T x 3."""
+    count, total, squares = sums.unbind(dim=1)
+    mean = total / count.clamp_min(1)
+    variance = (squares / count.clamp_min(1) - mean.square()).clamp_min(0)
+    # Losses that never differ leave only rounding noise, which must not be blown up to a signal.
+    return mean, variance.sqrt().clamp_min(1e-6 * mean.abs() + 1e-12)

@@ -5,7 +5,7 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from d2go_fbnetv5.arch import BlockCosts, build_family
+from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs, build_family
 from d2go_fbnetv5.arch.latency_table import write_latency_table
 from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import as_dict, find_config, get_cfg, load_cfg
@@ -310,7 +310,7 @@ def test_home_is_expanded_in_every_key_that_is_a_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     paths = [key for key, row in KEYS.items() if row.rule.path]
     cfg = load_cfg(None, [part for key in paths for part in (key, "~/x")])
-    assert len(paths) == 5 and {get(cfg, key) for key in paths} == {f"{tmp_path}/x"}
+    assert len(paths) == 6 and {get(cfg, key) for key in paths} == {f"{tmp_path}/x"}
     assert str(tmp_path) == load_cfg(None, ["OUTPUT_DIR", "~"]).OUTPUT_DIR
     assert load_cfg(None, ["OUTPUT_DIR", "~root"]).OUTPUT_DIR == "/root"
     with pytest.raises(InputError, match="OUTPUT_DIR is ~nobody.*: there is no user 'nobody-at-all'"):
@@ -611,6 +611,51 @@ def test_a_budget_and_a_target_of_one_task_contradict_each_other():
         targets(*budget, "SEARCH.COST.TASK_TARGETS.det", "0.5")
     with pytest.raises(InputError, match="SEARCH.COST.WEIGHT is 0, allowed with SEARCH.COST.BUDGET: more"):
         targets(*budget, "SEARCH.COST.WEIGHT", "0")
+
+
+def test_tasks_of_a_group_have_one_target_for_the_paths_that_all_of_them_read():
+    """By hand: heads of Paths 1 and 3 see all blocks but the last stage's of Paths 0 and 2."""
+    opts = ["SEARCH.GROUPS", "[[cls, det]]", "SEARCH.COST.TASK_TARGETS.det", "0.25"]
+    assert targets(*opts) == [0.25, 0.25, 0.5]
+    costs = block_costs("N", (96, 96))
+    most = costs.network(Topology.full(4), ("path1", "path3"))
+    budget = ["SEARCH.GROUPS", "[[cls, det], [seg]]", "SEARCH.COST.BUDGET.det", repr(most)]
+    seen = 1 - (costs.blocks[0] + costs.blocks[2]) / (4 * sum(costs.blocks))
+    assert targets(*budget) == pytest.approx([seen, seen, 0.5])
+    with pytest.raises(InputError, match=r"^SEARCH.COST.BUDGET.det is .*, allowed is"):
+        targets(*budget[2:])
+    with pytest.raises(
+        InputError, match="^SEARCH.COST has targets or budgets for (cls and det|det and cls), allowed: one"
+    ):
+        targets(*opts, "SEARCH.COST.TASK_TARGETS.cls", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "[[cls, det, cls]]",
+            r"SEARCH.GROUPS is \[.*\], with 'cls' twice; allowed: each of SEARCH.TASKS, cls, det, seg",
+        ),
+        ("[[cls], [det, pose]]", "SEARCH.GROUPS is .*, with 'pose' in it; allowed: each of SEARCH.TASKS"),
+        ("[cls, det]", r"SEARCH.GROUPS is \['cls', 'det'\], allowed: a list of lists of tasks' names"),
+        ("[[]]", r"SEARCH.GROUPS is \[\[\]\], allowed: a list of lists"),
+    ],
+)
+def test_what_no_groups_of_tasks_can_be_is_named(value, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        targets("SEARCH.GROUPS", value)
+    with pytest.raises(
+        InputError, match=r"^SEARCH.GROUPS is .*, allowed with SEARCH.ALGORITHM shared_forward: \[\]"
+    ):
+        targets(
+            "SEARCH.GROUPS",
+            "[[cls, det]]",
+            "SEARCH.ALGORITHM",
+            "shared_forward",
+            "SEARCH.TRAIN_WEIGHTS",
+            "True",
+        )
 
 
 def test_a_crop_too_small_for_the_family(tmp_path):

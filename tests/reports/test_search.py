@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import io
 import json
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.reports.history import read_history
+from d2go_fbnetv5.reports.results import TaskResult
 from d2go_fbnetv5.reports.search import search_table, write_search_report
 
 _spec = importlib.util.spec_from_file_location(
@@ -236,3 +238,31 @@ def test_what_was_left_undecided_is_said_where_others_than_the_mode_were_tried(t
     assert "undecided: cls 0, det 3" in console.export_text()
     write_search_report(tmp_path, decided, [])
     assert "undecided: cls 0, det 3" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_tasks_that_share_a_network_are_named(tmp_path):
+    both = ("cls", "det")
+    results = make_results(*(make_task(name, group=both) for name in both), make_task("seg"))
+    page = write(tmp_path, results)
+    assert "One network is of cls, det, pruned for all of them." in page.text
+    entries = load_topologies(tmp_path / "topologies.json").tasks
+    assert {name: entry.group for name, entry in entries.items()} == {"cls": both, "det": both, "seg": ()}
+    assert "One network" not in write(tmp_path).text
+    content = json.loads((tmp_path / "topologies.json").read_text())
+    content["tasks"]["cls"]["group"] = "det"
+    (tmp_path / "topologies.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tasks.cls.group is 'det', allowed is a list of tasks' names"):
+        load_topologies(tmp_path / "topologies.json")
+
+
+def test_a_result_is_read_back_from_the_file(tmp_path):
+    results = make_results()
+    write(tmp_path, results)
+    entries = load_topologies(tmp_path / "topologies.json").tasks
+    read = [TaskResult.of_entry(name, entry, 400e6) for name, entry in entries.items()]
+    assert [repr(each) for each in read] == [repr(task) for task in results.tasks]  # NaN is not NaN
+    by_hand = dataclasses.replace(entries["cls"], flops=None)
+    with pytest.raises(
+        ValueError, match=r"topologies.json: cls has no flops, allowed: all that a search writes"
+    ):
+        TaskResult.of_entry("cls", by_hand, 400e6)

@@ -73,6 +73,7 @@ class SearchRecipe(Recipe):
         cls._validate_sizes(cfg)
         cls._validate_targets(cfg)
         cls._validate_addition(cfg)
+        cls._validate_groups(cfg)
         check(
             cfg,
             "SEARCH.SAMPLES_PER_RANK",
@@ -163,6 +164,21 @@ class SearchRecipe(Recipe):
             )
         to_budget(as_dict(cost.BUDGET), "SEARCH.COST.BUDGET.")
         _task_targets(cfg)
+
+    @staticmethod
+    def _validate_groups(cfg: CfgNode) -> None:
+        groups, allowed = cfg.SEARCH.GROUPS, "groups" in ALGORITHMS[cfg.SEARCH.ALGORITHM].options
+        if groups and not allowed:
+            raise InputError(
+                f"SEARCH.GROUPS is {groups}, allowed with SEARCH.ALGORITHM {cfg.SEARCH.ALGORITHM}: []"
+            )
+        named = [name for group in groups for name in group]
+        wrong = [name for name in named if name not in cfg.SEARCH.TASKS or named.count(name) > 1]
+        if wrong:
+            raise InputError(
+                f"SEARCH.GROUPS is {groups}, with {wrong[0]!r} {'twice' if wrong[0] in cfg.SEARCH.TASKS else 'in it'}; "
+                f"allowed: each of SEARCH.TASKS, {', '.join(cfg.SEARCH.TASKS)}, once"
+            )
 
     @staticmethod
     def _validate_addition(cfg: CfgNode) -> None:
@@ -344,16 +360,29 @@ def _task_targets(cfg: CfgNode) -> dict[str, float]:
     return targets
 
 
-def _cost_target(cfg: CfgNode, task: Task, costs: BlockCosts) -> float:
-    """Return the relative cost that is free for a task."""
+def _cost_target(cfg: CfgNode, tasks: Sequence[Task], costs: BlockCosts) -> float:
+    """Return the relative cost that is free for the network of a task, or of several that share one."""
     cost = cfg.SEARCH.COST
-    budget = to_budget(as_dict(cost.BUDGET), "SEARCH.COST.BUDGET.").get(task.name)
-    if budget is None:
-        return _task_targets(cfg).get(task.name, cost.TARGET)
-    try:
-        return costs.target(budget, cfg.MODEL.FBNETV5.NUM_STAGES, task.in_features)
-    except InputError as error:
-        raise InputError(f"SEARCH.COST.BUDGET.{task.name} {error}") from error
+    budgets = to_budget(as_dict(cost.BUDGET), "SEARCH.COST.BUDGET.")
+    given, outputs = _task_targets(cfg), {output for task in tasks for output in task.in_features}
+    for name, budget in budgets.items():
+        if any(name == task.name for task in tasks):
+            try:
+                given[name] = costs.target(budget, cfg.MODEL.FBNETV5.NUM_STAGES, outputs)
+            except InputError as error:
+                raise InputError(f"SEARCH.COST.BUDGET.{name} {error}") from error
+    mine = {task.name: given[task.name] for task in tasks if task.name in given}
+    if len(set(mine.values())) > 1:
+        raise InputError(
+            f"SEARCH.COST has targets or budgets for {' and '.join(mine)}, allowed: one, as SEARCH.GROUPS has them "
+            "share a network"
+        )
+    return next(iter(mine.values()), cost.TARGET)
+
+
+def _group_of(cfg: CfgNode, name: str) -> Sequence[str]:
+    """Return the tasks that share a task's network, itself among them."""
+    return next((group for group in cfg.SEARCH.GROUPS if name in group), [name])
 
 
 def search_arguments(
@@ -381,7 +410,10 @@ def search_arguments(
         costs = cost_per_block(cfg)
         cost = CostRegularizer(
             costs.matrix(supernet.num_stages),
-            [_cost_target(cfg, task, costs) for task in tasks if task.name in search.TASKS],
+            [
+                _cost_target(cfg, [task for task in tasks if task.name in _group_of(cfg, name)], costs)
+                for name in search.TASKS
+            ],
             search.COST.WEIGHT,
             search.COST.EXPECTED,
             search.COST.PRICE == "absolute",
@@ -390,6 +422,7 @@ def search_arguments(
     learning = max(0, cfg.SOLVER.MAX_ITER - search.ARCH_WARMUP_ITERS)
     algorithm = ALGORITHMS[search.ALGORITHM]
     options = {
+        "groups": search.GROUPS,
         "importance_weighted": search.IMPORTANCE_WEIGHTED,
         "self_normalize": search.SELF_NORMALIZE,
         "warmup_densities": search.WARMUP_DENSITIES,

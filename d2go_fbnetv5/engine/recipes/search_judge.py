@@ -62,7 +62,7 @@ class SearchJudge:
         return tuple(self._result(name, each, randoms[name], verdicts) for name, each in found.items())
 
     def _randoms(self, name: str, topology: Topology, num_random: int, seed: int) -> list[Topology]:
-        outputs = self.search.in_features[name]
+        outputs = self.search.outputs(name)
         least = self.flops.network(topology, outputs)
         generator = derive_generator("random topologies", seed, name)
         return [
@@ -78,16 +78,17 @@ class SearchJudge:
         verdicts: Mapping[tuple[str, Topology], Verdict],
     ) -> TaskResult:
         task = cast(Task, self.search.tasks[name])
-        topology, outputs = found.topology, task.in_features
+        topology, outputs = found.topology, self.search.outputs(name)
+        group = next((group for group in self.search.groups if name in group), ())
 
         def metrics(topology: Topology) -> dict[str, float]:
-            return verdicts[name, topology.prune(outputs)].metrics
+            return verdicts[name, topology.prune(task.in_features)].metrics
 
         return TaskResult(
             task=name,
             topology=topology,
             probabilities=self.search.distribution.probs[list(self.search.tasks).index(name)].tolist(),
-            outputs=tuple(outputs),
+            outputs=outputs,
             flops=self.flops.network(topology),
             flops_pruned=self.flops.network(topology, outputs),
             relative_cost=self.flops.relative(topology),
@@ -100,6 +101,7 @@ class SearchJudge:
             random_metrics=[metrics(random)[task.primary_metric] for random in randoms],
             candidates=found.candidates,
             undecided=found.undecided,
+            group=group if len(group) > 1 else (),
             random_flops=[self.flops.network(random, outputs) for random in randoms],
         )
 

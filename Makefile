@@ -47,12 +47,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The wheel of what is committed, whole, and working where the checkout is not.
+# The sdist of what is committed, and of it the wheel: as PyPI takes them, whole, and working where the checkout is not.
 wheel:
-	rm -rf build dist $(VENV)-wheel
+	rm -rf build dist $(VENV)-wheel $(VENV)-build
+	$(PYTHON) -m venv $(VENV)-build
+	$(VENV)-build/bin/python -m pip install --quiet build twine
+	$(VENV)-build/bin/python -m build --outdir dist . > /dev/null
+	$(VENV)-build/bin/python -m twine check --strict dist/*
+	$(PYTHON) tests/release/check_wheel.py dist/*.whl
 	$(PYTHON) -m venv $(VENV)-wheel
-	$(VENV)-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	$(VENV)-wheel/bin/python tests/release/check_wheel.py dist/*.whl
 	$(VENV)-wheel/bin/python -m pip install --quiet dist/*.whl
 	bash tests/release/try_wheel.sh $(VENV)-wheel
 

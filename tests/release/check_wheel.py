@@ -5,6 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+MOST_BYTES = 10_000_000
 ROOT = Path(__file__).parents[2]
 # Where each top-level folder that ships lies in the package.
 SHIPPED = {
@@ -38,9 +39,12 @@ def main(wheel: str) -> int:
         print(f"{wheel} lacks {name}", file=sys.stderr)
     for name in sorted(theirs - ours):
         print(f"{wheel} has {name}, which is not in the repository", file=sys.stderr)
+    size = Path(wheel).stat().st_size
+    if size > MOST_BYTES:
+        print(f"{wheel} has {size} bytes, allowed are {MOST_BYTES}", file=sys.stderr)
     if ours == theirs:
-        print(f"{wheel}: {len(theirs)} files, those of the repository")
-    return int(ours != theirs)
+        print(f"{wheel}: {len(theirs)} files, those of the repository, {size / 1e6:.1f} MB")
+    return int(ours != theirs or size > MOST_BYTES)
 
 
 if __name__ == "__main__":

@@ -163,13 +163,13 @@ class _Finder:
                 write_atomically(self.folder / KEPT, json.dumps(content, indent=1) + "\n")
 
     def _judge_together(
-        self, networks: Iterable[tuple[str, Topology]], **wanted: bool
+        self, networks: Iterable[tuple[str, Topology]], metrics: bool
     ) -> dict[tuple[str, Topology], Verdict]:
-        """What `judge` says of networks, of which each process judges a part, on all images."""
+        """Return what `judge` says of networks, of which each process judges a part, on all images."""
         ordered = self.judge.by_prefix(networks)
         first, end = (len(ordered) * place // world_size() for place in (rank(), rank() + 1))
         with alone():
-            mine = self.judge(ordered[first:end], **wanted)
+            mine = self.judge(ordered[first:end], metrics=metrics)
         return {network: verdict for part in gather(mine) for network, verdict in part.items()}
 
     def _identity(self) -> dict[str, Any]:
@@ -207,7 +207,8 @@ class _Finder:
                 "random": [Topology.random(stages, generator=generator) for _ in range(_RANDOM)],
             }
         verdicts = self._judge_together(
-            (t, each) for t, kinds in shown.items() for some in kinds.values() for each in some
+            ((t, each) for t, kinds in shown.items() for some in kinds.values() for each in some),
+            metrics=True,
         )
         tasks = {}
         for name, kinds in shown.items():

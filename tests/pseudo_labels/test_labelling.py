@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -48,7 +49,8 @@ def skipped(folder):
 def test_thresholds_do_what_the_paper_says(label, scenes, tmp_path):
     assert label(truth(scenes), "BATCH_SIZE", "4") == 0
     known, found = MultitaskDataset(scenes), MultitaskDataset(tmp_path / "out" / "index")
-    assert found.info == known.info and len(found) == 26
+    # No teacher says what lies behind what.
+    assert found.info == replace(known.info, depth_units=()) and len(found) == 26
     kept = torch.tensor(SCORES) >= 0.5
     for expected, sample in zip(known, found, strict=True):
         assert torch.equal(expected["image"], sample["image"])

@@ -15,7 +15,7 @@ from d2go_fbnetv5.engine.network import NETWORK_FILE, Network
 from d2go_fbnetv5.engine.predictor import SHARED_WEIGHTS, Predictor, from_run, open_network
 from d2go_fbnetv5.reports.history import is_evaluation, read_history
 from d2go_fbnetv5.utils.checkpoints import save_safetensors
-from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.errors import InputError, brief
 from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import SIGNATURE, write_atomically
 from d2go_fbnetv5.utils.text_files import read_json_object
@@ -106,7 +106,7 @@ def push_to_hub(run: str | os.PathLike[str], repo_id: str, private: bool = False
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
         except Exception as error:  # the hub's, which has many kinds of its own
-            raise InputError(f"{repo_id}: cannot be put on the hub ({_short(error)})") from error
+            raise InputError(f"{repo_id}: cannot be put on the hub ({brief(error)})") from error
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -118,12 +118,8 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except Exception as error:  # the hub's, which has many kinds of its own
         raise InputError(
-            f"{name}: is no folder here, and cannot be fetched from the hub ({_short(error)})"
+            f"{name}: is no folder here, and cannot be fetched from the hub ({brief(error)})"
         ) from error
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _describe(network: Network, predictor: Predictor, run: Path, weights: Path) -> str:

@@ -27,7 +27,7 @@ from d2go_fbnetv5.engine.continuing import CONFIG_FILE
 from d2go_fbnetv5.models.weights import read_search_weights
 from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.checkpoints import SAFETENSORS, save_safetensors, save_tensors
-from d2go_fbnetv5.utils.errors import InputError, run_tool
+from d2go_fbnetv5.utils.errors import InputError, brief, run_tool
 from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import SIGNATURE, refuse_others
 
@@ -92,9 +92,8 @@ def _from_hub(source: str) -> Mapping[str, Tensor]:
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's, which has many kinds of its own
-        message = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{source}: its weights cannot be fetched ({type(error).__name__}: {message}); a file of them will do"
+            f"{source}: its weights cannot be fetched ({brief(error)}); a file of them will do"
         ) from error
 
 

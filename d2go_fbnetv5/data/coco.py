@@ -8,6 +8,7 @@ import torch
 
 from d2go_fbnetv5.data.coco_boxes import read_boxes
 from d2go_fbnetv5.data.coco_index import image_arrays, load_json, read_images
+from d2go_fbnetv5.data.image_files import require_folder
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DatasetInfo
@@ -38,8 +39,7 @@ class CocoDetection(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, annotations_json: str | Path, image_root: str | Path, keep_empty: bool = True) -> None:
         path, self.root = Path(annotations_json), Path(image_root)
         index = load_json(path)
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"folder of images {self.root} does not exist")
+        require_folder("images", self.root)
         images = read_images(path, index)
         unlabelled = [image["id"] for image in images if not image.get("has_boxes", True)]
         if unlabelled:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from d2go_fbnetv5.data.image_files import file_names, image_names, warn_of_unread
+from d2go_fbnetv5.data.image_files import file_names, image_names, require_folder, warn_of_unread
 from d2go_fbnetv5.data.images import read_depth, read_image
 from d2go_fbnetv5.data.registry import register_dataset
 from d2go_fbnetv5.tasks.base import DEPTH_UNITS, DatasetInfo
@@ -54,8 +54,7 @@ class DepthFolder(torch.utils.data.Dataset[dict[str, Any]]):
                 "in name, such as _colors and _depth"
             )
         for kind, folder in (("images", image_root), ("depths", depth_root)):
-            if not folder.is_dir():
-                raise FileNotFoundError(f"folder of {kind} {folder} does not exist")
+            require_folder(kind, folder)
         found, unread = image_names(image_root)
         images = sorted(
             (name for name in found if image_part in PurePath(name).name),

@@ -31,6 +31,12 @@ def is_foreign(name: str) -> bool:
     return name.startswith(".") or name in _FOREIGN
 
 
+def require_folder(kind: str, folder: str | Path) -> None:
+    """Raise FileNotFoundError, which says of what the folder is, if it does not exist."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"folder of {kind} {folder} does not exist")
+
+
 def subfolders(folder: str | Path) -> list[str]:
     """Return the sorted names of the folders in a folder; links that lead nowhere are warned of."""
     entries = [entry for entry in os.scandir(folder) if not is_foreign(entry.name)]

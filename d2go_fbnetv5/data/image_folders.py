@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from d2go_fbnetv5.data.image_files import image_names, warn_of_copies, warn_of_unread
+from d2go_fbnetv5.data.image_files import image_names, require_folder, warn_of_copies, warn_of_unread
 from d2go_fbnetv5.data.images import read_image
 from d2go_fbnetv5.data.index_arrays import Strings
 from d2go_fbnetv5.data.names import checked_names
@@ -44,8 +44,7 @@ class ImageFolders(torch.utils.data.Dataset[dict[str, Any]]):
         found: list[str] = []
         counts = []
         for folder in self.folders:
-            if not folder.is_dir():
-                raise FileNotFoundError(f"folder of images {folder} does not exist")
+            require_folder("images", folder)
             names, unread = image_names(folder)
             names.sort()
             if not names:

@@ -12,6 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from d2go_fbnetv5.data.image_files import (
     image_names,
     refuse_splits,
+    require_folder,
     subfolders,
     warn_of_copies,
     warn_of_unread,
@@ -42,8 +43,7 @@ class ImageNetFolder(torch.utils.data.Dataset[dict[str, Any]]):
     """
 
     def __init__(self, root: str | Path) -> None:
-        if not Path(root).is_dir():
-            raise FileNotFoundError(f"folder of classes {root} does not exist")
+        require_folder("classes", root)
         self.folders = [Path(root)]
         classes = subfolders(root)
         if not classes:

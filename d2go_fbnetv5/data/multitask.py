@@ -38,6 +38,7 @@ from d2go_fbnetv5.data.coco_index import (
     names_of,
     read_images,
 )
+from d2go_fbnetv5.data.image_files import require_folder
 from d2go_fbnetv5.data.images import check_labels, read_depth, read_image, read_label_map
 from d2go_fbnetv5.data.index_arrays import NO_LABEL, MultitaskIndex, Strings
 from d2go_fbnetv5.data.index_files import map_index, open_index
@@ -72,8 +73,7 @@ class MultitaskDataset(torch.utils.data.Dataset[dict[str, Any]]):
             self.index = open_index(self.path)
         else:
             self.index = read_json_index(self.path)
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"folder of images {self.root} does not exist")
+        require_folder("images", self.root)
 
     def __getstate__(self) -> dict[str, Any]:
         # A process that gets the data set maps the same files, instead of being sent what is in them.

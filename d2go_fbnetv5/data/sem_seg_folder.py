@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2go_fbnetv5.data.image_files import file_names, image_names, warn_of_unread
+from d2go_fbnetv5.data.image_files import file_names, image_names, require_folder, warn_of_unread
 from d2go_fbnetv5.data.images import read_image, read_label_map
 from d2go_fbnetv5.data.names import checked_names
 from d2go_fbnetv5.data.registry import register_dataset
@@ -49,8 +49,7 @@ class SemSegFolder(torch.utils.data.Dataset[dict[str, Any]]):
         self._allowed = f"{_ranges(class_values)}, and {_ranges(ignore_values)} (don't care)"
         image_root, map_root = Path(image_root), Path(map_root)
         for kind, folder in (("images", image_root), ("label maps", map_root)):
-            if not folder.is_dir():
-                raise FileNotFoundError(f"folder of {kind} {folder} does not exist")
+            require_folder(kind, folder)
         names_of_images, unread = image_names(image_root)
         names_of_images.sort(key=lambda name: PurePath(name).parts)
         if not names_of_images:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
+from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.keys import OPEN_GROUPS
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
@@ -68,6 +69,22 @@ _OF_THE_MODEL = (
     "SEARCH.HEADS",
     "SEARCH.TASKS",
 )
+
+
+def search_config(folder: Path) -> CfgNode:
+    """Return the configuration that a search has left in its folder, with that folder as OUTPUT_DIR.
+
+    Raises:
+        FileNotFoundError: there is no run; InputError: it is no search.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{folder} is no run: it has no {CONFIG_FILE}")
+    cfg = load_cfg(folder / CONFIG_FILE, ["OUTPUT_DIR", str(folder)])
+    if cfg.MODEL.META_ARCHITECTURE != "MultitaskSearch":
+        raise InputError(
+            f"{folder} is a run of {cfg.MODEL.META_ARCHITECTURE}, allowed: a search (MultitaskSearch)"
+        )
+    return cfg
 
 
 def stored_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -33,6 +33,11 @@ def sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def brief(error: BaseException) -> str:
+    """Return an error's kind and the beginning of what it says, on one line, for errors of others' making."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 class RemoteTraceback(Exception):  # noqa: N818
     """Shows, as the cause of an error, where in another process it was raised."""
 

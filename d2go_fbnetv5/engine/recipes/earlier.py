@@ -17,8 +17,8 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.arch.topology_file import TopologyFile, load_topologies
 from d2go_fbnetv5.engine.checkpoint import FINAL, list_checkpoints
-from d2go_fbnetv5.engine.config import as_dict, load_cfg
-from d2go_fbnetv5.engine.continuing import CONFIG_FILE
+from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.continuing import search_config
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.checkpoints import read_tensors
 from d2go_fbnetv5.utils.errors import InputError
@@ -108,13 +108,7 @@ class EarlierTasks:
             FileNotFoundError: there is no run in the folder.
             InputError: it is no search, or has not ended.
         """
-        if not (folder / CONFIG_FILE).is_file():
-            raise FileNotFoundError(f"{folder} is no run: it has no {CONFIG_FILE}")
-        cfg = load_cfg(folder / CONFIG_FILE)
-        if cfg.MODEL.META_ARCHITECTURE != "MultitaskSearch":
-            raise InputError(
-                f"{folder} is a run of {cfg.MODEL.META_ARCHITECTURE}, allowed: a search (MultitaskSearch)"
-            )
+        cfg = search_config(folder)
         if not (folder / FINAL).is_file() or not (folder / TOPOLOGIES).is_file():
             raise InputError(
                 f"the search in {folder} has not ended, allowed: one that has (--resume ends it)"
@@ -152,7 +146,7 @@ def earlier_tasks(cfg: CfgNode) -> EarlierTasks | None:
         earlier = EarlierTasks.of_search(folder)
     except (InputError, FileNotFoundError) as error:
         raise type(error)(f"SEARCH.FROM: {error}") from error
-    searched = load_cfg(folder / CONFIG_FILE)
+    searched = search_config(folder)
     for key in _COMMON:
         if get(cfg, key) != get(searched, key):
             raise InputError(

@@ -185,14 +185,20 @@ def read_weights(path: str | os.PathLike[str], averaged: bool = False) -> dict[s
     strange = [name for name in state if not isinstance(name, str)]
     if strange:
         raise InputError(f"weights {where!r}: a tensor's name is {strange[0]!r}, allowed: text")
-    if key == "ema":  # torch's AveragedModel puts "module." before the names
-        state = {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
+    if key == "ema":
+        state = averaged_weights(state)
     stored = content.get("model")
     if key == "ema_state" and isinstance(
         stored, Mapping
     ):  # D2Go averages also buffers that no state_dict has
         state = {name: value for name, value in state.items() if name in stored}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def averaged_weights(ema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what our own trainer's checkpoints have under "ema" by the model's own names: torch's AveragedModel puts
+    "module." before them."""
+    return {name.removeprefix("module."): value for name, value in ema.items() if name != "n_averaged"}
 
 
 def _with_supernet(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -85,3 +85,61 @@ def test_test_images_of_our_sets_are_drawn_with_labels_and_predictions(runner_cf
         assert image.shape[2] == 3
         assert image.std() > 1
     assert drawings.predictions(samples[2], outputs[2]).any()
+
+
+@pytest.fixture
+def judged_cfg(runner_cfg, tmp_path):
+    options = type(runner_cfg)({"size": 64, "num_images": 8})
+    runner_cfg.FBNETV5_DATA.DATASETS.digit_scenes_train = options
+    runner_cfg.FBNETV5_DATA.DATASETS.digit_scenes_val = options
+    runner_cfg.INPUT.FORMAT = "RGB"
+    runner_cfg.INPUT.MIN_SIZE_TRAIN, runner_cfg.INPUT.MIN_SIZE_TEST = (64,), 64
+    runner_cfg.MODEL_EMA.ENABLED, runner_cfg.SOLVER.IMS_PER_BATCH = True, 4
+    runner_cfg.DATALOADER.NUM_WORKERS, runner_cfg.OUTPUT_DIR = 0, str(tmp_path)
+    return runner_cfg
+
+
+def judge(cfg):
+    """What D2Go's --eval-only does."""
+    from d2go_fbnetv5.runner import FBNetV5Runner
+
+    runner = FBNetV5Runner()
+    runner._initialize(cfg)
+    model = runner.build_model(cfg)
+    runner.build_checkpointer(cfg, model, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    return runner.do_test(cfg, model.eval())
+
+
+def test_nothing_is_judged_that_was_never_trained(judged_cfg):
+    for enabled in (True, False):
+        judged_cfg.MODEL_EMA.ENABLED = enabled
+        with pytest.raises(InputError, match="MODEL.WEIGHTS lacks .*, which are random"):
+            judge(judged_cfg)
+
+
+@pytest.mark.parametrize("kind", ["ImageClassifier", "LiteRCNN"])
+def test_averaged_weights_of_our_own_trainer_are_judged_beside_the_others(judged_cfg, tmp_path, kind):
+    from d2go_fbnetv5.arch import Backbone
+    from d2go_fbnetv5.engine.ema import EMA
+    from d2go_fbnetv5.models import ImageClassifier, LiteRCNN
+    from d2go_fbnetv5.plugins.detectron2.config import configured_topology
+    from d2go_fbnetv5.runner import FBNetV5Runner
+
+    judged_cfg.MODEL.META_ARCHITECTURE = kind
+    build, output = (ImageClassifier, "path3") if kind == "ImageClassifier" else (LiteRCNN, "path1")
+    ours = build(Backbone("N", configured_topology(judged_cfg), (output,)), num_classes=10)
+    average = EMA(ours)
+    with torch.no_grad():
+        for weight in average.module.parameters():
+            weight.add_(1e-3)
+    judged_cfg.MODEL.WEIGHTS = str(tmp_path / "ours.pth")
+    torch.save({"model": ours.state_dict()}, judged_cfg.MODEL.WEIGHTS)
+    with pytest.raises(InputError, match="MODEL_EMA.ENABLED is True, .* without averaged weights: False"):
+        judge(judged_cfg)
+
+    torch.save({"model": ours.state_dict(), "ema": average.state_dict()}, judged_cfg.MODEL.WEIGHTS)
+    assert set(judge(judged_cfg)) == {"default", "ema"}
+    judged_cfg.MODEL_EMA.USE_EMA_WEIGHTS_FOR_EVAL_ONLY = True
+    model = FBNetV5Runner().build_model(judged_cfg, eval_only=True)
+    expected = average.module.backbone.state_dict()
+    assert all(torch.equal(model.backbone.state_dict()[name], value) for name, value in expected.items())

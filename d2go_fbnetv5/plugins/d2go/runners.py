@@ -24,13 +24,14 @@ from d2go_fbnetv5.engine.evaluation import precise_batch_norm
 from d2go_fbnetv5.engine.hooks import Stopwatch
 from d2go_fbnetv5.engine.recipes.base import Trained
 from d2go_fbnetv5.engine.recipes.search import SearchRecipe
+from d2go_fbnetv5.models.weights import averaged_weights
 from d2go_fbnetv5.plugins.d2go.checks import check_d2go
 from d2go_fbnetv5.plugins.d2go.config import extend_config
 from d2go_fbnetv5.plugins.d2go.quantization import allow_zero_norms
 from d2go_fbnetv5.plugins.d2go.visualization import visualization_evaluator
 from d2go_fbnetv5.plugins.detectron2.checkpoint import StartsFromSearches
 from d2go_fbnetv5.plugins.detectron2.checks import check_run
-from d2go_fbnetv5.plugins.detectron2.convert import require_trained
+from d2go_fbnetv5.plugins.detectron2.convert import adapt_weights, require_trained
 from d2go_fbnetv5.plugins.detectron2.datasets import (
     EVALUATOR_TYPE,
     SampleMapper,
@@ -46,12 +47,28 @@ from d2go_fbnetv5.plugins.detectron2.samples import to_detectron2
 from d2go_fbnetv5.plugins.detectron2.trainer import by_task
 from d2go_fbnetv5.reports.history import write_evaluation
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main
+from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main, unwrap
 from d2go_fbnetv5.utils.seeding import seed_all
 
 
 class FBNetV5Checkpointer(StartsFromSearches, FSDPCheckpointer):
-    """D2Go's checkpointer for a model with our backbone or for a search; see `StartsFromSearches`."""
+    """D2Go's checkpointer for a model with our backbone or for a search; see `StartsFromSearches`.
+
+    A file of our own trainer also gives D2Go the averaged weights, where these are asked for.
+    """
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        if not path and checkpointables is None:  # to judge or export, and no training will follow
+            self.model.untrained_weights = tuple(self.model.state_dict())
+        return super().load(path, checkpointables)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        if "ema_state" in self.checkpointables and "ema" in checkpoint:
+            averaged = adapt_weights(averaged_weights(checkpoint.pop("ema")), self.model.state_dict())
+            average = ema.EMAState.FromModel(unwrap(self.model))  # which has buffers that are not saved, too
+            checkpoint["ema_state"] = {**average.state, **averaged}
+        return incompatible
 
 
 @D2GO_DATA_MAPPER_REGISTRY.register()
@@ -100,7 +117,8 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
         model = super().build_model(cfg, eval_only)
         allow_zero_norms(model)
         if eval_only:  # what is exported is left as it is
-            require_trained(model)
+            if cfg.MODEL.WEIGHTS:
+                require_trained(model)
         else:
             compile_model(cfg, model)
         return model
@@ -141,10 +159,18 @@ class FBNetV5Runner(GeneralizedRCNNRunner):
             return DatasetEvaluators([SampleEvaluator.for_info(metadata.info)])
         return GeneralizedRCNNRunner.get_evaluator(cfg, dataset_name, output_folder)
 
+    def do_test(self, cfg: CfgNode, model: nn.Module, train_iter: int | None = None) -> dict[str, Any]:
+        require_trained(model)
+        average = getattr(unwrap(model), "ema_state", None)
+        if average is not None and not average.has_inited():
+            raise InputError(
+                "MODEL_EMA.ENABLED is True, allowed to judge MODEL.WEIGHTS without averaged weights: False"
+            )
+        return super().do_test(cfg, model, train_iter)
+
     def _do_test(
         self, cfg: CfgNode, model: nn.Module, train_iter: int | None = None, model_tag: str = "default"
     ):
-        require_trained(model)
         average_batch_norm(model)
         precise = cfg.TEST.PRECISE_BN
         if not (precise.ENABLED and read_by_us(cfg)):

@@ -20,6 +20,7 @@ from d2go_fbnetv5.tasks.base import (
     require_names,
 )
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
+from d2go_fbnetv5.tasks.expected_regions import ExpectedRoIHeads, ExpectedRPN
 from d2go_fbnetv5.tasks.images import image_sizes
 from d2go_fbnetv5.tasks.roi_align import StrideRoIAlign
 from d2go_fbnetv5.utils.errors import InputError
@@ -53,6 +54,8 @@ class FasterRCNN(Task):
         score_thresh: detections with a lower score are dropped.
         nms_thresh: IoU above which the worse of two detections of a class is dropped.
         detections_per_image: the most that are returned.
+        expected_losses: losses of all anchors and proposals, each weighted by its chance to be sampled: the mean of
+            what sampled ones may be. A search whose weights rest tells topologies apart by them with far fewer images.
         input_norm: batch norm before the head, over labelled and unlabelled samples alike. Without it the head meets
             features whose scale grows with the number of blocks that a topology keeps.
 
@@ -84,6 +87,7 @@ class FasterRCNN(Task):
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         detections_per_image: int = 100,
+        expected_losses: bool = False,
         input_norm: bool = False,
     ):
         super().__init__()
@@ -120,7 +124,10 @@ class FasterRCNN(Task):
         width, stride = require_feature(self.name, feature, strided), STRIDES[feature]
         self.in_features = (feature,)
         self.norm = nn.BatchNorm2d(width) if input_norm else nn.Identity()
-        self.rpn = RegionProposalNetwork(
+        rpn, roi_heads = (
+            (ExpectedRPN, ExpectedRoIHeads) if expected_losses else (RegionProposalNetwork, RoIHeads)
+        )
+        self.rpn = rpn(
             StrideAnchorGenerator((stride,), (anchor_sizes,), (anchor_ratios,)),
             RPNHead(width, len(anchor_sizes) * len(anchor_ratios)),
             fg_iou_thresh=0.7,
@@ -132,7 +139,7 @@ class FasterRCNN(Task):
             nms_thresh=rpn_nms_thresh,
         )
         self.rpn.box_similarity = anchor_similarity
-        self.roi_heads = RoIHeads(
+        self.roi_heads = roi_heads(
             StrideRoIAlign(feature, roi_output_size, stride, roi_sampling_ratio),
             TwoMLPHead(width * roi_output_size**2, box_head_width),
             FastRCNNPredictor(box_head_width, len(names) + 1),

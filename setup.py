@@ -36,7 +36,7 @@ setup(
     # As in D2Go: the command line tools and the configurations live at the top level and ship inside the package.
     package_dir={"d2go_fbnetv5.tools": "tools", "d2go_fbnetv5.configs": "configs"},
     package_data={
-        "d2go_fbnetv5": ["py.typed"],
+        "d2go_fbnetv5": ["py.typed", "pretrained/*/*"],
         "d2go_fbnetv5.configs": config_files(),
         "d2go_fbnetv5.export": ["cpp/*.hpp"],
     },

@@ -5,36 +5,49 @@ Such a folder holds no code and names none: what is opened is JSON, tensors and 
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from d2go_fbnetv5.arch.cost import count_params
+from d2go_fbnetv5.engine.card import CARD_FILE, SHARED_WEIGHTS, describe_training, write_card
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network
-from d2go_fbnetv5.engine.predictor import SHARED_WEIGHTS, Predictor, from_run, open_network
-from d2go_fbnetv5.reports.history import is_evaluation, read_history
+from d2go_fbnetv5.engine.predictor import Predictor, from_run, open_network
 from d2go_fbnetv5.utils.checkpoints import save_safetensors
 from d2go_fbnetv5.utils.errors import InputError, brief
 from d2go_fbnetv5.utils.extras import require_extra
 from d2go_fbnetv5.utils.files import SIGNATURE, write_atomically
 from d2go_fbnetv5.utils.text_files import read_json_object
 
-_CARD = "README.md"
-_PIPELINES = {"cls": "image-classification", "det": "object-detection", "seg": "image-segmentation"}
+_README = "README.md"
+_PIPELINES = {
+    "cls": "image-classification",
+    "det": "object-detection",
+    "seg": "image-segmentation",
+    "depth": "depth-estimation",
+}
+_KINDS = {True: "averaged over steps", False: "of the last step", None: None}
+_OF_THE_NEWEST = ("iterations", "averaged", "metrics")
 
 
 def save_pretrained(
     run: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     weights: str | os.PathLike[str] | None = None,
+    licence: str = "",
 ) -> Path:
-    """Write the model of a training as a folder to share: network.json, model.safetensors and README.md, its card.
+    """Write the model of a training as a folder to share: network.json, model.safetensors, card.json and README.md.
+
+    The card says, for programs and for people, how the weights came about, what they reach, and their hash.
 
     Args:
         run: the training's OUTPUT_DIR, or such a folder.
         folder: is made if need be; what is there of an earlier call is replaced.
         weights: a checkpoint in place of the run's newest one.
+        licence: under which others may use it, such as "Apache-2.0"; "" leaves it unsaid.
 
     Returns:
         the folder, which `from_pretrained`, `create_model` and the commands' ``--run`` open.
@@ -49,14 +62,20 @@ def save_pretrained(
             f"run {os.fspath(run)} needs the module {network.imports[0]}, which whoever opens the model would run; "
             "allowed: a model without IMPORTS"
         )
-    card = path / _CARD
-    if card.is_file() and SIGNATURE not in card.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(f"{card} is there and is none of a saved model; choose another folder")
+    readme = path / _README
+    if readme.is_file() and SIGNATURE not in readme.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(f"{readme} is there and is none of a saved model; choose another folder")
+    training = describe_training(run)
+    if weights is not None:
+        training = {key: value for key, value in training.items() if key not in _OF_THE_NEWEST}
     path.mkdir(parents=True, exist_ok=True)
     notes = {"author": SIGNATURE, "format": "pt"}  # transformers asks for the latter
     save_safetensors(path / SHARED_WEIGHTS, predictor.model.state_dict(), notes)
     network.write(path, predictor.task, predictor.model.in_features)
-    write_atomically(card, _describe(network, predictor, Path(run), path / SHARED_WEIGHTS))
+    about = {"model": network.model, "parameters": count_params(predictor.model), "licence": ""}
+    said = {"licence": licence} if licence else {}
+    card = write_card(path, {**about, **training, **said, "limits": _limits(training)})
+    write_atomically(readme, _describe(network, predictor, card))
     return path
 
 
@@ -114,7 +133,7 @@ def _download(name: str, revision: str | None) -> Path:
         raise FileNotFoundError(f"{name}: there is no such folder, nor is it a name on the hub, user/name")
     hub = require_extra(f"{name}, which is no folder here,", "huggingface_hub", "hub")
     try:
-        files = [NETWORK_FILE, SHARED_WEIGHTS]
+        files = [NETWORK_FILE, SHARED_WEIGHTS, CARD_FILE]
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except Exception as error:  # the hub's, which has many kinds of its own
         raise InputError(
@@ -122,31 +141,41 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _describe(network: Network, predictor: Predictor, run: Path, weights: Path) -> str:
-    """Return the card: what the model is, what it was judged by, and what nobody has looked at."""
+def _limits(training: Mapping[str, Any]) -> str:
+    """Return what nobody knows of a model."""
+    sets = [training.get("configuration", {}).get(f"DATASETS.{part}") for part in ("TRAIN", "TEST")]
+    seen, judged = (", ".join(names) if names else "its training's sets" for names in sets)
+    return (
+        f"It has been trained on {seen} alone and judged on {judged} alone. Nothing is known of how it does on other "
+        "images, nor for whom it fails more often."
+    )
+
+
+def _describe(network: Network, predictor: Predictor, card: Mapping[str, Any]) -> str:
+    """Return the card as people read it."""
     model, names, images = predictor.model, network.names, network.images
     rows = {
         "model": f"{network.model}, family {network.family}, {model.backbone.topology.num_stages} stages",
-        "blocks kept": str(sum(model.backbone.topology.kept_per_path)),
-        "parameters": f"{count_params(model):,}",
+        "blocks kept": sum(model.backbone.topology.kept_per_path),
+        "parameters": f"{card['parameters']:,}",
         "images": f"short side {images.short_side}, crop {images.crop}, long side at most {images.max_size}",
         "classes": f"{len(names)}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
-        "SHA-256 of the weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "steps of training": card.get("iterations"),
+        "seed": card.get("seed"),
+        "weights": _KINDS.get(card.get("averaged")),
+        "licence": card["licence"] or None,
+        "SHA-256 of the weights": card["sha256"],
     }
-    evaluations = [record for record in read_history(run) if is_evaluation(record)]
-    metrics = {
-        key.removeprefix("eval/"): value
-        for key, value in (evaluations[-1] if evaluations else {}).items()
-        if key.startswith("eval/") and isinstance(value, float)
-    }
-    lines = [f"| {key} | {value} |" for key, value in rows.items()]
-    figures = [f"| {key} | {value:.4g} |" for key, value in metrics.items()]
-    judged = ["| metric | on the training's validation set |", "|---|---|", *figures] if figures else []
+    figures = [f"| {key} | {value:.4g} |" for key, value in card.get("metrics", {}).items()]
+    judged = ["| metric | on the training's validation set |", "|---|---|", *figures, ""] if figures else []
+    keys = [f"{key}: {json.dumps(value)}" for key, value in card.get("configuration", {}).items()]
+    trained = ["Trained with these keys, and the defaults of all others:", "", "```text", *keys, "```", ""]
     return "\n".join(
         [
             "---",
             "library_name: d2go_fbnetv5",
             f"pipeline_tag: {_PIPELINES[predictor.task]}",
+            *([f"license: {card['licence'].lower()}"] if card["licence"] else []),
             "---",
             "",
             f"# A searched {network.model}",
@@ -155,12 +184,11 @@ def _describe(network: Network, predictor: Predictor, run: Path, weights: Path) 
             "",
             "| | |",
             "|---|---|",
-            *lines,
+            *(f"| {key} | {value} |" for key, value in rows.items() if value is not None),
             "",
             *judged,
-            "",
-            "Nothing is known of it beyond these figures: not how it does on other images than those it was judged by, "
-            "nor for whom it fails more often.",
+            *(trained if keys else []),
+            card["limits"],
             "",
         ]
     )

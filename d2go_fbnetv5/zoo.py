@@ -1,7 +1,11 @@
-"""Models by name, FBNetV5-{A_C, A_R, A, C, F}-{CLS, SEG, DET}, with `builtin_topology`, and those of runs."""
+"""Models by name, FBNetV5-{A_C, A_R, A, C, F}-{CLS, SEG, DET}, with `builtin_topology`, and those of runs.
+
+Some names have trained weights in the package, each a folder of `hub.save_pretrained` with a network of its own.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -14,12 +18,14 @@ from d2go_fbnetv5.arch.topology_file import load_topologies
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.ade20k import ADE20K_NAMES
 from d2go_fbnetv5.engine.checkpoint import list_checkpoints
-from d2go_fbnetv5.engine.predictor import Predictor, from_run
+from d2go_fbnetv5.engine.network import NETWORK_FILE
+from d2go_fbnetv5.engine.predictor import Predictor, from_run, open_network
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights, read_search_weights
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.utils.options import bind_options, to_budget
+from d2go_fbnetv5.utils.options import bind_options, shown, to_budget
+from d2go_fbnetv5.utils.shipped import pretrained_folder
 
 FAMILIES = ("A_C", "A_R", "A", "C", "F")
 _NAME = re.compile(r"FBNetV5-(?P<family>.+)-(?P<task>[A-Z]+)")
@@ -32,16 +38,18 @@ class _Entry(NamedTuple):
     num_classes: int
 
 
-_TASKS = {
+TASKS = {
     "CLS": _Entry(ImageClassifier, 1000),
     "SEG": _Entry(LiteMaskFormer, 150),
     "DET": _Entry(LiteRCNN, 80),
 }
 
 
-def list_models() -> list[str]:
-    """Return the names of the paper's models."""
-    return [f"FBNetV5-{family}-{task}" for task in _TASKS for family in FAMILIES]
+def list_models(pretrained: bool = False) -> list[str]:
+    """Return the names of the paper's models, or of those that have trained weights in the package."""
+    if pretrained:
+        return sorted(path.parent.name for path in pretrained_folder().glob(f"*/{NETWORK_FILE}"))
+    return [f"FBNetV5-{family}-{task}" for task in TASKS for family in FAMILIES]
 
 
 def create_model(
@@ -50,6 +58,7 @@ def create_model(
     topology: Topology | str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     budget: Mapping[str, float] | None = None,
+    pretrained: bool = False,
     **options: Any,
 ) -> SearchedModel:
     """Build a model by name, ready to be trained, or open the one that a training has left in its folder.
@@ -64,13 +73,16 @@ def create_model(
             model by name is not trained, and a training's has the newest one of its folder.
         budget: of a ``front.json`` the best network is taken whose backbone costs no more, {"flops": 9e6}, see
             `TopologyFile.task`.
+        pretrained: of a name in ``list_models(pretrained=True)``, take the network and the weights that come with the
+            package; classes, topology and options are those of its card.
         options: the model's further arguments, such as ``test_proposals`` or ``pixel_mean``.
 
     Returns:
         the model in training mode.
 
     Raises:
-        ValueError: an unknown name, option or task, or weights that do not fit; the message says what does.
+        ValueError: an unknown name, option or task, or weights that do not fit, also those of the package; the message
+            says what does.
         FileNotFoundError: no such topology or weights file.
     """
     match = _NAME.fullmatch(os.fspath(name))
@@ -80,29 +92,57 @@ def create_model(
         if wrong:
             raise InputError(f"run {os.fspath(name)} has its own {wrong[0]}; allowed is weights alone")
         return from_run(name, weights).model.train()
-    if match is None or match["task"] not in _TASKS or match["family"] not in list_families():
+    if match is None or match["task"] not in TASKS or match["family"] not in list_families():
         raise InputError(
             f"unknown model {os.fspath(name)!r}; available: {', '.join(list_models())}, or the folder of a training"
         )
-    entry = _TASKS[match["task"]]
-    if num_classes is None:
-        num_classes = entry.num_classes
-    if num_classes < 1:
+    entry = TASKS[match["task"]]
+    if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes is {num_classes}; allowed is 1 or more")
     if budget and (topology is None or isinstance(topology, Topology)):
         raise InputError("a budget is given, allowed with the path of a front.json as topology alone")
-    if topology is None:
-        topology = builtin_topology(match["task"])
-    elif not isinstance(topology, Topology):
+    if topology is not None and not isinstance(topology, Topology):
         file, within = load_topologies(topology), to_budget(budget or {}, "budget ")
         task, outputs = match["task"].lower(), entry.model.in_features
         topology = file.task(task, within, match["family"], outputs).topology
-    backbone = Backbone(match["family"], topology, entry.model.in_features)
     options = bind_options(f"model {name!r}", entry.model, options, ("backbone", "num_classes"))
-    model = entry.model(backbone, num_classes, **options)
+    if pretrained:
+        given = {"num_classes": num_classes, "topology": topology, "weights": weights, **options}
+        return _open_pretrained(os.fspath(name), given)
+    if topology is None:
+        topology = builtin_topology(match["task"])
+    backbone = Backbone(match["family"], topology, entry.model.in_features)
+    model = entry.model(backbone, num_classes or entry.num_classes, **options)
     if weights is not None:
         load_weights(model, weights, supernet=True)
     return model
+
+
+def _open_pretrained(name: str, given: Mapping[str, Any]) -> SearchedModel:
+    """Return the model whose trained weights come with the package, in training mode.
+
+    Args:
+        given: what else `create_model` was given, by its arguments' names; None for nothing.
+
+    Raises:
+        InputError: there are no weights of that name, they are not those of the card, or something given is not what
+            they were trained with.
+    """
+    if name not in list_models(pretrained=True):
+        raise InputError(
+            f"no trained weights come with the package for {name}; they do for {', '.join(list_models(True))}"
+        )
+    network, model = open_network(pretrained_folder() / name), from_run(pretrained_folder() / name).model
+    parameters = inspect.signature(type(model)).parameters
+    known = {key: parameter.default for key, parameter in parameters.items()}
+    known |= {**network.arguments(type(model)), "topology": model.backbone.topology, "weights": None}
+    for key, value in given.items():
+        found = value.prune(model.in_features) if isinstance(value, Topology) else value
+        if value is not None and found != known[key]:
+            raise InputError(
+                f"{key} is {shown(value)}, allowed with the trained weights of {name}: {shown(known[key])}"
+            )
+    return model.train()
 
 
 def create_backbone(
@@ -154,6 +194,7 @@ def from_zoo(
     num_classes: int | None = None,
     names: Sequence[str] | None = None,
     budget: Mapping[str, float] | None = None,
+    pretrained: bool = False,
 ) -> Predictor:
     """Return the predictor of a model of the zoo.
 
@@ -164,11 +205,15 @@ def from_zoo(
         num_classes: as many as there are names, or as in the paper, by default.
         names: of the classes; by default those of ADE20K for its 150, else the numbers.
         budget: by which its network was picked of a front.json.
+        pretrained: take the weights that come with the package, with their classes' names and images' size.
 
     Raises:
         FileNotFoundError, ValueError: names what is missing or does not fit.
     """
-    model = create_model(name, num_classes or (len(names) if names else None), topology, budget=budget)
+    own = weights if pretrained else None  # which `create_model` refuses
+    model = create_model(
+        name, num_classes or (len(names) if names else None), topology, own, budget, pretrained
+    )
     if weights is not None:
         load_weights(model, weights)
     count = model.num_classes
@@ -176,6 +221,9 @@ def from_zoo(
         raise InputError(f"{len(names)} names of classes are given, the model has {count} classes")
     task = name.rsplit("-", 1)[1].lower()
     default = ADE20K_NAMES if task == "seg" and count == len(ADE20K_NAMES) else tuple(map(str, range(count)))
+    if pretrained:
+        network = open_network(pretrained_folder() / name)
+        return Predictor(model.eval(), task, tuple(names) if names else network.names, network.images)
     family = model.backbone.family
     side = family.input_size
     transforms = {

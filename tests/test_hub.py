@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from d2go_fbnetv5 import create_model, from_pretrained, push_to_hub, save_pretrained
 from d2go_fbnetv5.arch import Backbone, Topology
 from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.engine.config import get_cfg
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network
 from d2go_fbnetv5.models import LiteRCNN
 from d2go_fbnetv5.utils.errors import InputError
@@ -42,7 +43,12 @@ def run(tmp_path, model):
 
 def test_the_very_model_comes_back_from_its_folder(run, model, tmp_path):
     folder = save_pretrained(run, tmp_path / "shared")
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.safetensors", NETWORK_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "card.json",
+        "model.safetensors",
+        NETWORK_FILE,
+    ]
     (run / "model_final.pth").unlink()  # the search and the training may be gone
     opened = from_pretrained(folder)
     assert (opened.task, opened.names, opened.transform.max_size) == ("det", ("cat", "dog"), 128)
@@ -70,6 +76,32 @@ def test_the_card_tells_of_the_model_and_its_weights(run, tmp_path):
         digest,
     ):
         assert text in card
+
+
+def test_the_card_has_how_the_weights_came_about_and_no_folders_of_the_user(run, tmp_path):
+    cfg = get_cfg()
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, cfg.SEED = "/home/me/search/model_final.pth", str(run), 3
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN, cfg.MODEL_EMA.ENABLED = "LiteRCNN", ["cats_train"], True
+    (run / "config.yaml").write_text(cfg.dump())
+    with open(run / "metrics.json", "a") as file:
+        file.write('{"iteration": 99, "eval/AP": 0.25, "eval/ema/AP": 0.5, "eval/ema/AP-cat": 0.75}\n')
+    folder = save_pretrained(run, tmp_path / "shared", licence="Apache-2.0")
+    card = json.loads((folder / "card.json").read_text())
+    assert card["configuration"]["MODEL.WEIGHTS"] == "model_final.pth"
+    assert card["configuration"]["DATASETS.TRAIN"] == ["cats_train"]
+    assert not {"OUTPUT_DIR", "SOLVER.MAX_ITER"} & card["configuration"].keys()
+    assert (card["seed"], card["iterations"], card["averaged"], card["licence"]) == (
+        3,
+        100,
+        True,
+        "Apache-2.0",
+    )
+    assert card["metrics"] == {"AP": 0.5}  # of the weights that are shared, the averaged ones
+    assert str(run) not in (folder / "README.md").read_text()
+    again = json.loads((save_pretrained(folder, tmp_path / "again") / "card.json").read_text())
+    assert {**again, "sha256": ""} == {**card, "sha256": ""}
+    other = save_pretrained(run, tmp_path / "other", weights=run / "model_final.pth")
+    assert "metrics" not in json.loads((other / "card.json").read_text())  # they are of the newest checkpoint
 
 
 def test_a_readme_of_somebody_else_is_left_alone(run, tmp_path):
@@ -106,6 +138,12 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if "path1" in name and name.endswith("weight"))
     save_file({key: value for key, value in weights.items() if key != name}, folder / "model.safetensors")
+    for opening in (from_pretrained, create_model):
+        with pytest.raises(
+            InputError, match=r"model.safetensors has the SHA-256 \w+, allowed is that of card.json"
+        ):
+            opening(folder)
+    (folder / "card.json").unlink()  # as of older versions
     with pytest.raises(InputError, match=name):
         from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -137,7 +175,7 @@ class Hub(types.ModuleType):
     def snapshot_download(self, name, revision, allow_patterns):
         if not (self.folder / name).is_dir():
             raise ConnectionError("no\nnetwork")
-        assert allow_patterns == [NETWORK_FILE, "model.safetensors"] and revision in (None, "v1")
+        assert allow_patterns == [NETWORK_FILE, "model.safetensors", "card.json"] and revision in (None, "v1")
         return str(self.folder / name)
 
 

@@ -3,8 +3,9 @@
     python tools/benchmark.py FBNetV5-A_C-CLS --formats executorch onnx
     python tools/benchmark.py output/cls_digits output/det_digits --max-images 200 --output bench
 
-A model is one of the zoo (with random weights, to be timed), the OUTPUT_DIR of a finished training, timm/NAME or
-torchvision/NAME. The folder --output gets the exported files, benchmark.md and benchmark.json.
+A model is one of the zoo (with random weights, to be timed), the OUTPUT_DIR of a finished training,
+pretrained/FBNetV5-N-DET (of the zoo, with the package's weights), timm/NAME or torchvision/NAME. The folder --output
+gets the exported files, benchmark.md and benchmark.json.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
     python tools/export.py --run output/det_digits --format executorch
     python tools/export.py --run output/cls_digits --format executorch --int8
     python tools/export.py --model FBNetV5-A-SEG --weights model_final.pth --format onnx --output deploy
+    python tools/export.py --model FBNetV5-N-DET --pretrained --format onnx
 
 --run names the OUTPUT_DIR of a training. The folder --output gets the file and its model.json: inputs,
 preprocessing, outputs, classes, topology, FLOPs, versions, and how far the file was from the model when it was checked.

@@ -8,7 +8,7 @@ from pathlib import Path
 from d2go_fbnetv5.engine.predictor import Predictor, from_run
 from d2go_fbnetv5.utils.arguments import add_budget, parse_budget
 from d2go_fbnetv5.utils.errors import InputError
-from d2go_fbnetv5.zoo import from_zoo
+from d2go_fbnetv5.zoo import from_zoo, list_models
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, model: str, weights: str) -> None:
@@ -16,6 +16,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str, weights: st
     parser.add_argument("--run", metavar="DIR", help="OUTPUT_DIR of a training")
     parser.add_argument("--model", metavar="NAME", help=model)
     parser.add_argument("--weights", metavar="FILE", help=weights)
+    parser.add_argument(
+        "--pretrained",
+        action="store_true",
+        help=f"take --model with the weights that come with the package ({', '.join(list_models(pretrained=True))})",
+    )
     parser.add_argument(
         "--topology", metavar="FILE", help="the topologies.json or front.json that --model was trained with"
     )
@@ -41,7 +46,11 @@ def open_model(args: argparse.Namespace) -> Predictor:
     if args.run is None:
         names = _names(args.names) if args.names is not None else None
         budget = parse_budget(args.budget)
-        return from_zoo(args.model, args.weights, args.topology, args.num_classes, names, budget)
+        return from_zoo(
+            args.model, args.weights, args.topology, args.num_classes, names, budget, args.pretrained
+        )
+    if args.pretrained:
+        raise InputError("--pretrained: --run brings its own weights")
     for flag, value in (
         ("--topology", args.topology),
         ("--budget", " ".join(args.budget) or None),

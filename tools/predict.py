@@ -2,6 +2,7 @@
 
     python tools/predict.py photo.jpg --run output/det_digits
     python tools/predict.py photos --model FBNetV5-A-DET --weights model_final.pth --output predictions
+    python tools/predict.py photo.jpg --model FBNetV5-N-DET --pretrained
 
 --run names the OUTPUT_DIR of a training; the model, its weights (the newest, averaged if there are averaged ones), the
 class names and the images' size at evaluation are taken from it. A folder is searched for images to any depth; hidden
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of them")
     add_model_arguments(
         parser,
-        model="a model of the zoo, such as FBNetV5-A-DET, with --weights",
+        model="a model of the zoo, such as FBNetV5-A-DET, with --weights or --pretrained",
         weights="its checkpoint; with --run another one than the run's last",
     )
     parser.add_argument(
@@ -97,8 +98,10 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     if not 0 <= args.threshold <= 1:
         raise InputError(f"--threshold {args.threshold}: allowed is 0 to 1")
     transform = EvalTransform(*_parse_size(args.size)) if args.size else None
-    if args.model is not None and not args.weights:
-        raise InputError(f"--model {args.model} needs --weights FILE: without them it is not trained")
+    if args.model is not None and not (args.weights or args.pretrained):
+        raise InputError(
+            f"--model {args.model} needs --weights FILE or --pretrained: without them it is not trained"
+        )
     predictor = open_model(args)
     predictor.threshold = args.threshold
     predictor.transform = transform or predictor.transform

@@ -135,7 +135,7 @@ def check_continued(cfg: CfgNode, eval_only: bool) -> dict[str, Any]:
     stored = stored_config(cfg.OUTPUT_DIR)
     if not stored:
         return changed
-    now, then = _flat(yaml.safe_load(cfg.dump())), _flat(stored)
+    now, then = flat(yaml.safe_load(cfg.dump())), flat(stored)
     if not eval_only:
         _check_processes(now, then)
     for key in sorted(now.keys() | then.keys()):
@@ -179,8 +179,8 @@ def _within(key: str, groups: tuple[str, ...]) -> bool:
     return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and their values; an empty group has none."""
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of nested groups by dotted keys; an empty group has none."""
     return dict(_leaves(values, ""))
 
 

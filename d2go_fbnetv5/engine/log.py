@@ -1,7 +1,9 @@
 """Log messages: short lines on the console, everything in OUTPUT_DIR/log.txt."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -51,3 +53,15 @@ def log_to_file(folder: Path) -> None:
     logger = logging.getLogger("d2go_fbnetv5")
     logger.setLevel(logging.DEBUG)
     logger.addHandler(handler)
+
+
+@contextlib.contextmanager
+def said_before() -> Iterator[None]:
+    """Inside, the package's warnings are not shown: what is opened here was opened before, and they were."""
+    logger = logging.getLogger("d2go_fbnetv5")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.data import EvalTransform
+from d2go_fbnetv5.engine.card import SHARED_WEIGHTS, check_weights
 from d2go_fbnetv5.engine.checkpoint import list_checkpoints
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.continuing import CONFIG_FILE
@@ -22,8 +23,6 @@ from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.formatting import MOST_AREA
 from d2go_fbnetv5.utils.text_files import read_json_object
-
-SHARED_WEIGHTS = "model.safetensors"  # of a folder to share, which has no checkpoint
 
 
 @dataclass
@@ -112,8 +111,10 @@ def from_run(folder: str | os.PathLike[str], weights: str | os.PathLike[str] | N
         checkpoints = list_checkpoints(folder) or ([shared] if shared.is_file() else [])
         if not checkpoints and weights is None:
             raise FileNotFoundError("there is no checkpoint, such as model_final.pth")
-        # The averaged ones, where the training has averaged weights.
-        load_weights(model, weights or checkpoints[0], averaged=True)
+        path = Path(weights or checkpoints[0])
+        if path == shared:
+            check_weights(folder)
+        load_weights(model, path, averaged=True)  # where the training has averaged weights
     except (InputError, FileNotFoundError) as error:
         raise type(error)(f"run {folder}: {error}") from error
     return Predictor(model.eval(), recipe.task, network.names, network.images)

@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.data import read_batches
 from d2go_fbnetv5.engine.imports import import_modules
+from d2go_fbnetv5.engine.log import said_before
 from d2go_fbnetv5.engine.train import pick_device
 from d2go_fbnetv5.pseudo_labels.labeller import Labeller
 from d2go_fbnetv5.pseudo_labels.output import ChunkWriter, Output, RelativeNames
@@ -154,7 +155,9 @@ def label_chunks(settings: CfgNode, chunks: Sequence[int]) -> None:
     mine = list(chunks)[rank() :: world_size()]
     if not mine:
         return
-    images, output = Images(settings), Output(settings.OUTPUT_DIR)
+    with said_before():  # by `prepare`
+        images = Images(settings)
+    output = Output(settings.OUTPUT_DIR)
     labeller = Labeller(settings, images.dataset.info, pick_device(settings.DEVICE))
     names = RelativeNames(output.folder)
     batches = _Batches(images, mine, settings.BATCH_SIZE)

@@ -1,4 +1,4 @@
-"""The files that come with the package: configurations and the weights that some of them start from."""
+"""The files that come with the package: configurations with the weights that some start from, and trained models."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import os
 from importlib import resources
 from pathlib import Path
 
+_PACKAGE = Path(str(resources.files("d2go_fbnetv5")))
+
+
+def pretrained_folder() -> Path:
+    """Return the folder of the trained models that come with the package, one folder for each."""
+    return _PACKAGE / "pretrained"
+
 
 def shipped_folder() -> Path:
     """Return the folder of the configurations: beside the package in a checkout, inside it where it is installed."""
-    package = Path(str(resources.files("d2go_fbnetv5")))
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def find_shipped(path: str | os.PathLike[str]) -> Path | None:

@@ -56,6 +56,15 @@ def test_results_of_other_options_are_not_taken_for_these(tmp_path):
 
 
 @pytest.mark.slow
+def test_searches_from_timms_weights_are_set_beside_those_from_nothing(tmp_path):
+    pytest.importorskip("timm")
+    content, _ = run("warm_start.py", tmp_path / "warm.json", "--folder", tmp_path / "runs")
+    (rows,) = (rows for title, rows in content.items() if title.startswith("Classification loss"))
+    starts = ["nothing", "its weights, a new head", "its weights and head"]
+    assert [row["a search from"] for row in rows] == starts
+
+
+@pytest.mark.slow
 def test_algorithm_cost_counts_the_passes_of_table_1(tmp_path):
     content, printed = run("algorithm_cost.py", tmp_path / "cost.json")
     passes = {

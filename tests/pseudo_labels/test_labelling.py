@@ -104,6 +104,21 @@ def test_labels_are_kept_for_some_tasks_and_given_for_others(label, scenes, tmp_
     assert "odd" in capsys.readouterr().out
 
 
+def test_a_warning_about_the_index_is_shown_once(label, scenes, tmp_path, caplog):
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 40, "width": 48}],
+        "categories": [{"id": 1, "name": "digit"}, {"id": 2, "name": "no digit"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 9, 9], "area": 81, "iscrowd": 0}
+        ],
+    }
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    Image.new("RGB", (48, 40)).save(tmp_path / "1.png")
+    images = {"READER": "coco", "image_root": str(tmp_path), "annotations_json": str(tmp_path / "index.json")}
+    assert label({"IMAGES": images, "DET": {"SOURCE": "dataset"}}) == 0
+    assert ["1 of 2 categories have no box" in message for message in caplog.messages].count(True) == 1
+
+
 def test_two_shards_are_one_set(label, scenes, tmp_path, capsys):
     assert label(truth(scenes), output="one") == 0
     flags = ("--num-shards", "2", "--shard-index")

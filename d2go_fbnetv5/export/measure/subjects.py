@@ -19,7 +19,7 @@ from d2go_fbnetv5.models import ImageClassifier, SearchedModel
 from d2go_fbnetv5.models.flops import model_flops
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
-from d2go_fbnetv5.zoo import create_model
+from d2go_fbnetv5.zoo import create_model, from_zoo
 
 BASELINES = (
     "timm/mobilenetv3_large_100",
@@ -60,7 +60,8 @@ class Subject:
 
 
 def open_subject(name: str) -> Subject:
-    """A model of the zoo, the OUTPUT_DIR of a finished training, timm/NAME, or torchvision/NAME (a detector).
+    """A model of the zoo, the OUTPUT_DIR of a finished training, pretrained/NAME (of the zoo, with the package's
+    weights), timm/NAME, or torchvision/NAME (a detector).
 
     Raises:
         ValueError, FileNotFoundError: there is no such model, or the package is not installed.
@@ -76,9 +77,12 @@ def open_subject(name: str) -> Subject:
         return replace(
             subject, calibration=lambda size: run_images(name, predictor, "TRAIN", CALIBRATION_IMAGES)[0]
         )
+    if slash and library == "pretrained":
+        predictor = from_zoo(rest, None, pretrained=True)
+        return _searched(name, predictor.model, usual_size(predictor.model, predictor.transform))
     if slash:
         raise FileNotFoundError(
-            f"{name} does not exist; a finished training, timm/NAME or torchvision/NAME is"
+            f"{name} does not exist; a finished training, pretrained/NAME, timm/NAME or torchvision/NAME is"
         )
     model = create_model(name).eval()
     return _searched(name, model, usual_size(model, None))

@@ -44,16 +44,19 @@ def run_teacher(
 def zoo_teacher(
     device: torch.device,
     model: str,
-    weights: str,
+    weights: str | None = None,
     topology: str | None = None,
     num_classes: int | None = None,
     names: Sequence[str] | None = None,
     budget: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
 ) -> Teacher:
-    """Label by a model of the zoo, such as "FBNetV5-A-DET", with a checkpoint; options as those of `from_zoo`."""
-    return _SearchedModel(
-        from_zoo(model, weights, topology, num_classes, names, budget), device, f"weights {weights}"
-    )
+    """Label by a model of the zoo, such as "FBNetV5-A-DET", with a checkpoint or the package's own weights; options as
+    those of `from_zoo`."""
+    if weights is None and not pretrained:
+        raise InputError(f"weights of {model} are missing, allowed without them: pretrained True")
+    predictor = from_zoo(model, weights, topology, num_classes, names, budget, pretrained)
+    return _SearchedModel(predictor, device, f"weights {weights or 'of ' + model}")
 
 
 class _SearchedModel(Teacher):

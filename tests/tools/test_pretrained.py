@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from d2go_fbnetv5.tools import predict, pretrained
+from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5 import create_model, list_models
 from d2go_fbnetv5.arch import Backbone, Topology
@@ -52,7 +53,9 @@ def run(tmp_path, model):
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.FBNETV5.FAMILY = "ImageClassifier", "N"
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ["digit_scenes_train"], ["digit_scenes_val"]
-    cfg.FBNETV5_DATA.DATASETS.update({"digit_scenes_train": dict(SCENES), "digit_scenes_val": dict(SCENES)})
+    cfg.FBNETV5_DATA.DATASETS.update(
+        {"digit_scenes_train": CfgNode(SCENES), "digit_scenes_val": CfgNode(SCENES)}
+    )
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.CROP.SIZE, cfg.SEED = 64, [64, 64], 5
     cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 0, 4
     (folder / "config.yaml").write_text(cfg.dump())

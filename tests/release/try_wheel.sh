@@ -28,6 +28,11 @@ d2go_fbnetv5.visualize output/demo --output topologies.svg
 d2go_fbnetv5.visualize --named bifpn --stages 7
 d2go_fbnetv5.flops --topology output/demo/topologies.json --task det
 d2go_fbnetv5.flops --model FBNetV5-A-DET --size 213x320
+python -c "
+from d2go_fbnetv5 import create_model, list_models
+names = list_models(pretrained=True)
+assert names, 'the wheel has no trained model'
+for name in names: create_model(name, pretrained=True)"
 d2go_fbnetv5.train_net --config-file det/det_digits.yaml OUTPUT_DIR output/det_digits $few \
     SOLVER.MAX_ITER 20 FBNETV5_DATA.DATASETS.digit_scenes_val.num_images 16
 python -c "

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from d2go_fbnetv5.zoo import from_zoo
 FOUND = Topology([[0, 0, 0, 1], [0, 1, 0, 0]])
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SCENES = {"num_images": 12, "size": 64}
+METRICS = {"top1": "top-1", "AP": "AP", "mIoU": "mIoU"}
 
 
 @pytest.fixture
@@ -187,5 +189,7 @@ def test_the_packages_own_reach_what_their_card_says(name):
     )
     metric = next(iter(card["metrics"]))
     assert metrics[metric] > card["metrics"][metric] - 0.1
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {METRICS[metric]} {card['metrics'][metric]:.3f} |" in page
     image = scenes[0]["image"]
     assert all(map(torch.equal, first(image).values(), second(image).values()))

@@ -3,9 +3,9 @@
     python benchmarks/warm_start.py [--train-steps 80] [--steps 6] [--seeds 3]
 
 timm's FBNetV3-B with random weights learns a few images of a digit each by heart, its weights go through
-`convert_weights`, and short searches on these images start from them, with a new head and with its own, and from nothing.
-So it shows what of a network's knowledge a search begins with, and not how well that network does on other images. The
-searches of a seed see the same batches and topologies, and new heads of a seed are the same.
+`convert_weights`, and short searches on these images start from them, with a new head and with its own, and from
+nothing. So it shows what of a network's knowledge a search begins with, and not how well that network does on other
+images. The searches of a seed see the same batches and topologies, and new heads of a seed are the same.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from d2go_fbnetv5.zoo import TASKS
 
 _LICENCE = "Apache-2.0"
 _SETS = ("digit_scenes_train", "digit_scenes_val")
-_MOST_BYTES = 4_000_000  # the wheel has room for 10 MB in all
+_MOST_BYTES = 4_500_000  # the wheel has room for 10 MB in all
 _TOLERANCE = 0.005  # of a metric, between machines
 
 

@@ -71,7 +71,7 @@ def save_pretrained(
     path.mkdir(parents=True, exist_ok=True)
     notes = {"author": SIGNATURE, "format": "pt"}  # transformers asks for the latter
     save_safetensors(path / SHARED_WEIGHTS, predictor.model.state_dict(), notes)
-    network.write(path, predictor.task, predictor.model.in_features)
+    network.write(path, type(predictor.model))
     about = {"model": network.model, "parameters": count_params(predictor.model), "licence": ""}
     said = {"licence": licence} if licence else {}
     card = write_card(path, {**about, **training, **said, "limits": _limits(training)})
@@ -153,13 +153,13 @@ def _limits(training: Mapping[str, Any]) -> str:
 
 def _describe(network: Network, predictor: Predictor, card: Mapping[str, Any]) -> str:
     """Return the card as people read it."""
-    model, names, images = predictor.model, network.names, network.images
+    model, images = predictor.model, network.images
     rows = {
         "model": f"{network.model}, family {network.family}, {model.backbone.topology.num_stages} stages",
         "blocks kept": sum(model.backbone.topology.kept_per_path),
         "parameters": f"{card['parameters']:,}",
         "images": f"short side {images.short_side}, crop {images.crop}, long side at most {images.max_size}",
-        "classes": f"{len(names)}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}",
+        **{f"classes of {task}": _listed(names) for task, names in predictor.parts.items()},
         "steps of training": card.get("iterations"),
         "seed": card.get("seed"),
         "weights": _KINDS.get(card.get("averaged")),
@@ -174,7 +174,7 @@ def _describe(network: Network, predictor: Predictor, card: Mapping[str, Any]) -
         [
             "---",
             "library_name: d2go_fbnetv5",
-            f"pipeline_tag: {_PIPELINES[predictor.task]}",
+            f"pipeline_tag: {_PIPELINES[next(iter(predictor.parts))]}",
             *([f"license: {card['licence'].lower()}"] if card["licence"] else []),
             "---",
             "",
@@ -192,3 +192,7 @@ def _describe(network: Network, predictor: Predictor, card: Mapping[str, Any]) -
             "",
         ]
     )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{len(names)}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"

@@ -325,7 +325,7 @@ def _check_photos(wishes: Wishes, recipe: type[ModelRecipe]) -> None:
             f"{HOLD_OUT}th to judge by"
         )
     if wishes.teacher == OWN_LABELS:
-        if not getattr(photos.info, recipe.names_of):
+        if not getattr(photos.info, recipe.kind.names_of):
             raise InputError(
                 f"--teacher is {OWN_LABELS}, allowed with --task cls and photographs in a folder for each class"
             )

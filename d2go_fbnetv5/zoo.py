@@ -1,4 +1,5 @@
-"""Models by name, FBNetV5-{A_C, A_R, A, C, F}-{CLS, SEG, DET}, with `builtin_topology`, and those of runs.
+"""Models by name, FBNetV5-{A_C, A_R, A, C, F}-{CLS, SEG, DET, DEPTH}, with `builtin_topology`, those of several tasks,
+FBNetV5-A-CLS+DET, and those of runs.
 
 Some names have trained weights in the package, each a folder of `hub.save_pretrained` with a network of its own.
 """
@@ -10,51 +11,41 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from d2go_fbnetv5.arch import Backbone, Topology, list_families
 from d2go_fbnetv5.arch.families import PATHS
-from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.arch.topology import joint_topology
+from d2go_fbnetv5.arch.topology_file import find_topology, load_topologies
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.data.ade20k import ADE20K_NAMES
 from d2go_fbnetv5.engine.checkpoint import list_checkpoints
 from d2go_fbnetv5.engine.network import NETWORK_FILE
 from d2go_fbnetv5.engine.predictor import Predictor, from_run, open_network
-from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN, SearchedModel
+from d2go_fbnetv5.models import MODELS, SearchedModel, SeveralHeads
 from d2go_fbnetv5.models.reconstructions import builtin_topology
+from d2go_fbnetv5.models.several_heads import joint_features
 from d2go_fbnetv5.models.weights import load_weights, read_search_weights
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.options import bind_options, shown, to_budget
 from d2go_fbnetv5.utils.shipped import pretrained_folder
 
 FAMILIES = ("A_C", "A_R", "A", "C", "F")
-_NAME = re.compile(r"FBNetV5-(?P<family>.+)-(?P<task>[A-Z]+)")
-
-
-class _Entry(NamedTuple):
-    """A task's model class, and its number of classes in the paper."""
-
-    model: type[SearchedModel]
-    num_classes: int
-
-
-TASKS = {
-    "CLS": _Entry(ImageClassifier, 1000),
-    "SEG": _Entry(LiteMaskFormer, 150),
-    "DET": _Entry(LiteRCNN, 80),
-}
+_NAME = re.compile(r"FBNetV5-(?P<family>.+)-(?P<tasks>[A-Z]+(\+[A-Z]+)*)")
+CLASSES = {"CLS": 1000, "SEG": 150, "DET": 80, "DEPTH": 1}  # of the paper's data
 
 
 def list_models(pretrained: bool = False) -> list[str]:
-    """Return the names of the paper's models, or of those that have trained weights in the package."""
+    """Return the names of the models of one task in the paper's sizes, or of those that have trained weights in the
+    package."""
     if pretrained:
         return sorted(path.parent.name for path in pretrained_folder().glob(f"*/{NETWORK_FILE}"))
-    return [f"FBNetV5-{family}-{task}" for task in TASKS for family in FAMILIES]
+    return [f"FBNetV5-{family}-{task}" for task in CLASSES for family in FAMILIES]
 
 
 def create_model(
     name: str | os.PathLike[str],
-    num_classes: int | None = None,
+    num_classes: int | Mapping[str, int] | None = None,
     topology: Topology | str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     budget: Mapping[str, float] | None = None,
@@ -64,18 +55,22 @@ def create_model(
     """Build a model by name, ready to be trained, or open the one that a training has left in its folder.
 
     Args:
-        name: one of `list_models`, or the same with another registered family, such as "FBNetV5-N-DET"; or the
-            OUTPUT_DIR of a training, which has a topology, classes, options and trained weights of its own.
-        num_classes: classes to predict; the paper's data set by default (1000, 150 and 80).
-        topology: a topology, or the path of a ``topologies.json`` or ``front.json`` whose "cls", "seg" or "det" is
-            taken; by default the built-in reconstruction, which is not the paper's own.
+        name: one of `list_models`, or the same with another registered family, such as "FBNetV5-N-DET"; or with several
+            tasks, "FBNetV5-A-CLS+DET+SEG", for a `SeveralHeads`; or the OUTPUT_DIR of a training, which has a topology,
+            classes, options and trained weights of its own.
+        num_classes: classes to predict, of several tasks by their names, {"cls": 10}; the paper's data set by default
+            (1000, 150 and 80).
+        topology: a topology, or the path of a ``topologies.json`` or ``front.json`` whose "cls", "seg", "det" or
+            "depth" is taken; by default the built-in reconstruction, which is not the paper's own. Several tasks take
+            the union of theirs (`joint_topology`).
         weights: path of a checkpoint, of such a model or of a supernet of the family (`load_weights`); without it a
             model by name is not trained, and a training's has the newest one of its folder.
         budget: of a ``front.json`` the best network is taken whose backbone costs no more, {"flops": 9e6}, see
             `TopologyFile.task`.
         pretrained: of a name in ``list_models(pretrained=True)``, take the network and the weights that come with the
             package; classes, topology and options are those of its card.
-        options: the model's further arguments, such as ``test_proposals`` or ``pixel_mean``.
+        options: the model's further arguments, such as ``test_proposals`` or ``pixel_mean``; of several tasks
+            ``heads``, {"det": {"test_proposals": ...}}.
 
     Returns:
         the model in training mode.
@@ -92,27 +87,31 @@ def create_model(
         if wrong:
             raise InputError(f"run {os.fspath(name)} has its own {wrong[0]}; allowed is weights alone")
         return from_run(name, weights).model.train()
-    if match is None or match["task"] not in TASKS or match["family"] not in list_families():
+    tasks = match["tasks"].split("+") if match else []
+    known = len(set(tasks)) == len(tasks) and set(tasks) <= set(CLASSES)
+    if match is None or not known or match["family"] not in list_families():
         raise InputError(
-            f"unknown model {os.fspath(name)!r}; available: {', '.join(list_models())}, or the folder of a training"
+            f"unknown model {os.fspath(name)!r}; available: {', '.join(list_models())}, several tasks as in "
+            "FBNetV5-A-CLS+DET, or the folder of a training"
         )
-    entry = TASKS[match["task"]]
-    if num_classes is not None and num_classes < 1:
-        raise InputError(f"num_classes is {num_classes}; allowed is 1 or more")
+    kind = MODELS[tasks[0].lower()] if len(tasks) == 1 else SeveralHeads
+    if kind is SeveralHeads:
+        options["heads"] = {task.lower(): {} for task in tasks} | dict(options.get("heads", {}))
+    counts, parts = _num_classes(num_classes, tasks), kind.parts(options)
+    reads = {task: part.in_features for task, part in parts.items()}
     if budget and (topology is None or isinstance(topology, Topology)):
         raise InputError("a budget is given, allowed with the path of a front.json as topology alone")
     if topology is not None and not isinstance(topology, Topology):
-        file, within = load_topologies(topology), to_budget(budget or {}, "budget ")
-        task, outputs = match["task"].lower(), entry.model.in_features
-        topology = file.task(task, within, match["family"], outputs).topology
-    options = bind_options(f"model {name!r}", entry.model, options, ("backbone", "num_classes"))
+        within = to_budget(budget or {}, "budget ")
+        topology = find_topology(load_topologies(topology), "+".join(reads), reads, within, match["family"])
+    options = bind_options(f"model {name!r}", kind, options, ("backbone", "num_classes"))
     if pretrained:
         given = {"num_classes": num_classes, "topology": topology, "weights": weights, **options}
         return _open_pretrained(os.fspath(name), given)
     if topology is None:
-        topology = builtin_topology(match["task"])
-    backbone = Backbone(match["family"], topology, entry.model.in_features)
-    model = entry.model(backbone, num_classes or entry.num_classes, **options)
+        topology = joint_topology({task: builtin_topology(task.upper()) for task in reads}, reads)
+    backbone = Backbone(match["family"], topology, joint_features(parts.values()))
+    model = kind(backbone, counts if kind is SeveralHeads else next(iter(counts.values())), **options)
     if weights is not None:
         load_weights(model, weights, supernet=True)
     return model
@@ -143,6 +142,23 @@ def _open_pretrained(name: str, given: Mapping[str, Any]) -> SearchedModel:
                 f"{key} is {shown(value)}, allowed with the trained weights of {name}: {shown(known[key])}"
             )
     return model.train()
+
+
+def _num_classes(given: int | Mapping[str, int] | None, tasks: Sequence[str]) -> dict[str, int]:
+    """Return the number of classes of each task by its name in lower case."""
+    counts = {task.lower(): CLASSES[task] for task in tasks}
+    if given is None:
+        return counts
+    several = len(tasks) > 1
+    if isinstance(given, Mapping) is not several or (
+        isinstance(given, Mapping) and not set(given) <= set(counts)
+    ):
+        allowed = f"numbers by some of {', '.join(counts)}" if several else "1 or more"
+        raise InputError(f"num_classes is {given!r}; allowed is {allowed}")
+    counts |= given if isinstance(given, Mapping) else dict.fromkeys(counts, given)
+    if min(counts.values()) < 1:
+        raise InputError(f"num_classes is {given!r}; allowed is 1 or more")
+    return counts
 
 
 def create_backbone(
@@ -216,19 +232,27 @@ def from_zoo(
     )
     if weights is not None:
         load_weights(model, weights)
-    count = model.num_classes
-    if names is not None and len(names) != count:
-        raise InputError(f"{len(names)} names of classes are given, the model has {count} classes")
-    task = name.rsplit("-", 1)[1].lower()
-    default = ADE20K_NAMES if task == "seg" and count == len(ADE20K_NAMES) else tuple(map(str, range(count)))
+    singles, found = model.singles(), {}
+    for task, single in singles.items():
+        count = single.num_classes
+        if names is not None and len(names) != count:
+            raise InputError(f"{len(names)} names of classes are given, the model has {count} classes")
+        default = tuple(map(str, range(count)))
+        found[task] = ADE20K_NAMES if task == "seg" and count == len(ADE20K_NAMES) else default
     if pretrained:
         network = open_network(pretrained_folder() / name)
-        return Predictor(model.eval(), task, tuple(names) if names else network.names, network.images)
+        own_names = tuple(names) if names else network.names
+        return Predictor(model.eval(), "+".join(singles), own_names, network.images)
     family = model.backbone.family
     side = family.input_size
+    task, maps = "+".join(singles), EvalTransform({"C": 448, "F": 512}.get(family.name, 384), max_size=2048)
     transforms = {
         "cls": EvalTransform(round(side / 0.875), side),
         "det": EvalTransform(224, max_size=320),
-        "seg": EvalTransform({"C": 448, "F": 512}.get(family.name, 384), max_size=2048),  # Table 3
-    }
-    return Predictor(model.eval(), task, tuple(names) if names else default, transforms[task])
+    }  # Table 3 has the others'
+    return Predictor(
+        model.eval(),
+        task,
+        found if len(singles) > 1 else tuple(names or found[task]),
+        transforms.get(task, maps),
+    )

@@ -35,7 +35,7 @@ def run(tmp_path, model):
     folder.mkdir()
     head = {"max_detections": 7, "score_threshold": 0.0}
     network = Network("LiteRCNN", "N", FOUND, ("cat", "dog"), head, MEAN, STD, EvalTransform(64, None, 128))
-    network.write(folder, "det", ("path1",))
+    network.write(folder, LiteRCNN)
     torch.save({"model": model.state_dict()}, folder / "model_final.pth")
     (folder / "metrics.json").write_text('{"iteration": 9, "eval/AP": 0.4375, "eval/AP50": 0.75}\n')
     return folder

@@ -6,7 +6,7 @@ import torch
 
 from d2go_fbnetv5.arch import Supernet, Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import save_topologies
-from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
+from d2go_fbnetv5.models import ImageClassifier, LiteDepth, LiteMaskFormer, LiteRCNN
 from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.utils.formatting import format_least
@@ -17,12 +17,17 @@ IMAGE = {"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "image_id": 0}
 
 def test_names():
     names = list_models()
-    assert len(names) == len(set(names)) == 15
+    assert len(names) == len(set(names)) == 20
     assert {"FBNetV5-A_C-DET", "FBNetV5-A-CLS", "FBNetV5-F-SEG"} <= set(names)
 
 
 def test_every_name_builds_its_model():
-    kinds = {"CLS": (ImageClassifier, 1000), "SEG": (LiteMaskFormer, 150), "DET": (LiteRCNN, 80)}
+    kinds = {
+        "CLS": (ImageClassifier, 1000),
+        "SEG": (LiteMaskFormer, 150),
+        "DET": (LiteRCNN, 80),
+        "DEPTH": (LiteDepth, 1),
+    }
     for name in list_models():
         with torch.device("meta"):
             model = create_model(name)

@@ -99,7 +99,8 @@ def model_table(costs: dict[str, Any]) -> Table:
     table.add_column("part")
     table.add_column("FLOPs", justify="right")
     for part, flops in costs["parts"].items():
-        table.add_row(PARTS[part], format_count(flops))
+        *task, name = part.split()
+        table.add_row(": ".join([*task, PARTS[name]]), format_count(flops))
     table.add_section()
     table.add_row("total", format_count(costs["total"]))
     if "average" in costs:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     predictor, output = _predictor(args), Path(args.output)
-    places = plan(args.images, output, label_maps=predictor.task == "seg")
+    places = plan(args.images, output, label_maps="seg" in predictor.parts)
     found, failed = [], []
     for place in places:
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from d2go_fbnetv5.engine.predictor import Predictor
@@ -14,13 +16,22 @@ SHOWN_CLASSES = 5
 
 
 def to_json(predictor: Predictor, output: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Any]:
-    """Return an output as plain values: ``classes`` (best first), ``boxes``, ``depth``, or the label map's shares."""
-    names = predictor.names
-    if predictor.task == "cls":
+    """Return an output as plain values: ``classes`` (best first), ``boxes``, ``depth``, the label map's shares
+    (``sem_seg``), or all of those that the model predicts."""
+    values: dict[str, Any] = {}
+    for task, names in predictor.parts.items():
+        values |= _values(task, names, output, size)
+    return values
+
+
+def _values(
+    task: str, names: Sequence[str], output: dict[str, Tensor], size: tuple[int, int]
+) -> dict[str, Any]:
+    if task == "cls":
         scores, labels = output["class_scores"].topk(min(SHOWN_CLASSES, len(names)))
         pairs = zip(labels.tolist(), scores.tolist(), strict=True)
         return {"classes": [{"label": k, "name": names[k], "score": round(s, 6)} for k, s in pairs]}
-    if predictor.task == "det":
+    if task == "det":
         rows = zip(
             output["boxes"].tolist(), output["labels"].tolist(), output["scores"].tolist(), strict=True
         )
@@ -30,7 +41,7 @@ def to_json(predictor: Predictor, output: dict[str, Tensor], size: tuple[int, in
                 for box, k, s in rows
             ]
         }
-    if predictor.task == "depth":
+    if task == "depth":
         depth = output["depth"]
         least, middle, most = (round(float(value), 4) for value in (depth.min(), depth.median(), depth.max()))
         return {"depth": {"unit": names[0], "least": least, "median": middle, "most": most}}
@@ -41,15 +52,18 @@ def to_json(predictor: Predictor, output: dict[str, Tensor], size: tuple[int, in
 
 
 def draw(predictor: Predictor, image: Tensor, output: dict[str, Tensor]) -> Tensor:
-    """3 x H x W uint8: the image with the output drawn on it."""
-    names, size = predictor.names, image_size(image)
-    if predictor.task == "cls":
-        lines = [f"{c['name']} {c['score']:.2f}" for c in to_json(predictor, output, size)["classes"]]
-        return draw_lines(image, lines)
-    if predictor.task == "det":
+    """3 x H x W uint8: the image with the output drawn on it; for several tasks one such picture beside the other."""
+    return torch.cat([_drawn(task, names, image, output) for task, names in predictor.parts.items()], dim=2)
+
+
+def _drawn(task: str, names: Sequence[str], image: Tensor, output: dict[str, Tensor]) -> Tensor:
+    if task == "cls":
+        found = _values(task, names, output, image_size(image))["classes"]
+        return draw_lines(image, [f"{c['name']} {c['score']:.2f}" for c in found])
+    if task == "det":
         labels, scores = output["labels"].tolist(), output["scores"].tolist()
         captions = [f"{names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)]
         return draw_boxes(image, output["boxes"], labels, captions)
-    if predictor.task == "depth":
+    if task == "depth":
         return draw_depth(output["depth"])
     return draw_label_map(image, output["sem_seg"], names)

@@ -26,7 +26,7 @@ from d2go_fbnetv5.utils.arguments import ToolParser
 from d2go_fbnetv5.utils.errors import InputError, run_tool
 from d2go_fbnetv5.utils.files import replacing_folder
 from d2go_fbnetv5.utils.shipped import pretrained_folder
-from d2go_fbnetv5.zoo import TASKS
+from d2go_fbnetv5.zoo import CLASSES
 
 _LICENCE = "Apache-2.0"
 _SETS = ("digit_scenes_train", "digit_scenes_val")
@@ -47,9 +47,9 @@ def _run(run: Path, output: Path) -> None:
     if not (run / "model_final.pth").is_file():
         raise InputError(f"{run} has no model_final.pth, allowed: the folder of a finished training")
     network, training = open_network(run), describe_training(run)
-    task = model_recipe(network.model).task.upper()
-    if task not in TASKS:
-        raise InputError(f"{run} is of a {network.model}, allowed: models for {', '.join(TASKS)}")
+    task = network.task(model_recipe(network.model).kind).upper()
+    if task not in CLASSES:
+        raise InputError(f"{run} is of a {network.model}, allowed: models for {', '.join(CLASSES)}")
     cfg = load_cfg(run / CONFIG_FILE)
     others = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name not in _SETS]
     if others:

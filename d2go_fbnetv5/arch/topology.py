@@ -234,3 +234,20 @@ class Topology:
         """Return those of `named` that so many stages have room for, by name; of two that are equal the later one."""
         found = {cls.named(name, stages): name for name, path in _SCHEDULES.items() if len(path) <= stages}
         return {name: topology for topology, name in found.items()}
+
+
+def joint_topology(topologies: Mapping[str, Topology], outputs: Mapping[str, Collection[str]]) -> Topology:
+    """Return the topology of one network that has the blocks of several tasks' networks.
+
+    Args:
+        topologies: of tasks, by their names; of one size.
+        outputs: the paths that the head of each reads, by which it is pruned first.
+
+    Returns:
+        where all are the same, as for tasks that were searched for together, that one, unpruned.
+    """
+    found = list(dict.fromkeys(topologies.values()))
+    if len(found) == 1:
+        return found[0]
+    pruned = [topology.prune(outputs[name]).mask for name, topology in topologies.items()]
+    return Topology([[any(kept) for kept in zip(*rows, strict=True)] for rows in zip(*pruned, strict=True)])

@@ -22,7 +22,7 @@ from typing import Any
 
 from d2go_fbnetv5.arch.cost import METRICS, MOST_PIXELS, BlockCosts, block_costs
 from d2go_fbnetv5.arch.families import NUM_PATHS, PATHS
-from d2go_fbnetv5.arch.topology import MOST_STAGES, Topology
+from d2go_fbnetv5.arch.topology import MOST_STAGES, Topology, joint_topology
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import format_least, is_number, json_value
@@ -162,6 +162,35 @@ def load_topologies(path: str | os.PathLike[str]) -> TopologyFile:
     allowed if its content is not what it should be.
     """
     return _parse(read_json_object(path), os.fspath(path))
+
+
+def find_topology(
+    file: TopologyFile,
+    tasks: str,
+    reads: Mapping[str, Collection[str]],
+    budget: Mapping[str, float] | None = None,
+    family: str | None = None,
+) -> Topology:
+    """Return the topology of a task of a file, or the joint one of several (`joint_topology`).
+
+    Args:
+        tasks: their names with a plus between, such as "cls+det".
+        reads: the paths that each head of the model reads, by its task's name; a topology found for one of these is for
+            that head, another one for all of them.
+        budget, family: as `TopologyFile.task` has them.
+
+    Raises:
+        InputError: as `TopologyFile.task`; or there is a budget for the networks of several tasks.
+    """
+    names = tasks.split("+")
+    if budget and len(names) > 1:
+        raise InputError(
+            f"{file.path}: a budget for the networks of {', '.join(names)}, allowed: for one task's"
+        )
+    every = tuple(dict.fromkeys(path for paths in reads.values() for path in paths))
+    outputs = {name: reads.get(name, every) if len(names) > 1 else every for name in names}
+    topologies = {name: file.task(name, budget, family, outputs[name]).topology for name in names}
+    return joint_topology(topologies, outputs)
 
 
 def _parse(content: dict[str, Any], path: str) -> TopologyFile:

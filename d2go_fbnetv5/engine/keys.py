@@ -112,8 +112,8 @@ KEYS = IMPORT_KEYS | table((
         " or to write than the others, so it is not to be short."),
 
     Key("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", TEXT,
-        "The kind of run: MultitaskSearch, or a model of one task (ImageClassifier, LiteRCNN, LiteMaskFormer,"
-        " LiteDepth)."),
+        "The kind of run: MultitaskSearch, a model of one task (ImageClassifier, LiteRCNN, LiteMaskFormer, LiteDepth),"
+        " or SeveralHeads, which has those of several tasks on one backbone."),
     Key("MODEL.DEVICE", "cuda", DEVICE,
         "What the run computes on; cuda is each process' own GPU, cuda:1 a certain one."),
     Key("MODEL.WEIGHTS", "", FILE,
@@ -130,12 +130,14 @@ KEYS = IMPORT_KEYS | table((
         "The topologies.json of the search that found the network, or its front.json; empty: the zoo's reconstruction.",
         MODEL),
     Key("MODEL.FBNETV5.TOPOLOGY_TASK", "", TEXT,
-        "Which of its tasks the network was found for; empty: the model's own (cls, det or seg).", MODEL),
+        "Which of its tasks the network was found for; empty: the model's own (cls, det, seg or depth). Several heads"
+        " take any task of a search's group, or cls+det, the union of their networks.", MODEL),
     Key("MODEL.FBNETV5.BUDGET", {}, OPEN,
         "The most that the backbone may cost as built for its head, Stage 0 included: {flops: 9.0e+6}, params, or"
         " milliseconds by a latency table's name; of a front.json the best network within is taken, or of all.",
         MODEL),
-    Key("MODEL.FBNETV5.HEAD", {}, OPEN, "Options of the model by the names of its class, {num_queries: 100}.", MODEL),
+    Key("MODEL.FBNETV5.HEAD", {}, OPEN, "Options of the model by the names of its class, {num_queries: 100}; of"
+        " SeveralHeads {heads: {cls: {}, det: {test_proposals: [200, 30]}}, loss_weights: {}}.", MODEL),
     Key("MODEL.FBNETV5.DISTILLATION.TEACHER", "", TEXT,
         "The timm model that a classifier is distilled from, by its hard labels; empty: none.", CLASSIFIER),
     Key("MODEL.FBNETV5.DISTILLATION.TEACHER_WEIGHTS", "", FILE,

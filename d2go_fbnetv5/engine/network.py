@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -19,11 +19,13 @@ from d2go_fbnetv5.arch import Backbone, Topology, list_families
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.imports import import_modules
 from d2go_fbnetv5.models import SearchedModel
+from d2go_fbnetv5.models.base import Names
 from d2go_fbnetv5.models.search_heads import SET_ELSEWHERE
+from d2go_fbnetv5.models.several_heads import SeveralHeads, joint_features
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import is_number
-from d2go_fbnetv5.utils.options import bind_options, require
+from d2go_fbnetv5.utils.options import bind_options, require, shown
 from d2go_fbnetv5.utils.text_files import read_json_object
 
 NETWORK_FILE = "network.json"
@@ -40,7 +42,7 @@ class Network:
         model: its MODEL.META_ARCHITECTURE.
         family: of the backbone.
         topology: as it was found; the backbone is pruned for the model's head.
-        names: of the classes, in the order of their labels.
+        names: of the classes, in the order of their labels; by the tasks' names where the model has several.
         head: options of the model's class.
         pixel_mean, pixel_std: of the images, RGB in 0..255.
         images: what evaluation does to an image before the model sees it.
@@ -51,7 +53,7 @@ class Network:
     model: str
     family: str
     topology: Topology
-    names: tuple[str, ...]
+    names: Names
     head: dict[str, Any]
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
@@ -72,28 +74,33 @@ class Network:
 
     def arguments(self, kind: type[SearchedModel]) -> dict[str, Any]:
         """Return the arguments of the model's class. Raises as `build`, but for ranges."""
+        options, names = checked_head(kind, self.head), self.names
+        if isinstance(names, dict) is not issubclass(kind, SeveralHeads):
+            allowed = "lists by tasks' names" if issubclass(kind, SeveralHeads) else "a list"
+            raise InputError(f"names is {shown(names)}, allowed for a {kind.__name__}: {allowed}")
+        count: Any = len(names) if isinstance(names, tuple) else {task: len(of) for task, of in names.items()}
         return {
-            "backbone": Backbone(self.family, self.topology, kind.in_features),
-            "num_classes": len(self.names),
+            "backbone": Backbone(self.family, self.topology, joint_features(kind.parts(options).values())),
+            "num_classes": count,
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
-            **checked_head(kind, self.head),
+            **options,
         }
 
-    def write(self, folder: str | os.PathLike[str], task: str, outputs: tuple[str, ...]) -> None:
-        """Write NETWORK_FILE into a folder that exists.
+    def task(self, kind: type[SearchedModel]) -> str:
+        """Return what the model, of that class, predicts: "det", or "cls+det" for several tasks."""
+        return "+".join(kind.parts(self.head))
 
-        Args:
-            task, outputs: what the model predicts and the paths it reads, for whoever reads the file.
-        """
+    def write(self, folder: str | os.PathLike[str], kind: type[SearchedModel]) -> None:
+        """Write NETWORK_FILE, of a model of that class, into a folder that exists."""
         content = {
             "format": _FORMAT,
             "model": self.model,
-            "task": task,
+            "task": self.task(kind),  # this and the outputs are for whoever reads the file
             "family": self.family,
             "topology": self.topology.to_dict(),
-            "outputs": list(outputs),
-            "names": list(self.names),
+            "outputs": list(joint_features(kind.parts(self.head).values())),
+            "names": self.names,
             "head": self.head,
             "pixel_mean": list(self.pixel_mean),
             "pixel_std": list(self.pixel_std),
@@ -128,7 +135,7 @@ class Network:
         import_modules(CfgNode({"IMPORTS": imports, "IMPORT_FOLDERS": folders}))
         require(content, "model", lambda value: isinstance(value, str), "a text")
         require(content, "family", lambda value: value in list_families(), f"one of {list_families()}")
-        require(content, "names", is_names, "a list of one text or more")
+        require(content, "names", is_names, "a list of one text or more, or such a list for each task")
         require(content, "head", lambda value: isinstance(value, dict), "an object of options")
         for key in ("pixel_mean", "pixel_std"):
             require(content, key, _is_colour, "three finite numbers")
@@ -143,7 +150,7 @@ class Network:
             content["model"],
             content["family"],
             Topology.from_dict(content.get("topology")),
-            tuple(content["names"]),
+            to_names(content["names"]),
             content["head"],
             tuple(content["pixel_mean"]),
             tuple(content["pixel_std"]),
@@ -158,9 +165,17 @@ def checked_head(kind: type[SearchedModel], head: Mapping[str, Any], what: str =
     return bind_options(what, kind, head, SET_ELSEWHERE)
 
 
-def is_names(value: Any) -> TypeGuard[list[str]]:
-    """Return whether a value is a list of class names."""
-    return _is_texts(value) and bool(value)
+def is_names(value: Any) -> bool:
+    """Return whether a value is a list of class names, or has one for each of some tasks."""
+    lists = list(value.values()) if isinstance(value, dict) else [value]
+    return bool(lists) and all(_is_texts(names) and names for names in lists)
+
+
+def to_names(value: Any) -> Names:
+    """Return what `is_names` has found good."""
+    if isinstance(value, dict):
+        return {task: tuple(names) for task, names in value.items()}
+    return tuple(value)
 
 
 def _is_texts(value: Any) -> bool:

@@ -16,9 +16,10 @@ from d2go_fbnetv5.engine.card import SHARED_WEIGHTS, check_weights
 from d2go_fbnetv5.engine.checkpoint import list_checkpoints
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.continuing import CONFIG_FILE
-from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, is_names
+from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, is_names, to_names
 from d2go_fbnetv5.engine.recipes.models import model_recipe, searched_network
 from d2go_fbnetv5.models import SearchedModel
+from d2go_fbnetv5.models.base import Names
 from d2go_fbnetv5.models.weights import load_weights
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.formatting import MOST_AREA
@@ -30,24 +31,29 @@ class Predictor:
     """A trained model on whole images.
 
     Attributes:
-        task: "cls", "det", "seg" or "depth".
-        names: of its classes; of depth its unit.
+        task: "cls", "det", "seg" or "depth"; of several heads "cls+det", say.
+        names: of its classes; of depth its unit; of several heads by their tasks' names.
         transform: of a sample, before the model.
         threshold: `__call__` leaves out boxes that score less.
     """
 
     model: SearchedModel
     task: str
-    names: tuple[str, ...]
+    names: Names
     transform: EvalTransform
     threshold: float = 0.5
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of each task's classes by the task's name."""
+        return self.names if isinstance(self.names, dict) else {self.task: self.names}
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
         """The model's output for an image, 3 x H x W uint8 RGB; boxes in that image's pixels."""
         output = self.predict([image])[0]
         if "boxes" in output:
             shown = output["scores"] >= self.threshold
-            output = {name: values[shown] for name, values in output.items()}
+            output |= {name: output[name][shown] for name in ("boxes", "scores", "labels")}
         return output
 
     @torch.no_grad()
@@ -117,7 +123,7 @@ def from_run(folder: str | os.PathLike[str], weights: str | os.PathLike[str] | N
         load_weights(model, path, averaged=True)  # where the training has averaged weights
     except (InputError, FileNotFoundError) as error:
         raise type(error)(f"run {folder}: {error}") from error
-    return Predictor(model.eval(), recipe.task, network.names, network.images)
+    return Predictor(model.eval(), network.task(recipe.kind), network.names, network.images)
 
 
 def open_network(folder: str | os.PathLike[str]) -> Network:
@@ -137,4 +143,4 @@ def open_network(folder: str | os.PathLike[str]) -> Network:
         raise InputError(f"{described}: names is {names!r}, allowed is a list of one text or more")
     cfg = load_cfg(config)
     model_recipe(cfg.MODEL.META_ARCHITECTURE)
-    return searched_network(cfg, names)
+    return searched_network(cfg, to_names(names))

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from d2go_fbnetv5.export.image_sizes import STEP, fitting_size, is_whole, smalle
 from d2go_fbnetv5.export.measure.check import CheckFailedError, Report, check
 from d2go_fbnetv5.export.metadata import describe, output_names
 from d2go_fbnetv5.export.network.inference import inference_module
-from d2go_fbnetv5.models import ImageClassifier, SearchedModel
+from d2go_fbnetv5.models import ImageClassifier, SearchedModel, SeveralHeads
+from d2go_fbnetv5.models.base import Names
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.text_files import read_json
@@ -59,7 +60,7 @@ def export_model(
     folder: str | os.PathLike[str],
     size: tuple[int, int] | None = None,
     *,
-    names: Sequence[str] = (),
+    names: Sequence[str] | Mapping[str, Sequence[str]] = (),
     transform: EvalTransform | None = None,
     calibration: Calibration | None = None,
     pictures: Sequence[Tensor] = (),
@@ -71,11 +72,11 @@ def export_model(
     on an empty image. Until it has passed it is named ``model.unchecked`` and replaces nothing.
 
     Args:
-        model: a classifier, Lite R-CNN or Lite MaskFormer, on any device; a copy of it is exported.
+        model: one of ours, on any device; a copy of it is exported.
         format: one of `list_formats`, such as "executorch".
         folder: is made if it does not exist; gets the file, ``model`` with the format's suffix, and ``model.json``.
         size: (height, width) of images; `usual_size` by default.
-        names: of the classes, their numbers by default.
+        names: of the classes, their numbers by default; of several heads by their tasks' names.
         transform: how evaluation prepares images, for model.json.
         calibration: for int8, where the format has it; None for fp32.
         pictures: 3 x h x w in 0..255 to check with, made up by default.
@@ -92,13 +93,9 @@ def export_model(
     kind = get_format(format, suffix=True, int8=calibration is not None, fixed_size=fixed_size)
     model = copy.deepcopy(model).cpu().eval()
     size = fitting_size(model, size or usual_size(model, transform))
-    names = list(names) or [str(label) for label in range(model.num_classes)]
-    if len(names) != model.num_classes:
-        raise InputError(
-            f"{len(names)} names of classes are given, the model has {model.num_classes} classes"
-        )
+    checked = _checked_names(model, names)
     kind.require()
-    description = describe(model, size, names, transform, kind.packages)
+    description = describe(model, size, checked, transform, kind.packages)
     path = folder / f"model{kind.suffix}"
     _refuse_other(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +126,23 @@ def export_model(
         unchecked.unlink(missing_ok=True)
         raise
     return Exported(path, description, report)
+
+
+def _checked_names(model: SearchedModel, names: Sequence[str] | Mapping[str, Sequence[str]]) -> Names:
+    """Return the names of a model's classes, numbers where there are none; an InputError where they are not as many."""
+    singles = model.singles()
+    given = names if isinstance(names, Mapping) else {task: names for task in singles if names}
+    if given and set(given) != set(singles):
+        raise InputError(
+            f"names of classes of {', '.join(given)} are given, the model has {', '.join(singles)}"
+        )
+    found = {}
+    for task, single in singles.items():
+        count = single.num_classes
+        found[task] = tuple(given.get(task, map(str, range(count))))
+        if len(found[task]) != count:
+            raise InputError(f"{len(found[task])} names of classes are given, the model has {count} classes")
+    return found if isinstance(model, SeveralHeads) else next(iter(found.values()))
 
 
 def _write_description(path: Path, description: dict[str, Any]) -> dict[str, Any]:

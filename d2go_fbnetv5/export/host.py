@@ -66,7 +66,7 @@ class HostSettings:
 
     @classmethod
     def of(cls, inference: Any) -> HostSettings:
-        """Take the settings of a `DetectorInference`."""
+        """Take the settings of an `AnyDetector`."""
         rest = {
             field.name: getattr(inference, field.name)
             for field in fields(cls)
@@ -107,7 +107,8 @@ class HostedDetector:
     """An exported detector: the two methods and what is computed between and after them.
 
     Args:
-        proposals: 1 x 3 x H x W image -> feature, objectness and deltas, as `DetectorProposals`.
+        proposals: 1 x 3 x H x W image -> feature, objectness and deltas, as `DetectorProposals`, and what other heads
+            give.
         boxes: R x C x n x n regions -> probabilities and deltas, as `DetectorBoxes`; R is at least 1.
     """
 
@@ -116,20 +117,21 @@ class HostedDetector:
         self._proposals = proposals
         self._boxes = boxes
 
-    def __call__(self, image: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Detections in an image, best first: M x 4 boxes (XYXY pixels), M scores and M int64 labels.
+    def __call__(self, image: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor, ...]:
+        """Detections in an image, best first: M x 4 boxes (XYXY pixels), M scores and M int64 labels; and then what
+        other heads give.
 
         Args:
             image: 1 x 3 x H x W, RGB in 0..255; H and W are as model.json's ``image_sizes`` says.
             size: (height, width) of the image in the upper left corner of a padded one, to which boxes are cut.
         """
         size = size or (image.shape[2], image.shape[3])
-        feature, objectness, deltas = self._proposals(image)
+        feature, objectness, deltas, *others = self._proposals(image)
         proposals = self.propose(objectness, deltas, size)
         if not len(proposals):  # the method takes one region or more
-            return proposals, proposals.new_zeros(0), torch.zeros(0, dtype=torch.int64)
+            return proposals, proposals.new_zeros(0), torch.zeros(0, dtype=torch.int64), *others
         probabilities, deltas = self._boxes(self.regions(feature, proposals))
-        return self.detect(probabilities, deltas, proposals, size)
+        return *self.detect(probabilities, deltas, proposals, size), *others
 
     def propose(self, objectness: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
         """1 x A x h x w logits and 1 x 4A x h x w deltas -> at most ``proposals_after_nms`` boxes, best first."""

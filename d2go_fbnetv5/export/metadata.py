@@ -5,36 +5,46 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
+
+from torch import Tensor
 
 from d2go_fbnetv5.data import EvalTransform
-from d2go_fbnetv5.models import ImageClassifier, LiteDepth, LiteMaskFormer, LiteRCNN, SearchedModel
+from d2go_fbnetv5.export.network.inference import in_file
+from d2go_fbnetv5.models import (
+    MODELS,
+    ImageClassifier,
+    LiteDepth,
+    LiteMaskFormer,
+    LiteRCNN,
+    SearchedModel,
+    SeveralHeads,
+)
+from d2go_fbnetv5.models.base import Names
 from d2go_fbnetv5.models.flops import model_flops
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.version import __version__
 
-_TASKS = {ImageClassifier: "cls", LiteMaskFormer: "seg", LiteRCNN: "det", LiteDepth: "depth"}
-
-
-def task_of(model: SearchedModel) -> str:
-    """ "cls", "seg", "det" or "depth"; another kind of model is a ValueError."""
-    for kind, task in _TASKS.items():
-        if isinstance(model, kind):
-            return task
-    raise InputError(
-        f"cannot export a {type(model).__name__}; allowed are {', '.join(k.__name__ for k in _TASKS)}"
-    )
-
 
 def output_names(model: SearchedModel) -> tuple[str, ...]:
     """Return the names of what its file returns, in order."""
-    return tuple(output["name"] for output in _outputs(model, task_of(model)))
+    return tuple(output["name"] for output in _outputs(model))
+
+
+def outputs_by_task(model: SearchedModel, found: Sequence[Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    """Return what a model's file returns as that of each model of one task, by the tasks' names."""
+    parts, first = {}, 0
+    for single in in_file(model):
+        count = len(_outputs_of_one(single))
+        parts[single.task] = tuple(found[first : first + count])
+        first += count
+    return parts
 
 
 def describe(
     model: SearchedModel,
     size: tuple[int, int],
-    names: Sequence[str],
+    names: Names,
     transform: EvalTransform | None,
     packages: Sequence[str],
 ) -> dict[str, Any]:
@@ -42,15 +52,16 @@ def describe(
 
     Args:
         size: (height, width) of the images that the file is mainly for.
-        names: of the classes; of depth its unit.
+        names: of the classes; of depth its unit; of several heads by their tasks' names.
         transform: how evaluation prepares an image; None for not at all.
         packages: that the format was written with.
     """
-    task = task_of(model)
+    labels = names if isinstance(names, dict) else {next(iter(model.singles())): names}
+    classes = {task: list(each) for task, each in labels.items() if task != "depth"}
     flops = model_flops(model, size)
     backbone = model.backbone
     return {
-        "task": task,
+        "task": "+".join(model.singles()),
         "input": {
             "name": "image",
             "shape": [1, 3, "height", "width"],
@@ -61,8 +72,9 @@ def describe(
             "size": list(size),
         },
         "preprocessing": _preprocessing(model, transform),
-        "outputs": _outputs(model, task),
-        **({"unit": names[0]} if task == "depth" else {"classes": list(names)}),
+        "outputs": _outputs(model),
+        **({"unit": labels["depth"][0]} if "depth" in labels else {}),
+        **({"classes": classes if isinstance(names, dict) else list(names)} if classes else {}),
         "topology": {
             "family": backbone.family.name,
             **backbone.topology.to_dict(),
@@ -101,10 +113,24 @@ def _preprocessing(model: SearchedModel, transform: EvalTransform | None) -> dic
     return steps
 
 
-def _outputs(model: SearchedModel, task: str) -> list[dict[str, Any]]:
-    if task == "cls":
+def _outputs(model: SearchedModel) -> list[dict[str, Any]]:
+    """Describe the outputs in order; those of several heads are named "det_boxes", and what is named as its task so."""
+    if not isinstance(model, SeveralHeads):
+        return _outputs_of_one(model)
+    return [
+        {
+            **output,
+            "name": single.task if output["name"] == single.task else f"{single.task}_{output['name']}",
+        }
+        for single in in_file(model)
+        for output in _outputs_of_one(single)
+    ]
+
+
+def _outputs_of_one(model: SearchedModel) -> list[dict[str, Any]]:
+    if isinstance(model, ImageClassifier):
         return [{"name": "scores", "shape": [1, model.num_classes], "is": "the probability of each class"}]
-    if task == "depth":
+    if isinstance(model, LiteDepth):
         return [
             {"name": "depth", "shape": [1, 1, "height", "width"], "is": "each pixel's depth, in the unit"}
         ]
@@ -124,7 +150,12 @@ def _outputs(model: SearchedModel, task: str) -> list[dict[str, Any]]:
                 "class the greatest score",
             },
         ]
-    count = cast(LiteRCNN, model).roi_head.max_detections
+    if not isinstance(model, LiteRCNN):
+        raise InputError(
+            f"cannot export a {type(model).__name__}; allowed are "
+            f"{', '.join(kind.__name__ for kind in (*MODELS.values(), SeveralHeads))}"
+        )
+    count = model.roi_head.max_detections
     return [
         {"name": "boxes", "shape": [count, 4], "is": "x0, y0, x1, y1 in pixels of the input"},
         {

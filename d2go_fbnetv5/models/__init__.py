@@ -7,9 +7,11 @@ from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHea
 from d2go_fbnetv5.models.lite_maskformer import LiteMaskFormer, PixelDecoder, SegmentationModule
 from d2go_fbnetv5.models.lite_rcnn import LiteRCNN
 from d2go_fbnetv5.models.search_heads import ModelHead
+from d2go_fbnetv5.models.several_heads import MODELS, SeveralHeads
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 
 __all__ = [
+    "MODELS",
     "BoxPredictor",
     "DepthDecoder",
     "ImageClassifier",
@@ -22,5 +24,6 @@ __all__ = [
     "PixelDecoder",
     "SearchedModel",
     "SegmentationModule",
+    "SeveralHeads",
     "TransformerDecoder",
 ]

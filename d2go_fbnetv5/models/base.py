@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from d2go_fbnetv5.tasks.images import Output, batch_images, image_size, image_si
 from d2go_fbnetv5.utils.errors import InputError
 
 Sizes = list[tuple[int, int]]
+Names = (
+    tuple[str, ...] | dict[str, tuple[str, ...]]
+)  # of a model's classes, by the tasks where it has several
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -32,20 +36,30 @@ class SearchedModel(nn.Module):
 
     Args:
         backbone: gives the features that the head reads.
-        num_classes: K.
+        num_classes: K; of several heads by their tasks' names.
         pixel_mean: per channel of the image, in 0..255.
         pixel_std: per channel, positive.
         size_divisibility: images are padded, right and bottom, to a multiple of it.
+
+    Attributes:
+        task: the name that what it predicts has in a search.
+        label: the key of a sample that it learns from.
+        names_of: the field of `DatasetInfo` that names its classes.
+        in_features: names of the paths that its head reads.
     """
 
+    task: ClassVar[str]
+    label: ClassVar[str]
+    names_of: ClassVar[str]
     in_features: tuple[str, ...]
+    num_classes: Any
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(
         self,
         backbone: Backbone,
-        num_classes: int,
+        num_classes: int | dict[str, int],
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 32,
@@ -61,6 +75,15 @@ class SearchedModel(nn.Module):
         self.size_divisibility = size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32), persistent=False)
+
+    @classmethod
+    def parts(cls, options: Mapping[str, Any]) -> dict[str, type[SearchedModel]]:
+        """Return by its task's name each model that one with these options does the work of: by itself, its own."""
+        return {cls.task: cls}
+
+    def singles(self) -> dict[str, SearchedModel]:
+        """Return by its task's name each model of one task that this one computes, with the same weights: itself."""
+        return {self.task: self}
 
     @cached_property
     def _least(self) -> int:

@@ -19,6 +19,7 @@ from d2go_fbnetv5.models.image_classifier import ImageClassifier
 from d2go_fbnetv5.models.lite_depth import LiteDepth
 from d2go_fbnetv5.models.lite_maskformer import LiteMaskFormer
 from d2go_fbnetv5.models.lite_rcnn import LiteRCNN
+from d2go_fbnetv5.models.several_heads import SeveralHeads
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -30,7 +31,8 @@ class ModelFlops:
     Attributes:
         size: height and width of the image before padding.
         parts: multiply-adds by part: BB (backbone) and head; or RPN and ROI (of 30 proposals); or PD (pixel
-            decoder), TD (transformer decoder) and SM (segmentation module).
+            decoder), TD (transformer decoder) and SM (segmentation module). Of several heads each has its task before
+            it, "det RPN".
         fixed: names of the parts that cost the same at any image size.
         constant: multiply-adds of what the first decoder layer computes from weights alone. They are the same
             for every image, an exporter folds them, and Table 6 leaves them out: neither part nor total has them.
@@ -58,10 +60,7 @@ def model_flops(model: SearchedModel, size: tuple[int, int]) -> ModelFlops:
     """
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"size {tuple(size)}: allowed are a height and a width of 1 pixel or more")
-    count = next((count for kind, count in _COUNTERS.items() if isinstance(model, kind)), None)
-    if count is None:
-        allowed = ", ".join(kind.__name__ for kind in _COUNTERS)
-        raise InputError(f"cannot count a {type(model).__name__}; allowed are {allowed}")
+    _counter(model)
     parameters = count_params(model)
     meta = _without_uncounted(copy.deepcopy(model).to("meta").eval().requires_grad_(False))
     padded, backbone = model.padded_size(size), meta.backbone
@@ -71,12 +70,12 @@ def model_flops(model: SearchedModel, size: tuple[int, int]) -> ModelFlops:
         name: torch.empty(1, channels, *feature_sizes[name], device="meta")
         for name, channels in backbone.channels.items()
     }
-    parts, constant = count(meta, features)
+    parts, constant = _counter(meta)(meta, features)
     return ModelFlops(
         size=(int(size[0]), int(size[1])),
         parts={"BB": count_flops(backbone, images), **parts},
         parameters=parameters,
-        fixed=frozenset({"ROI"} & parts.keys()),
+        fixed=frozenset(name for name in parts if name.endswith("ROI")),
         constant=constant,
     )
 
@@ -121,6 +120,20 @@ def resized(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, i
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def _counter(model: SearchedModel) -> Callable[..., tuple[dict[str, int], int]]:
+    for kind, count in _COUNTERS.items():
+        if isinstance(model, kind):
+            return count
+    allowed = ", ".join(kind.__name__ for kind in _COUNTERS)
+    raise InputError(f"cannot count a {type(model).__name__}; allowed are {allowed}")
+
+
+def _several_parts(model: SeveralHeads, features: dict[str, Tensor]) -> tuple[dict[str, int], int]:
+    counted = {task: _counter(head)(head, features) for task, head in model.singles().items()}
+    parts = {f"{task} {name}": flops for task, (each, _) in counted.items() for name, flops in each.items()}
+    return parts, sum(constant for _, constant in counted.values())
+
+
 def _classifier_parts(model: ImageClassifier, features: dict[str, Tensor]) -> tuple[dict[str, int], int]:
     return {"head": count_flops(model.head, features["path3"])}, 0
 
@@ -163,4 +176,5 @@ _COUNTERS: dict[type, Callable[..., tuple[dict[str, int], int]]] = {
     LiteRCNN: _rcnn_parts,
     LiteDepth: _depth_parts,
     LiteMaskFormer: _maskformer_parts,
+    SeveralHeads: _several_parts,
 }

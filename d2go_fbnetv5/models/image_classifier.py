@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class ImageClassifier(SearchedModel):
         size_divisibility: 1, for a classifier's images have one size and are counted unpadded in Table 2.
     """
 
+    task, label, names_of = "cls", "class_label", "class_names"
     in_features = ("path3",)
 
     def __init__(
@@ -96,23 +97,16 @@ class ImageClassifier(SearchedModel):
         """``loss_class``: cross-entropy over the samples that have a ``class_label``, and ``loss_teacher``: that
         of the teacher's choices, if there is a teacher."""
         images, sizes = self.images(batch)
-        labelled = [i for i, sample in enumerate(batch) if "class_label" in sample]
+        labelled, target = self._targets(batch, images.device)
         if not labelled:
-            self.logits(images)  # so that batch norm sees every batch
-            return {"loss_class": zero_loss(*self.parameters())}
-        for i in labelled:
-            require_labels(
-                torch.as_tensor(int(batch[i]["class_label"])), self.num_classes, "class_label", batch[i]
-            )
-        target = torch.tensor([int(batch[i]["class_label"]) for i in labelled])
-        target = target.to(images.device, non_blocking=True)  # a GPU need not catch up first
+            return {"loss_class": zero_loss(self.logits(images))}  # so that batch norm sees every batch
         if self._blend is not None:
             if len(set(sizes)) > 1:
                 raise InputError("mixup and cutmix need images of one size in a batch, such as crops")
             images, target = self._blend(chosen(images, labelled), target)
             labelled = list(range(len(images)))
         logits = chosen(self.logits(images), labelled)
-        losses = {"loss_class": F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)}
+        losses = {"loss_class": self._cross_entropy(logits, target)}
         if self.teacher is not None:
             std, mean = self.pixel_std.view(3, 1, 1), self.pixel_mean.view(3, 1, 1)
             choice = self.teacher(chosen(images, labelled) * std + mean).argmax(1)
@@ -120,9 +114,31 @@ class ImageClassifier(SearchedModel):
             losses["loss_teacher"] = F.cross_entropy(logits, choice) * self.teacher_weight
         return losses
 
+    def head_losses(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample], padded: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """``loss_class``, of images that are not blended, without a teacher."""
+        logits = self.head(features["path3"]).float()
+        labelled, target = self._targets(batch, logits.device)
+        loss = self._cross_entropy(chosen(logits, labelled), target) if labelled else zero_loss(logits)
+        return {"loss_class": loss}
+
+    def head_predict(
+        self, features: Mapping[str, Tensor], batch: Sequence[Sample], padded: tuple[int, int]
+    ) -> list[dict[str, Tensor]]:
+        return [{"class_scores": scores} for scores in self.head(features["path3"]).float().softmax(1)]
+
     def evaluator(self, info: DatasetInfo) -> TopKAccuracy:
         return TopKAccuracy()
 
-    def predict(self, batch: Sequence[Sample]) -> list[dict[str, Tensor]]:
-        images, _ = self.images(batch)
-        return [{"class_scores": scores} for scores in self.logits(images).softmax(1)]
+    def _targets(self, batch: Sequence[Sample], device: torch.device) -> tuple[list[int], Tensor]:
+        """Return which samples have a ``class_label``, and these."""
+        labelled = [i for i, sample in enumerate(batch) if "class_label" in sample]
+        labels = [int(batch[i]["class_label"]) for i in labelled]
+        for i, label in zip(labelled, labels, strict=True):
+            require_labels(torch.as_tensor(label), self.num_classes, "class_label", batch[i])
+        # A GPU need not catch up first.
+        return labelled, torch.tensor(labels).to(device, non_blocking=True)
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)

@@ -63,6 +63,7 @@ class LiteDepth(SearchedModel):
         invariance, gradient_weight: of the loss (`depth_losses`).
     """
 
+    task, label, names_of = "depth", "depth", "depth_units"
     in_features = ("path1", "path2", "path3")
 
     def __init__(
@@ -93,7 +94,8 @@ class LiteDepth(SearchedModel):
         logs = self._logs(features, padded)
         labelled = [i for i, sample in enumerate(batch) if "depth" in sample]
         if not labelled:
-            return {"loss_depth": zero_loss(logs)}
+            names = ("loss_depth", "loss_depth_gradient") if self.gradient_weight else ("loss_depth",)
+            return {name: zero_loss(logs) for name in names}
         truth = padded_depth([batch[i] for i in labelled], padded, logs.device)
         return depth_losses(chosen(logs, labelled), truth, self.invariance, self.gradient_weight)
 

@@ -85,6 +85,7 @@ class LiteMaskFormer(SearchedModel):
         over_ranks: see `MaskFormerLoss`.
     """
 
+    task, label, names_of = "seg", "sem_seg", "sem_seg_names"
     in_features = ("path1", "path3")
 
     def __init__(

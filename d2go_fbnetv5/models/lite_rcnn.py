@@ -51,6 +51,7 @@ class LiteRCNN(SearchedModel):
         max_detections: kept per image.
     """
 
+    task, label, names_of = "det", "boxes", "box_names"
     in_features = ("path1",)
 
     def __init__(
@@ -109,7 +110,7 @@ class LiteRCNN(SearchedModel):
         labelled = [i for i, sample in enumerate(batch) if "boxes" in sample]
         if not labelled:
             names = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
-            return {name: zero_loss(*self.parameters()) for name in names}
+            return {name: zero_loss(feature, *self.parameters()) for name in names}
         targets = [self.targets(batch[i], feature.device) for i in labelled]
         feature = chosen(feature, labelled).float()
         proposals, losses = self.rpn(

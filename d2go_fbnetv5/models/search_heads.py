@@ -53,12 +53,10 @@ class ModelHead(Task):
     """
 
     kind: ClassVar[type[SearchedModel]]
-    names_of: ClassVar[str]
-    label: ClassVar[str]
 
     def __init__(self, channels: Mapping[str, int], info: DatasetInfo, **options: Any) -> None:
         super().__init__()
-        names = require_names(self.name, self.names_of, info)
+        names = require_names(self.name, self.kind.names_of, info)
         self.options = bind_options(f"head 'lite' of task {self.name!r}", self.kind, options, SET_ELSEWHERE)
         self.in_features = self.kind.in_features
         # Of its backbone a head asks channels and strides, and the losses of a head's features nothing.
@@ -74,7 +72,7 @@ class ModelHead(Task):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         if not self.training:
             return self.model.head_predict(features, batch, padded_size(batch))
-        if not any(self.label in sample for sample in batch):
+        if not any(self.kind.label in sample for sample in batch):
             return {}
         return self.model.head_losses(features, batch, padded_size(batch))
 
@@ -86,7 +84,7 @@ class ModelHead(Task):
 class LiteRCNNHead(ModelHead):
     """Lite R-CNN's region proposals and box head, on Path 1."""
 
-    kind, names_of, label = LiteRCNN, "box_names", "boxes"
+    kind = LiteRCNN
     in_features, primary_metric = LiteRCNN.in_features, "AP"
 
 
@@ -98,7 +96,7 @@ class LiteMaskFormerHead(ModelHead):
     not all processes have as many of them.
     """
 
-    kind, names_of, label = LiteMaskFormer, "sem_seg_names", "sem_seg"
+    kind = LiteMaskFormer
     in_features, primary_metric = LiteMaskFormer.in_features, "mIoU"
 
     def more(self, info: DatasetInfo) -> dict[str, Any]:
@@ -109,5 +107,5 @@ class LiteMaskFormerHead(ModelHead):
 class LiteDepthHead(ModelHead):
     """LiteDepth's decoder, on Paths 1 to 3."""
 
-    kind, names_of, label = LiteDepth, "depth_units", "depth"
+    kind = LiteDepth
     in_features, primary_metric, higher_is_better = LiteDepth.in_features, "AbsRel", False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
@@ -18,7 +18,8 @@ _MOST_CLASSES = 40  # with more, metrics.json is where to look
 def metrics_tables(
     metrics: Mapping[str, float], title: str, images: int, iterations: int, seconds: float
 ) -> list[RenderableType]:
-    """Make a headline, a table of the whole data set's metrics, and one of the classes' where there are not too many.
+    """Make a headline, a table of the whole data set's metrics, and one of each metric of classes, unless there are too
+    many of these.
 
     Args:
         metrics: by name; "<metric>-<class>" is a class' own, "ema/<name>" one of the averaged weights. Names are shown
@@ -40,15 +41,26 @@ def metrics_tables(
         table.add_column(Text(name), justify="right")
     for label, values in rows.items():
         table.add_row(label, *(format_metric(values.get(name)) for name in overall))
-    classes = [name for name in rows["model"] if "-" in name]
-    if not 0 < len(classes) <= _MOST_CLASSES:
-        return [Text(headline), table]
-    by_class = Table(box=SIMPLE_HEAD)
-    by_class.add_column(Text(f"{classes[0].split('-', 1)[0]} of"))
+    classes: dict[str, list[str]] = {}
+    for name in rows["model"]:
+        if "-" in name:
+            classes.setdefault(name.split("-", 1)[0], []).append(name)
+    return [
+        Text(headline),
+        table,
+        *(
+            _class_table(metric, names, rows)
+            for metric, names in classes.items()
+            if len(names) <= _MOST_CLASSES
+        ),
+    ]
+
+
+def _class_table(metric: str, names: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column(Text(f"{metric} of"))
     for label in rows:
-        by_class.add_column(label, justify="right")
-    for name in classes:
-        by_class.add_row(
-            Text(name.split("-", 1)[1]), *(format_metric(row.get(name)) for row in rows.values())
-        )
-    return [Text(headline), table, by_class]
+        table.add_column(label, justify="right")
+    for name in names:
+        table.add_row(Text(name.split("-", 1)[1]), *(format_metric(row.get(name)) for row in rows.values()))
+    return table

@@ -34,7 +34,7 @@ def run(tmp_path):
         cfg = load_cfg(find_config(f"{task}/{task}_digits.yaml"), list(map(str, [*opts, *options])))
         recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
         network = searched_network(cfg, NAMES)
-        network.write(folder, recipe.task, recipe.kind.in_features)
+        network.write(folder, recipe.kind)
         torch.manual_seed(0)
         model = network.build(recipe.kind).eval()
         torch.save({"model": model.state_dict()}, folder / checkpoint)

@@ -153,7 +153,7 @@ def test_a_spoilt_description_is_one_sentence_or_a_model_that_can_be_built(tmp_p
         (4.0, 5.0, 6.0),
         EvalTransform(96, None, 128),
     )
-    network.write(tmp_path, "cls", ImageClassifier.in_features)
+    network.write(tmp_path, ImageClassifier)
     file = Path(tmp_path, NETWORK_FILE)
     text, taken = file.read_text(encoding="utf-8"), 0
 
@@ -179,9 +179,9 @@ def test_a_spoilt_description_is_one_sentence_or_a_model_that_can_be_built(tmp_p
             continue
         taken += 1
         read, model = found
-        read.write(tmp_path, "cls", ImageClassifier.in_features)
+        read.write(tmp_path, ImageClassifier)
         written = file.read_text(encoding="utf-8")
-        Network.read(tmp_path).write(tmp_path, "cls", ImageClassifier.in_features)
+        Network.read(tmp_path).write(tmp_path, ImageClassifier)
         assert file.read_text(encoding="utf-8") == written
         assert model.num_classes == len(read.names)
     assert taken < 0.6 * count

@@ -167,10 +167,15 @@ def test_our_solver_keys_hold_for_models(cfg, tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("kind", ["ImageClassifier", "LiteMaskFormer", "LiteRCNN"])
+@pytest.mark.parametrize(
+    "kind", ["ImageClassifier", "LiteMaskFormer", "LiteRCNN", "LiteDepth", "SeveralHeads"]
+)
 def test_a_trainings_folder_describes_its_model(cfg, tmp_path, kind):
     from d2go_fbnetv5.plugins.detectron2 import FBNetV5Trainer
 
+    if kind == "SeveralHeads":
+        heads = {"cls": {}, "det": {"score_threshold": 0.01, "max_detections": 7}, "seg": {"num_queries": 6}}
+        cfg.MODEL.FBNETV5.HEAD.heads = type(cfg)(heads)
     cfg.MODEL.META_ARCHITECTURE, cfg.OUTPUT_DIR = kind, str(tmp_path / "run")
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.DATALOADER.NUM_WORKERS = 2, 1, 0
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 0.01, 7
@@ -182,9 +187,13 @@ def test_a_trainings_folder_describes_its_model(cfg, tmp_path, kind):
     with torch.no_grad():
         model = from_run(tmp_path / "moved").model
         (found,), (expected,) = (m.eval()([{"image": image}]) for m in (model, trainer.model))
-    if kind == "LiteRCNN":
-        theirs = expected["instances"]
-        expected = {"boxes": theirs.pred_boxes.tensor, "scores": theirs.scores, "labels": theirs.pred_classes}
+    if kind in ("LiteRCNN", "SeveralHeads"):
+        theirs = expected.pop("instances")
+        expected |= {
+            "boxes": theirs.pred_boxes.tensor,
+            "scores": theirs.scores,
+            "labels": theirs.pred_classes,
+        }
         assert len(found["boxes"]) == 7
     for name, values in expected.items():
         if kind == "LiteMaskFormer":

@@ -32,7 +32,7 @@ def run(tmp_path):
         cfg = load_cfg(find_config(f"{task}/{task}_digits.yaml"), list(map(str, options)))
         recipe = get_recipe(cfg.MODEL.META_ARCHITECTURE)
         torch.manual_seed(0)
-        model = build_searched_model(cfg, recipe.kind, DatasetInfo(), len(NAMES)).eval()
+        model = build_searched_model(cfg, recipe.kind, DatasetInfo(), tuple(NAMES)).eval()
         folder = tmp_path / task
         folder.mkdir()
         (folder / "config.yaml").write_text(cfg.dump())

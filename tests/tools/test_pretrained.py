@@ -16,7 +16,7 @@ from d2go_fbnetv5.engine.config import get_cfg
 from d2go_fbnetv5.engine.evaluation import evaluate
 from d2go_fbnetv5.engine.network import Network
 from d2go_fbnetv5.export.measure.subjects import open_subject
-from d2go_fbnetv5.models import ImageClassifier, LiteDepth
+from d2go_fbnetv5.models import ImageClassifier, SeveralHeads
 from d2go_fbnetv5.pseudo_labels.teachers.searched_models import zoo_teacher
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.shipped import pretrained_folder
@@ -49,7 +49,7 @@ def run(tmp_path, model):
     folder.mkdir()
     names = tuple(map(str, range(10)))
     Network("ImageClassifier", "N", FOUND, names, {}, MEAN, STD, EvalTransform(64)).write(
-        folder, "cls", ("path3",)
+        folder, ImageClassifier
     )
     torch.save({"model": model.state_dict()}, folder / "model_final.pth")
     cfg = get_cfg()
@@ -144,10 +144,10 @@ def test_whoever_takes_models_by_name_takes_them(shipped, model, tmp_path, capsy
 
 
 def of_another_kind(run):
-    depth = LiteDepth(Backbone("N", FOUND, LiteDepth.in_features), 1)
-    network = Network("LiteDepth", "N", FOUND, ("metres",), {}, MEAN, STD, EvalTransform(64))
-    network.write(run, "depth", LiteDepth.in_features)
-    torch.save({"model": depth.state_dict()}, run / "model_final.pth")
+    names, head = {"cls": ("cat",), "depth": ("metres",)}, {"heads": {"cls": {}, "depth": {}}}
+    network = Network("SeveralHeads", "N", FOUND, names, head, MEAN, STD, EvalTransform(64))
+    network.write(run, SeveralHeads)
+    torch.save({"model": network.build(SeveralHeads).state_dict()}, run / "model_final.pth")
 
 
 def of_other_data(run):
@@ -165,7 +165,7 @@ def of_other_data(run):
             lambda run: (run / "metrics.json").write_text('{"iteration": 9, "eval/top1": 2.0}\n'),
             "top1 is .* now",
         ),
-        (of_another_kind, "is of a LiteDepth, allowed: models for CLS, SEG, DET"),
+        (of_another_kind, "is of a SeveralHeads, allowed: models for CLS, SEG, DET, DEPTH"),
         (of_other_data, "has the data set fashion_scenes_val, allowed: digit_scenes_train"),
     ],
 )

@@ -1,22 +1,32 @@
-"""MODEL.META_ARCHITECTURE "ImageClassifier", "LiteRCNN", "LiteMaskFormer" and "LiteDepth": training what was found."""
+"""MODEL.META_ARCHITECTURE "ImageClassifier", "LiteRCNN", "LiteMaskFormer", "LiteDepth" and "SeveralHeads": training
+what was found."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
 from d2go_fbnetv5.arch import Topology, build_family
-from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.arch.topology import joint_topology
+from d2go_fbnetv5.arch.topology_file import find_topology, load_topologies
 from d2go_fbnetv5.data import EvalTransform
 from d2go_fbnetv5.engine.build import build_transforms
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.keys import CLASSIFIER, MODEL
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network, checked_head
 from d2go_fbnetv5.engine.recipes.base import Recipe, Trained, get_recipe, register_recipe
-from d2go_fbnetv5.models import ImageClassifier, LiteDepth, LiteMaskFormer, LiteRCNN, SearchedModel
+from d2go_fbnetv5.models import (
+    ImageClassifier,
+    LiteDepth,
+    LiteMaskFormer,
+    LiteRCNN,
+    SearchedModel,
+    SeveralHeads,
+)
+from d2go_fbnetv5.models.base import Names
 from d2go_fbnetv5.models.distillation import timm_teacher
 from d2go_fbnetv5.models.reconstructions import builtin_topology
 from d2go_fbnetv5.models.weights import load_weights
@@ -28,17 +38,13 @@ from d2go_fbnetv5.utils.text_files import expand_user
 
 
 class ModelRecipe(Recipe):
-    """A searched backbone with the paper's head for one task.
+    """A searched backbone with the paper's head for one task, or with those for several.
 
     Attributes:
-        task: the name that the topology has in a topologies.json, unless MODEL.FBNETV5.TOPOLOGY_TASK says another.
-        names_of: the field of a data set's information that names the classes.
-        kind: the model's class.
+        kind: the model's class, whose tasks have the names that topologies have in a topologies.json.
         input_divisor: images are padded to a multiple of it, 1 if not at all.
     """
 
-    task: str
-    names_of: str
     kind: type[SearchedModel]
     model: SearchedModel
     input_divisor = 32
@@ -53,8 +59,8 @@ class ModelRecipe(Recipe):
             )
         if cfg.MODEL.FBNETV5.BUDGET and not cfg.MODEL.FBNETV5.TOPOLOGY:
             raise InputError("MODEL.FBNETV5.BUDGET is set, allowed without MODEL.FBNETV5.TOPOLOGY: nothing")
-        searched_topology(cfg)
         checked_head(cls.kind, as_dict(cfg.MODEL.FBNETV5.HEAD), "MODEL.FBNETV5.HEAD")
+        searched_topology(cfg)
         cls._validate_input(cfg)
         distillation = cfg.MODEL.FBNETV5.DISTILLATION
         if distillation.TEACHER_WEIGHTS and not Path(distillation.TEACHER_WEIGHTS).is_file():
@@ -76,23 +82,24 @@ class ModelRecipe(Recipe):
             )
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         """Return the names of the classes."""
         return class_names(self.cfg, self.data.info)
 
     def build_model(self) -> SearchedModel:
-        return build_searched_model(self.cfg, self.kind, self.data.info, len(self.names))
+        return build_searched_model(self.cfg, self.kind, self.data.info, self.names)
 
     def describe(self, output_dir: Path) -> None:
-        searched_network(self.cfg, self.names).write(output_dir, self.task, self.kind.in_features)
+        searched_network(self.cfg, self.names).write(output_dir, self.kind)
 
     def check_run(self, output_dir: Path) -> None:
         if not (output_dir / NETWORK_FILE).is_file():
             return
         if Network.read(output_dir).topology != searched_topology(self.cfg):
             raise InputError(
-                f"MODEL.FBNETV5.TOPOLOGY is {self.cfg.MODEL.FBNETV5.TOPOLOGY!r}, whose network of {self.task} is "
-                f"another one than that of the run in {output_dir}; choose another OUTPUT_DIR for it"
+                f"MODEL.FBNETV5.TOPOLOGY is {self.cfg.MODEL.FBNETV5.TOPOLOGY!r}, whose network of "
+                f"{'+'.join(model_parts(self.cfg))} is another one than that of the run in {output_dir}; choose "
+                "another OUTPUT_DIR for it"
             )
 
     def load_weights(self, path: str, to_train: bool = True) -> None:
@@ -116,7 +123,7 @@ class ModelRecipe(Recipe):
 class ImageClassifierRecipe(ModelRecipe):
     """Trains an `ImageClassifier`."""
 
-    task, names_of, kind, input_divisor = "cls", "class_names", ImageClassifier, 1
+    kind, input_divisor = ImageClassifier, 1
     readers = MODEL + CLASSIFIER
 
 
@@ -124,21 +131,28 @@ class ImageClassifierRecipe(ModelRecipe):
 class LiteRCNNRecipe(ModelRecipe):
     """Trains a `LiteRCNN`."""
 
-    task, names_of, kind = "det", "box_names", LiteRCNN
+    kind = LiteRCNN
 
 
 @register_recipe("LiteMaskFormer")
 class LiteMaskFormerRecipe(ModelRecipe):
     """Trains a `LiteMaskFormer`."""
 
-    task, names_of, kind = "seg", "sem_seg_names", LiteMaskFormer
+    kind = LiteMaskFormer
 
 
 @register_recipe("LiteDepth")
 class LiteDepthRecipe(ModelRecipe):
     """Trains a `LiteDepth`."""
 
-    task, names_of, kind = "depth", "depth_units", LiteDepth
+    kind = LiteDepth
+
+
+@register_recipe("SeveralHeads")
+class SeveralHeadsRecipe(ModelRecipe):
+    """Trains a `SeveralHeads`."""
+
+    kind = SeveralHeads
 
 
 def model_recipe(name: str) -> type[ModelRecipe]:
@@ -149,40 +163,47 @@ def model_recipe(name: str) -> type[ModelRecipe]:
     return recipe
 
 
-def class_names(cfg: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
+def model_parts(cfg: CfgNode) -> dict[str, type[SearchedModel]]:
+    """Return by its task's name each model that MODEL.META_ARCHITECTURE, one of those here, does the work of."""
+    try:
+        return model_recipe(cfg.MODEL.META_ARCHITECTURE).kind.parts(as_dict(cfg.MODEL.FBNETV5.HEAD))
+    except InputError as error:
+        raise InputError(f"MODEL.FBNETV5.HEAD: {error}") from error
+
+
+def class_names(cfg: CfgNode, info: DatasetInfo) -> Names:
     """Return names of the classes that MODEL.META_ARCHITECTURE, one of those here, learns from DATASETS.TRAIN.
 
     Raises:
         ValueError: the data set names none.
     """
-    kind = cfg.MODEL.META_ARCHITECTURE
-    names_of = model_recipe(kind).names_of
-    names = getattr(info, names_of)
-    if not names:
-        raise InputError(
-            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no {names_of}, which {kind} learns"
-        )
-    return names
+    model, names = cfg.MODEL.META_ARCHITECTURE, {}
+    for task, kind in model_parts(cfg).items():
+        names[task] = getattr(info, kind.names_of)
+        if not names[task]:
+            raise InputError(
+                f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no {kind.names_of}, which {model} learns"
+            )
+    return names if issubclass(model_recipe(model).kind, SeveralHeads) else next(iter(names.values()))
 
 
-def searched_topology(
-    cfg: CfgNode, task: str | None = None, outputs: Collection[str] | None = None
-) -> Topology:
+def searched_topology(cfg: CfgNode, reads: Mapping[str, Collection[str]] | None = None) -> Topology:
     """Return the topology of MODEL.FBNETV5.TOPOLOGY for a model, the zoo's reconstruction where that is empty.
 
+    For several tasks it is the union of theirs, each pruned for its head; of tasks that a search has in one group that
+    is their common one. MODEL.FBNETV5.TOPOLOGY_TASK names tasks as "det" or "cls+det".
+
     Args:
-        task: "cls", "det", "seg" or "depth"; by default that of MODEL.META_ARCHITECTURE, one of those here.
-        outputs: the paths that are read, which MODEL.FBNETV5.BUDGET is for; by default those that this model reads.
+        reads: the paths that the head of a task reads, which MODEL.FBNETV5.BUDGET is for, by the names of tasks; by
+            default those of MODEL.META_ARCHITECTURE, one of those here.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or none of that task in it.
     """
     options = cfg.MODEL.FBNETV5
-    if task is None or outputs is None:
-        recipe = model_recipe(cfg.MODEL.META_ARCHITECTURE)
-        task, outputs = recipe.task, recipe.kind.in_features
+    reads = reads or {task: kind.in_features for task, kind in model_parts(cfg).items()}
     if not options.TOPOLOGY:
-        return builtin_topology(task.upper())
+        return joint_topology({task: builtin_topology(task.upper()) for task in reads}, reads)
     path = Path(expand_user(options.TOPOLOGY))
     if not path.exists():
         run = Path(cfg.OUTPUT_DIR)
@@ -194,27 +215,27 @@ def searched_topology(
         )
     budget = to_budget(as_dict(options.BUDGET), "MODEL.FBNETV5.BUDGET.")
     try:
-        file = load_topologies(path)
-        return file.task(options.TOPOLOGY_TASK or task, budget, options.FAMILY, outputs).topology
+        tasks = options.TOPOLOGY_TASK or "+".join(reads)
+        return find_topology(load_topologies(path), tasks, reads, budget, options.FAMILY)
     except InputError as error:
         raise InputError(f"MODEL.FBNETV5.TOPOLOGY: {error}") from error
 
 
-def searched_network(cfg: CfgNode, names: Sequence[str]) -> Network:
+def searched_network(cfg: CfgNode, names: Names) -> Network:
     """Return the network of a configuration that `ModelRecipe.validate` has passed, for classes of these names."""
     whole = cfg.clone()
     whole.defrost()
-    if model_recipe(cfg.MODEL.META_ARCHITECTURE).task != "cls":
+    if set(model_parts(cfg)) != {"cls"}:
         whole.FBNETV5_DATA.CROP_SIZE_TEST = 0  # boxes and maps are those of the whole image
     return _network(cfg, names, build_transforms(whole)[1])
 
 
-def _network(cfg: CfgNode, names: Sequence[str], images: EvalTransform) -> Network:
+def _network(cfg: CfgNode, names: Names, images: EvalTransform) -> Network:
     return Network(
         cfg.MODEL.META_ARCHITECTURE,
         cfg.MODEL.FBNETV5.FAMILY,
         searched_topology(cfg),
-        tuple(names),
+        names,
         as_dict(cfg.MODEL.FBNETV5.HEAD),
         tuple(cfg.MODEL.PIXEL_MEAN),
         tuple(cfg.MODEL.PIXEL_STD),
@@ -225,14 +246,14 @@ def _network(cfg: CfgNode, names: Sequence[str], images: EvalTransform) -> Netwo
 
 
 def build_searched_model(
-    cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, num_classes: int
+    cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, names: Names
 ) -> SearchedModel:
     """Build the model of a configuration that `ModelRecipe.validate` has passed, with its first weights.
 
     Raises:
         ValueError: an option of MODEL.FBNETV5.HEAD is out of range, or the teacher cannot be had.
     """
-    arguments = model_arguments(cfg, kind, info, num_classes)
+    arguments = model_arguments(cfg, kind, info, names)
     try:
         return kind(**arguments)
     except InputError as error:
@@ -240,16 +261,16 @@ def build_searched_model(
 
 
 def model_arguments(
-    cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, num_classes: int
+    cfg: CfgNode, kind: type[SearchedModel], info: DatasetInfo, names: Names
 ) -> dict[str, Any]:
     """Return the arguments that `build_searched_model` makes a model of."""
     # ``kind`` may be a trainer's, with a constructor of its own.
     own = model_recipe(cfg.MODEL.META_ARCHITECTURE).kind
-    arguments = _network(cfg, [""] * num_classes, EvalTransform(None)).arguments(own)
+    arguments = _network(cfg, names, EvalTransform(None)).arguments(own)
     distillation = cfg.MODEL.FBNETV5.DISTILLATION
-    if issubclass(kind, LiteMaskFormer):
+    if issubclass(kind, (LiteMaskFormer, SeveralHeads)):
         arguments["ignore"] = info.sem_seg_ignore
     if distillation.TEACHER:
-        arguments["teacher"] = timm_teacher(distillation.TEACHER, num_classes, distillation.TEACHER_WEIGHTS)
+        arguments["teacher"] = timm_teacher(distillation.TEACHER, len(names), distillation.TEACHER_WEIGHTS)
         arguments["teacher_weight"] = distillation.WEIGHT
     return arguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from d2go_fbnetv5.export.formats.executorch_programs import (
 from d2go_fbnetv5.export.host import HostedDetector, HostSettings, host_header
 from d2go_fbnetv5.export.image_sizes import ImageSizes
 from d2go_fbnetv5.export.network.flat_backbone import concatenate_to_enlarge
-from d2go_fbnetv5.export.network.inference import DetectorInference
+from d2go_fbnetv5.export.network.inference import AnyDetector
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 
@@ -68,8 +68,8 @@ class ExecuTorch(Format):
             )
             more["float_layers"] = float_layers(module)
         write_atomically(path, lower_programs(graphs))
-        if isinstance(module, DetectorInference):
-            more["methods"] = _DETECTOR_METHODS
+        if isinstance(module, AnyDetector):
+            more["methods"] = _detector_methods(spec.outputs[3:])
             more["detector"] = HostSettings.of(module).to_json()
             more["host"] = f"{host_header().name} of the package computes the outputs from the methods"
         return sizes, more
@@ -99,31 +99,34 @@ class ExecuTorch(Format):
         set_num_threads(count)
 
 
-_DETECTOR_METHODS = {
-    "proposals": {
-        "input": "image",
-        "outputs": {
-            "feature": [1, "C", "height / 8", "width / 8"],
-            "objectness": [1, "A", "height / 8", "width / 8"],
-            "deltas": [1, "4 A", "height / 8", "width / 8"],
+def _detector_methods(others: Sequence[str]) -> dict[str, Any]:
+    """Describe the methods of a detector's program; ``others`` are outputs of other heads."""
+    return {
+        "proposals": {
+            "input": "image",
+            "outputs": {
+                "feature": [1, "C", "height / 8", "width / 8"],
+                "objectness": [1, "A", "height / 8", "width / 8"],
+                "deltas": [1, "4 A", "height / 8", "width / 8"],
+                **dict.fromkeys(others, "as in outputs"),
+            },
+            "A": "detector.cell_anchors; anchor a has the deltas 4 a to 4 a + 3",
         },
-        "A": "detector.cell_anchors; anchor a has the deltas 4 a to 4 a + 3",
-    },
-    "boxes": {
-        "input": ["R", "C", "detector.resolution", "detector.resolution"],
-        "outputs": {
-            "probabilities": ["R", "detector.num_classes"],
-            "deltas": ["R", "detector.num_classes", 4],
+        "boxes": {
+            "input": ["R", "C", "detector.resolution", "detector.resolution"],
+            "outputs": {
+                "probabilities": ["R", "detector.num_classes"],
+                "deltas": ["R", "detector.num_classes", 4],
+            },
+            "R": "1 to detector.proposals_after_nms",
         },
-        "R": "1 to detector.proposals_after_nms",
-    },
-}
+    }
 
 
 def program_methods(module: nn.Module, size: tuple[int, int], sizes: ImageSizes) -> dict[str, MethodSource]:
     """The methods of an inference module's program, with examples of ``size`` (height, width)."""
     image = torch.zeros(1, 3, *size)
-    if not isinstance(module, DetectorInference):
+    if not isinstance(module, AnyDetector):
         return {"forward": (module, (image,), (sizes.dims(),))}
     with torch.no_grad():
         channels = module.proposals(image)[0].shape[1]
@@ -147,12 +150,17 @@ def quantized_methods(
     """
     images = list(calibration)
     inputs: dict[str, list[tuple[Tensor, ...]]] = {name: [(image,) for image in images] for name in methods}
-    if isinstance(module, DetectorInference):
+    if isinstance(module, AnyDetector):
         inputs["boxes"] = _regions(module, images)
     return {
-        name: quantized(*source, inputs[name], _RESULT_LAYERS.get(name, ()))
+        name: quantized(*source, inputs[name], _result_layers(name, source[0]))
         for name, source in methods.items()
     }
+
+
+def _result_layers(method: str, module: nn.Module) -> list[str]:
+    kept = _RESULT_LAYERS.get(method, ())
+    return [name for name, _ in module.named_modules() if name.split(".")[-1] in kept]
 
 
 def float_layers(module: nn.Module) -> list[str]:
@@ -166,7 +174,7 @@ def float_layers(module: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def _regions(module: DetectorInference, images: list[Tensor]) -> list[tuple[Tensor, ...]]:
+def _regions(module: AnyDetector, images: list[Tensor]) -> list[tuple[Tensor, ...]]:
     """Return what the method ``boxes`` sees in images, in floats."""
     seen: list[tuple[Tensor, ...]] = []
 

@@ -49,7 +49,7 @@ class TorchScript(Format):
         @torch.no_grad()
         def run(image: Tensor) -> tuple[Tensor, ...]:
             found = module(image)
-            return found if isinstance(found, tuple) else (found,)
+            return (found,) if isinstance(found, Tensor) else tuple(found)
 
         return run
 

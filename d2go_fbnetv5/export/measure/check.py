@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from d2go_fbnetv5.export.formats.base import Run
+from d2go_fbnetv5.export.metadata import outputs_by_task
 from d2go_fbnetv5.models import LiteDepth, LiteMaskFormer, LiteRCNN, SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import segment_scores, weighed_masks
 from d2go_fbnetv5.tasks.images import image_size
@@ -37,7 +38,7 @@ class Report:
         images: how many; sizes: their different (height, width).
         worst: the greatest difference of a probability or score; where: the image it was seen in.
         overlap: of detectors, the least IoU of a detection with its counterpart.
-        agreement: the mean share of images, pixels or detections that have the same class.
+        agreement: the mean share of images, pixels or detections that have the same class, the least of the tasks'.
         detections: of detectors, the least and the greatest number in an image.
         failures: what was beyond the allowed, worst first in each image.
     """
@@ -96,22 +97,28 @@ def check(
     images = list(images)
     if not images:
         raise InputError("check needs one image or more, found none")
-    report, compare, shares = Report(), _COMPARE.get(type(model), _compare_classes), []
+    report, singles = Report(), model.singles()
+    shares: dict[str, list[float]] = {task: [] for task in singles}
     for where, image, found in _outputs(run, images):
         report.images += 1
         report.sizes.add(image_size(image))
-        shares.append(compare(model, image, found, report, where))
-    report.agreement = sum(shares) / len(shares)
-    if isinstance(model, LiteRCNN) and report.detections == (0, 0):
-        report.agreement = _probed_agreement(model, probe, images)
-        if not report.agreement >= PROBED:
+        for task, part in outputs_by_task(model, found).items():
+            shares[task].append(_COMPARE[task](singles[task], image, part, report, where))
+    agreement = {task: sum(each) / len(each) for task, each in shares.items()}
+    probed = report.detections == (0, 0)
+    if probed:
+        agreement["det"] = _probed_agreement(model, probe, images)
+        if not agreement["det"] >= PROBED:
             raise CheckFailedError(
-                f"no detection in {report.images} images, and of those of any score {report.agreement:.1%} have a "
+                f"no detection in {report.images} images, and of those of any score {agreement['det']:.1%} have a "
                 f"counterpart of the same class and place; allowed is {PROBED:.0%} or more"
             )
-    elif int8 and not report.agreement >= AGREEMENT:
+    report.agreement = min(agreement.values())
+    seen = {task: share for task, share in agreement.items() if task != "det" or not probed}
+    if int8 and seen and not min(seen.values()) >= AGREEMENT:
+        worst = min(seen, key=seen.__getitem__)
         raise CheckFailedError(
-            f"the same class in {report.agreement:.1%} of {report.images} images' results; allowed is "
+            f"{worst}: the same class in {seen[worst]:.1%} of {report.images} images' results; allowed is "
             f"{AGREEMENT:.0%} or more"
         )
     if not int8 and report.failures:
@@ -132,7 +139,9 @@ def _outputs(run: Run, images: Iterable[Tensor]) -> Iterator[tuple[str, Tensor, 
         yield where, image, found
 
 
-def _probed_agreement(model: LiteRCNN, probe: Callable[[], Run] | None, images: Sequence[Tensor]) -> float:
+def _probed_agreement(
+    model: SearchedModel, probe: Callable[[], Run] | None, images: Sequence[Tensor]
+) -> float:
     """The share of detections of any score that have a counterpart; 0 where there is none.
 
     An untrained detector's scores are all but equal, so which box goes before which is a matter of rounding, and not
@@ -140,11 +149,13 @@ def _probed_agreement(model: LiteRCNN, probe: Callable[[], Run] | None, images: 
     """
     if probe is None:
         return 0.0
-    head, shares = model.roi_head, []
+    detector, shares = cast(LiteRCNN, model.singles()["det"]), []
+    head = detector.roi_head
     threshold, head.score_threshold = head.score_threshold, 0.0
     try:
-        for _, image, (boxes, scores, labels) in _outputs(probe(), images):
-            expected = model([{"image": image[0]}])[0]
+        for _, image, found in _outputs(probe(), images):
+            boxes, scores, labels = outputs_by_task(model, found)["det"]
+            expected = detector([{"image": image[0]}])[0]
             there = scores > 0
             ours = boxes[there], scores[there], labels[there]
             theirs = expected["boxes"], expected["scores"], expected["labels"]
@@ -251,8 +262,9 @@ def _compare_depths(
     return float((differences < 0.25).double().mean())
 
 
-_COMPARE: dict[type[SearchedModel], Callable[..., float]] = {
-    LiteMaskFormer: _compare_maps,
-    LiteRCNN: _compare_detections,
-    LiteDepth: _compare_depths,
+_COMPARE: dict[str, Callable[..., float]] = {
+    "cls": _compare_classes,
+    "seg": _compare_maps,
+    "det": _compare_detections,
+    "depth": _compare_depths,
 }

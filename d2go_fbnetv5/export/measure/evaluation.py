@@ -16,7 +16,7 @@ from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.engine.train import CONFIG_FILE
 from d2go_fbnetv5.export.formats.base import Run, get_format, split_int8
 from d2go_fbnetv5.export.images import padded_image
-from d2go_fbnetv5.export.metadata import task_of
+from d2go_fbnetv5.export.metadata import outputs_by_task
 from d2go_fbnetv5.models import SearchedModel
 from d2go_fbnetv5.models.lite_maskformer import weighed_masks
 from d2go_fbnetv5.tasks.base import Sample
@@ -41,7 +41,6 @@ class ExportedModel(nn.Module):
         self._size = size
         self._model = [model]  # in a list, for it is no part of this one
         self._run = run
-        self._outputs = _OUTPUTS[task_of(model)]
 
     def forward(self, batch: Batch) -> list[dict[str, Tensor]]:
         outputs = []
@@ -52,7 +51,10 @@ class ExportedModel(nn.Module):
                     f"the file takes images of {self._size[0]}x{self._size[1]} alone, found one of "
                     f"{image.shape[-2]}x{image.shape[-1]}"
                 )
-            outputs.append(self._outputs(tuple(self._run(image)), image_size(image), sample))
+            output: dict[str, Tensor] = {}
+            for task, found in outputs_by_task(self._model[0], self._run(image)).items():
+                output |= _OUTPUTS[task](found, image_size(image), sample)
+            outputs.append(output)
         return outputs
 
 

@@ -1,4 +1,4 @@
-"""Each task's model as it is exported: one image in, tensors of fixed size out, batch norm folded.
+"""Each task's model, and several heads, as exported: one image in, tensors of fixed size out, batch norm folded.
 
 The image is 1 x 3 x H x W float, RGB, 0..255; normalising it is part of the module. H and W are multiples of
 32. Resizing, padding, names and drawing are the application's.
@@ -7,6 +7,7 @@ The image is 1 x 3 x H x W float, RGB, 0..255; normalising it is part of the mod
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from d2go_fbnetv5.models import (
     LiteMaskFormer,
     LiteRCNN,
     SearchedModel,
+    SeveralHeads,
     TransformerDecoder,
 )
 from d2go_fbnetv5.utils.errors import InputError
@@ -59,59 +61,132 @@ class _Backbone(nn.Module):
         return self.features(image)
 
 
-class ClassifierInference(nn.Module):
-    """1 x 3 x H x W image -> 1 x K class probabilities; H and W are multiples of 32 unless ``any_size``."""
+class _Head(nn.Module):
+    """The part of a model that makes a list of outputs of its backbone's features. ``model`` is folded.
 
-    def __init__(self, model: ImageClassifier, any_size: bool = False) -> None:
+    Args:
+        names: of all the features that there are, of which it reads some.
+    """
+
+    def __init__(self, model: SearchedModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.places = [names.index(name) for name in model.in_features]
+
+    def forward(self, features: list[Tensor], height: int, width: int) -> list[Tensor]:
+        raise NotImplementedError
+
+
+class _Classifier(_Head):
+    def __init__(self, model: ImageClassifier, names: Sequence[str]) -> None:
+        super().__init__(model, names)
+        self.pool, self.fc = model.head.pool, model.head.fc
+
+    def forward(self, features: list[Tensor], height: int, width: int) -> list[Tensor]:
+        return [self.fc(self.pool(features[self.places[0]]).flatten(1)).softmax(1)]
+
+
+class _Segmenter(_Head):
+    def __init__(self, model: LiteMaskFormer, names: Sequence[str]) -> None:
+        super().__init__(model, names)
+        self.pixel_decoder = model.pixel_decoder
+        self.decoder = _Decoder(model.transformer_decoder)
+        self.segmentation = model.segmentation
+
+    def forward(self, features: list[Tensor], height: int, width: int) -> list[Tensor]:
+        pixels = self.pixel_decoder(features[self.places[0]])
+        queries = self.decoder(features[self.places[1]])
+        masks = self.segmentation.mask_embedding(queries) @ pixels.flatten(2)
+        classes = self.segmentation.classes(queries).softmax(2)[:, :, :-1]
+        return [classes, masks.view(1, masks.shape[1], pixels.shape[2], pixels.shape[3])]
+
+
+class _Depth(_Head):
+    def __init__(self, model: LiteDepth, names: Sequence[str]) -> None:
+        super().__init__(model, names)
+        self.decoder = model.decoder
+
+    def forward(self, features: list[Tensor], height: int, width: int) -> list[Tensor]:
+        path1, path2, path3 = [features[i] for i in self.places]
+        logs = self.decoder(path1, path2, path3)
+        return [F.interpolate(logs, size=[height, width], mode="bilinear", align_corners=False).exp()]
+
+
+class _Proposals(_Head):
+    def __init__(self, model: LiteRCNN, names: Sequence[str]) -> None:
+        super().__init__(model, names)
+        head = model.rpn.head
+        self.blocks, self.objectness, self.deltas = head.blocks, head.objectness, head.deltas
+
+    def forward(self, features: list[Tensor], height: int, width: int) -> list[Tensor]:
+        feature = features[self.places[0]]
+        hidden = self.blocks(feature)
+        return [feature, self.objectness(hidden), self.deltas(hidden)]
+
+
+_HEADS: dict[type[SearchedModel], type[_Head]] = {
+    ImageClassifier: _Classifier,
+    LiteMaskFormer: _Segmenter,
+    LiteRCNN: _Proposals,
+    LiteDepth: _Depth,
+}
+
+
+class _Inference(nn.Module):
+    """1 x 3 x H x W image -> the outputs of a model's heads, one after another, a detector's first."""
+
+    def __init__(self, model: SearchedModel, any_size: bool = False) -> None:
         super().__init__()
         model = folded(model)
         self.any_size = any_size
         self.backbone = _Backbone(model, any_size)
-        head = model.head
-        self.pool, self.fc = head.pool, head.fc
+        names = self.backbone.features.outputs
+        self.heads = nn.ModuleList(
+            head(single, names)
+            for single in in_file(model)
+            for kind, head in _HEADS.items()
+            if isinstance(single, kind)
+        )
+
+    def outputs(self, image: Tensor) -> list[Tensor]:
+        features = self.backbone(image)
+        found: list[Tensor] = []
+        for head in self.heads:
+            found += head(features, image.shape[2], image.shape[3])
+        return found
+
+
+class ClassifierInference(_Inference):
+    """1 x 3 x H x W image -> 1 x K class probabilities; H and W are multiples of 32 unless ``any_size``."""
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.fc(self.pool(self.backbone(image)[0]).flatten(1)).softmax(1)
+        return self.outputs(image)[0]
 
 
-class SegmenterInference(nn.Module):
+class SegmenterInference(_Inference):
     """1 x 3 x H x W image -> 1 x Q x K class probabilities, "no object" left out, and 1 x Q x H/8 x W/8 mask logits.
 
     Enlarging the masks and weighing the classes is the application's (`weighed_masks`): at the image's size it costs
     many times the whole network. Weighed first and enlarged afterwards, thin objects are lost.
     """
 
-    def __init__(self, model: LiteMaskFormer) -> None:
-        super().__init__()
-        model = folded(model)
-        self.backbone = _Backbone(model)
-        self.pixel_decoder = model.pixel_decoder
-        self.decoder = _Decoder(model.transformer_decoder)
-        self.segmentation = model.segmentation
-
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        path1, path3 = self.backbone(image)
-        pixels = self.pixel_decoder(path1)
-        queries = self.decoder(path3)
-        masks = self.segmentation.mask_embedding(queries) @ pixels.flatten(2)
-        classes = self.segmentation.classes(queries).softmax(2)[:, :, :-1]
-        return classes, masks.view(1, masks.shape[1], pixels.shape[2], pixels.shape[3])
+        found = self.outputs(image)
+        return found[0], found[1]
 
 
-class DepthInference(nn.Module):
+class DepthInference(_Inference):
     """1 x 3 x H x W image -> its depth, 1 x 1 x H x W, positive."""
 
-    def __init__(self, model: LiteDepth) -> None:
-        super().__init__()
-        model = folded(model)
-        self.backbone = _Backbone(model)
-        self.decoder = model.decoder
-
     def forward(self, image: Tensor) -> Tensor:
-        path1, path2, path3 = self.backbone(image)
-        logs = self.decoder(path1, path2, path3)
-        size = [image.shape[2], image.shape[3]]
-        return F.interpolate(logs, size=size, mode="bilinear", align_corners=False).exp()
+        return self.outputs(image)[0]
+
+
+class SeveralInference(_Inference):
+    """1 x 3 x H x W image -> what each head gives, in the order of `in_file`; of a detector what `DetectorProposals`
+    does."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return self.outputs(image)
 
 
 class _Decoder(nn.Module):
@@ -156,21 +231,13 @@ class _Decoder(nn.Module):
         return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
 
-class DetectorProposals(nn.Module):
+class DetectorProposals(_Inference):
     """1 x 3 x H x W image -> Path 1's feature 1 x C x H/8 x W/8, objectness logits 1 x A x H/8 x W/8 and box deltas
     1 x 4A x H/8 x W/8 (of anchor a: channels 4a to 4a + 3, dx, dy, dw, dh)."""
 
-    def __init__(self, model: LiteRCNN) -> None:
-        super().__init__()
-        model = folded(model)
-        self.backbone = _Backbone(model)
-        head = model.rpn.head
-        self.blocks, self.objectness, self.deltas = head.blocks, head.objectness, head.deltas
-
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        feature = self.backbone(image)[0]
-        hidden = self.blocks(feature)
-        return feature, self.objectness(hidden), self.deltas(hidden)
+        found = self.outputs(image)
+        return found[0], found[1], found[2]
 
 
 class DetectorBoxes(nn.Module):
@@ -190,18 +257,20 @@ class DetectorBoxes(nn.Module):
         return scores, self.deltas(hidden).view(-1, self.num_classes, 4)
 
 
-class DetectorInference(nn.Module):
-    """1 x 3 x H x W image -> the best detections: M x 4 XYXY boxes in the image's pixels, M scores, best first, and M
-    int64 labels. M is the model's ``max_detections``; where there are fewer, the rest has score 0 and label -1.
+class AnyDetector(nn.Module):
+    """A detector in the parts that a host runs.
+
+    Args:
+        proposals: the network before the boxes.
 
     Attributes:
         cell_anchors: A x 4 XYXY, of the first cell.
     """
 
-    def __init__(self, model: LiteRCNN) -> None:
+    def __init__(self, model: LiteRCNN, proposals: _Inference) -> None:
         super().__init__()
         rpn, head = model.rpn, model.roi_head
-        self.proposals = DetectorProposals(model)
+        self.proposals = proposals
         self.boxes = DetectorBoxes(model)
         self.register_buffer("cell_anchors", rpn.anchor_generator.cell_anchors[0].clone())
         self.stride = head.stride
@@ -215,9 +284,10 @@ class DetectorInference(nn.Module):
         self.iou = head.nms_threshold
         self.max_detections = head.max_detections
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        size = (image.shape[2], image.shape[3])
-        feature, objectness, deltas = self.proposals(image)
+    def detections(
+        self, feature: Tensor, objectness: Tensor, deltas: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes, scores and labels in an image of ``size`` by what `DetectorProposals` gives of it."""
         boxes, present = propose(
             objectness,
             deltas,
@@ -233,8 +303,37 @@ class DetectorInference(nn.Module):
         return detect(scores, deltas, boxes, present, size, self.least_score, self.iou, self.max_detections)
 
 
+class DetectorInference(AnyDetector):
+    """1 x 3 x H x W image -> the best detections: M x 4 XYXY boxes in the image's pixels, M scores, best first, and M
+    int64 labels. M is the model's ``max_detections``; where there are fewer, the rest has score 0 and label -1."""
+
+    def __init__(self, model: LiteRCNN) -> None:
+        super().__init__(model, DetectorProposals(model))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        feature, objectness, deltas = self.proposals(image)
+        return self.detections(feature, objectness, deltas, (image.shape[2], image.shape[3]))
+
+
+class DetectorAmongOthers(AnyDetector):
+    """1 x 3 x H x W image -> the detections, and then what the other heads of a `SeveralInference` give."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        found = self.proposals(image)
+        boxes, scores, labels = self.detections(
+            found[0], found[1], found[2], (image.shape[2], image.shape[3])
+        )
+        return [boxes, scores, labels] + found[3:]  # noqa: RUF005 (TorchScript knows no *)
+
+
+def in_file(model: SearchedModel) -> list[SearchedModel]:
+    """Return the models of one task that a model does the work of, in the order of their outputs in a file: a detector
+    first, as a host needs its three."""
+    return sorted(model.singles().values(), key=lambda single: not isinstance(single, LiteRCNN))
+
+
 def inference_module(model: SearchedModel, any_size: bool = False) -> nn.Module:
-    """The whole model of its task for export, in evaluation mode.
+    """The whole model for export, in evaluation mode.
 
     Args:
         model: is left as it is.
@@ -245,10 +344,13 @@ def inference_module(model: SearchedModel, any_size: bool = False) -> nn.Module:
     """
     if isinstance(model, ImageClassifier):
         return ClassifierInference(model, any_size).eval()
+    if isinstance(model, SeveralHeads):
+        first, network = in_file(model)[0], SeveralInference(model).eval()
+        return DetectorAmongOthers(first, network).eval() if isinstance(first, LiteRCNN) else network
     for kind, module in _MODULES.items():
         if isinstance(model, kind):
             return module(model).eval()
-    allowed = ", ".join(kind.__name__ for kind in (ImageClassifier, *_MODULES))
+    allowed = ", ".join(kind.__name__ for kind in (ImageClassifier, *_MODULES, SeveralHeads))
     raise InputError(f"cannot export a {type(model).__name__}; allowed are {allowed}")
 
 

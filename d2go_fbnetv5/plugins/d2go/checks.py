@@ -34,8 +34,9 @@ def _check_quantization(cfg: CfgNode) -> None:
         raise InputError(f"QUANTIZATION.EAGER_MODE is False, allowed for {kind}: True")
     if not cfg.QUANTIZATION.QAT.ENABLED:
         return
-    if kind == "MultitaskSearch":
-        raise InputError("QUANTIZATION.QAT.ENABLED is True, allowed for a search: False")
+    if kind in ("MultitaskSearch", "LiteDepth", "SeveralHeads"):
+        what = "a search" if kind == "MultitaskSearch" else f"a {kind}"
+        raise InputError(f"QUANTIZATION.QAT.ENABLED is True, allowed for {what}: False")
     if cfg.MODEL_EMA.ENABLED:
         raise InputError(
             "MODEL_EMA.ENABLED is True, allowed with QUANTIZATION.QAT.ENABLED: False, for ranges cannot be averaged"

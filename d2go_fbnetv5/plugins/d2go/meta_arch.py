@@ -51,3 +51,13 @@ class LiteMaskFormer(_Quantizable, meta_arch.LiteMaskFormer):
 @META_ARCH_REGISTRY.register()
 class LiteRCNN(LiteRCNNMixin, GeneralizedRCNN):
     """Lite R-CNN, with what D2Go's GeneralizedRCNN adds to Detectron2's: export and quantisation."""
+
+
+@META_ARCH_REGISTRY.register()
+class LiteDepth(meta_arch.LiteDepth):
+    """LiteDepth, to be exported by `d2go_fbnetv5.export` alone."""
+
+
+@META_ARCH_REGISTRY.register()
+class SeveralHeads(meta_arch.SeveralHeads):
+    """Several heads on one backbone, to be exported by `d2go_fbnetv5.export` alone."""

@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from d2go_fbnetv5.plugins.detectron2.datasets import EVALUATOR_TYPE
+from d2go_fbnetv5.plugins.detectron2.samples import to_output
 from d2go_fbnetv5.tasks.images import label_size
 
 
@@ -76,8 +77,9 @@ class SampleDrawings(DatasetEvaluator):
     def predictions(self, data: Mapping[str, Any], output: Mapping[str, Any]) -> np.ndarray:
         """Draw what a model gives for a sample: height x width x 3."""
         canvas = self._canvas(data)
-        if "sem_seg" in output:
-            canvas.draw_sem_seg(output["sem_seg"].argmax(0).cpu(), area_threshold=0, alpha=0.5)
+        labels = to_output(output, data).get("sem_seg")
+        if labels is not None:
+            canvas.draw_sem_seg(labels.cpu(), area_threshold=0, alpha=0.5)
         if "instances" in output:
             canvas.draw_instance_predictions(output["instances"].to("cpu"))
         if "class_scores" in output:

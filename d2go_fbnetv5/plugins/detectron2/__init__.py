@@ -19,7 +19,13 @@ from d2go_fbnetv5.plugins.detectron2.heads import (
     RoundedAnchorGenerator,
 )
 from d2go_fbnetv5.plugins.detectron2.lazy import sample_evaluator, searched_topology
-from d2go_fbnetv5.plugins.detectron2.meta_arch import ImageClassifier, LiteMaskFormer, MultitaskSearch
+from d2go_fbnetv5.plugins.detectron2.meta_arch import (
+    ImageClassifier,
+    LiteDepth,
+    LiteMaskFormer,
+    MultitaskSearch,
+    SeveralHeads,
+)
 from d2go_fbnetv5.plugins.detectron2.rcnn import LiteRCNN
 from d2go_fbnetv5.plugins.detectron2.solver import build_optimizer
 from d2go_fbnetv5.plugins.detectron2.trainer import FBNetV5Trainer
@@ -30,6 +36,7 @@ __all__ = [
     "FBNetV5Supernet",
     "FBNetV5Trainer",
     "ImageClassifier",
+    "LiteDepth",
     "LiteMaskFormer",
     "LiteMaskFormerHead",
     "LiteRCNN",
@@ -39,6 +46,7 @@ __all__ = [
     "RoundedAnchorGenerator",
     "SampleEvaluator",
     "SampleMapper",
+    "SeveralHeads",
     "add_fbnetv5_config",
     "build_optimizer",
     "from_generalized_rcnn",

@@ -9,11 +9,11 @@ from d2go_fbnetv5.engine.recipes.base import get_recipe
 from d2go_fbnetv5.engine.recipes.models import class_names
 from d2go_fbnetv5.engine.validate import check_read, validate
 from d2go_fbnetv5.plugins.detectron2.datasets import read_by_us
-from d2go_fbnetv5.plugins.detectron2.meta_arch import dataset_info
+from d2go_fbnetv5.plugins.detectron2.meta_arch import OUR_MODELS, dataset_info
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.rules import get
 
-OUR_META_ARCHITECTURES = ("ImageClassifier", "LiteMaskFormer", "LiteRCNN", "MultitaskSearch")
+OUR_META_ARCHITECTURES = (*OUR_MODELS, "MultitaskSearch")
 
 
 def check_run(cfg: CfgNode) -> None:

@@ -53,4 +53,4 @@ def configured_topology(cfg: CfgNode) -> Topology:
         FileNotFoundError, ValueError: no such file, or none of that task or budget.
     """
     options = cfg.MODEL.FBNETV5
-    return searched_topology(cfg, _TASKS.get(cfg.MODEL.META_ARCHITECTURE, "det"), options.OUT_FEATURES)
+    return searched_topology(cfg, {_TASKS.get(cfg.MODEL.META_ARCHITECTURE, "det"): options.OUT_FEATURES})

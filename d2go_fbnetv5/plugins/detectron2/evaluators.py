@@ -11,12 +11,13 @@ from detectron2.evaluation import DatasetEvaluator
 from d2go_fbnetv5.plugins.detectron2.samples import to_output
 from d2go_fbnetv5.tasks import DatasetInfo, Evaluator
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
+from d2go_fbnetv5.tasks.depth_metrics import DepthMetrics
 from d2go_fbnetv5.tasks.gather import gather_records
 from d2go_fbnetv5.tasks.metrics import SemSegMetrics, TopKAccuracy
 
 
 class SampleEvaluator(DatasetEvaluator):
-    """Judges predictions by the labels of the very samples they are made from; metrics are fractions.
+    """Judges predictions by the labels of the very samples they are made from; metrics are fractions, but for RMSE.
 
     Args:
         metrics: by task, such as {"det": AveragePrecision(names)}.
@@ -27,7 +28,8 @@ class SampleEvaluator(DatasetEvaluator):
 
     @classmethod
     def for_info(cls, info: DatasetInfo) -> SampleEvaluator:
-        """Build evaluators for each kind of label that a data set has: top-1 and top-5, average precision, mean IoU."""
+        """Build evaluators for each kind of label that a data set has: top-1 and top-5, average precision, mean IoU,
+        errors of depth."""
         metrics: dict[str, Evaluator] = {}
         if info.class_names:
             metrics["cls"] = TopKAccuracy()
@@ -35,6 +37,8 @@ class SampleEvaluator(DatasetEvaluator):
             metrics["det"] = AveragePrecision(info.box_names)
         if info.sem_seg_names:
             metrics["seg"] = SemSegMetrics(info.sem_seg_names, info.sem_seg_ignore)
+        if info.depth_units:
+            metrics["depth"] = DepthMetrics(info.depth_units)
         return cls(metrics)
 
     def reset(self) -> None:
@@ -47,7 +51,7 @@ class SampleEvaluator(DatasetEvaluator):
             {key: value.cpu() for key, value in to_output(output, data).items()}
             for data, output in zip(inputs, outputs, strict=True)
         ]
-        for task, key in (("cls", "class_scores"), ("det", "boxes"), ("seg", "sem_seg")):
+        for task, key in (("cls", "class_scores"), ("det", "boxes"), ("seg", "sem_seg"), ("depth", "depth")):
             if task in self.metrics and predictions and key in predictions[0]:
                 self.metrics[task].process(inputs, predictions)
                 self._seen.add(task)

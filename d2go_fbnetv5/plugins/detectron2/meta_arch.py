@@ -1,4 +1,4 @@
-"""The search, Lite MaskFormer and the classifier as Detectron2 meta-architectures."""
+"""The search and our own models as Detectron2 meta-architectures; Lite R-CNN is in `rcnn`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from d2go_fbnetv5.plugins.detectron2.convert import require_whole
 from d2go_fbnetv5.plugins.detectron2.datasets import open_set, read_by_us, register_datasets
 from d2go_fbnetv5.plugins.detectron2.deploy import ClassifierOnImage, OnDicts, SegmenterOnImage
 from d2go_fbnetv5.plugins.detectron2.rcnn import head_options
-from d2go_fbnetv5.plugins.detectron2.samples import to_sample
+from d2go_fbnetv5.plugins.detectron2.samples import to_instances, to_sample
 from d2go_fbnetv5.plugins.detectron2.solver import SearchGuard
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
 
 Batch = Sequence[dict[str, Any]]
+OUR_MODELS = ("ImageClassifier", "LiteDepth", "LiteMaskFormer", "LiteRCNN", "SeveralHeads")
 
 
 def dataset_info(cfg: CfgNode) -> DatasetInfo:
@@ -53,12 +54,12 @@ def describe_model(cfg: CfgNode) -> None:
     """Leave NETWORK_FILE in OUTPUT_DIR for a model that our own trainer has under the same names, so that its
     `predict` opens the folder."""
     kind = cfg.MODEL.META_ARCHITECTURE
-    if kind in ("ImageClassifier", "LiteMaskFormer", "LiteRCNN"):
+    if kind in OUR_MODELS:
         recipe = get_recipe(kind)
         network = searched_network(cfg, class_names(cfg, dataset_info(cfg)))
         if kind == "LiteRCNN":
             network = replace(network, head=head_options(cfg))
-        network.write(cfg.OUTPUT_DIR, recipe.task, recipe.kind.in_features)
+        network.write(cfg.OUTPUT_DIR, recipe.kind)
 
 
 class SampleModel:
@@ -87,7 +88,7 @@ class _SearchedSampleModel(SampleModel):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         info = dataset_info(cfg)
-        return model_arguments(cfg, cls, info, len(class_names(cfg, info)))
+        return model_arguments(cfg, cls, info, class_names(cfg, info))
 
 
 @META_ARCH_REGISTRY.register()
@@ -164,3 +165,18 @@ class LiteMaskFormer(_SearchedSampleModel, models.LiteMaskFormer):
 
     def __prepare_scriptable__(self) -> OnDicts:
         return OnDicts(SegmenterOnImage(self).scriptable(), "sem_seg")
+
+
+@META_ARCH_REGISTRY.register()
+class LiteDepth(_SearchedSampleModel, models.LiteDepth):
+    """LiteDepth; reads ``depth`` (H x W), predicts ``depth``, height x width."""
+
+
+@META_ARCH_REGISTRY.register()
+class SeveralHeads(_SearchedSampleModel, models.SeveralHeads):
+    """Several heads on one backbone; predicts what each does: ``class_scores``, ``instances`` as Detectron2's
+    detectors, ``sem_seg``, the class of each of height x width pixels, and ``depth``."""
+
+    def predict(self, batch: Batch) -> list[dict[str, Any]]:
+        found = super().predict(batch)
+        return [to_instances(output, data) for output, data in zip(found, batch, strict=True)]

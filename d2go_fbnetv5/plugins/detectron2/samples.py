@@ -61,3 +61,15 @@ def to_output(output: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, A
     if "sem_seg" in output and output["sem_seg"].dim() == 3:
         converted["sem_seg"] = output["sem_seg"].argmax(0)  # K scores a pixel
     return converted
+
+
+def to_instances(output: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The other way: a prediction of ours whose boxes, if any, are ``instances`` in ``height`` x ``width``."""
+    converted = {key: value for key, value in output.items() if key not in ("boxes", "scores", "labels")}
+    if "boxes" in output:
+        (height, width), frame = data["image"].shape[-2:], label_size(data)
+        boxes = output["boxes"] * output["boxes"].new_tensor([frame[1] / width, frame[0] / height] * 2)
+        converted["instances"] = Instances(
+            frame, pred_boxes=Boxes(boxes), scores=output["scores"], pred_classes=output["labels"]
+        )
+    return converted

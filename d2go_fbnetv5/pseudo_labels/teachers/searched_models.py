@@ -35,9 +35,11 @@ def run_teacher(
     Raises:
         FileNotFoundError, ValueError: names the file that is missing or wrong.
     """
-    predictor = from_run(run, weights)
-    predictor.names = class_names(names, predictor.names, f"run {run}")
-    return _SearchedModel(predictor, device, f"run {run}")
+    predictor, what = from_run(run, weights), f"run {run}"
+    if isinstance(predictor.names, dict):
+        raise InputError(f"{what} is a model of {predictor.task}, allowed are those of one task")
+    predictor.names = class_names(names, predictor.names, what)
+    return _SearchedModel(predictor, device, what)
 
 
 @register_teacher("zoo")

@@ -73,7 +73,7 @@ def run(tmp_path, toy):
     images = EvalTransform(64, 64)
     grey = ((128.0,) * 3, (64.0,) * 3)
     network = Network("ImageClassifier", "N", topology, ("a", "b"), {}, *grey, images, ("toy",), (str(toy),))
-    network.write(folder, "cls", ImageClassifier.in_features)
+    network.write(folder, ImageClassifier)
     torch.save({"model": network.build(ImageClassifier).state_dict()}, folder / "model_final.pth")
     return folder
 

@@ -250,6 +250,25 @@ def filter_map(
     return labels.cpu().numpy(), histogram.cpu().numpy()
 
 
+def filter_depth(output: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Return a teacher's depth, H x W float32, resized to the image.
+
+    Args:
+        output: ``depth``, see ``teacher``.
+        size: height and width of the image.
+
+    Raises:
+        OutputError: missing, of a wrong shape, not finite, or not over 0.
+    """
+    depth, low, _ = _floats(output, "depth", (None, None))
+    if low <= 0:
+        raise OutputError(f"depth has values from {low:.4g}, allowed are those over 0")
+    depth = depth.float()
+    if depth.shape != size:
+        depth = F.interpolate(depth[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    return depth.numpy()
+
+
 def map_label_map(sem_seg: Tensor, classes: ClassMap) -> np.ndarray:
     """Map a sample's own map, H x W int64 with 255, to the set's classes, as uint8."""
     table = torch.full((IGNORE + 1,), IGNORE, dtype=torch.uint8)

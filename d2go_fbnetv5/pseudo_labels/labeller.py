@@ -23,11 +23,12 @@ from d2go_fbnetv5.pseudo_labels.filter import (
     OutputError,
     filter_boxes,
     filter_class,
+    filter_depth,
     filter_map,
     map_boxes,
     map_label_map,
 )
-from d2go_fbnetv5.pseudo_labels.settings import FIELDS, names_and_remap
+from d2go_fbnetv5.pseudo_labels.settings import FIELDS, OF_CLASSES, names_and_remap
 from d2go_fbnetv5.pseudo_labels.teacher import Teacher, build_teacher, teacher_info
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError, Terminated
@@ -47,6 +48,7 @@ class Labels:
     class_label: int | None = None
     boxes: Boxes | None = None
     sem_seg: np.ndarray | None = None
+    depth: np.ndarray | None = None
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
@@ -56,6 +58,12 @@ class _Source:
     """The source of a task's labels. ``teacher`` is the place in the list of teachers, None for the data set."""
 
     teacher: int | None
+
+
+@dataclass
+class _ClassSource(_Source):
+    """The source of labels that are classes."""
+
     classes: ClassMap
     threshold: float
 
@@ -89,9 +97,13 @@ class Labeller:
                 if place == len(self._teachers):
                     self._teachers.append(_build(task, group.TEACHER, device, options))
                 info = teacher_info(group.TEACHER, self._teachers[place])
-            classes = _class_map(task, group, info)
-            self._sources[task] = _Source(place, classes, group.THRESHOLD)
-            names[attribute] = classes.names
+            if task in OF_CLASSES:
+                classes = _class_map(task, group, info)
+                self._sources[task] = _ClassSource(place, classes, group.THRESHOLD)
+                names[attribute] = classes.names
+            else:
+                self._sources[task] = _Source(place)
+                names[attribute] = _names(task, group, info)
         self.info = DatasetInfo(**names)
 
     def has_teacher(self, task: str) -> bool:
@@ -113,10 +125,15 @@ class Labeller:
             try:
                 if isinstance(output, OutputError):
                     raise output
-                if output is None:
-                    _keep(task, sample, size, source.classes, labels)
-                else:
-                    _filter(task, output, size, source, labels)
+                if isinstance(source, _ClassSource):
+                    if output is None:
+                        _keep(task, sample, size, source.classes, labels)
+                    else:
+                        _filter(task, output, size, source, labels)
+                elif output is not None:
+                    labels.depth = filter_depth(output, size)
+                elif "depth" in sample:
+                    labels.depth = sample["depth"].numpy()
             except OutputError as error:
                 labels.problems[task] = str(error)
         return labels
@@ -192,7 +209,8 @@ def _build(task: str, name: str, device: torch.device, options: dict[str, Any]) 
         raise type(error)(f"{task}: {error}") from error
 
 
-def _class_map(task: str, group: CfgNode, info: DatasetInfo) -> ClassMap:
+def _names(task: str, group: CfgNode, info: DatasetInfo) -> tuple[str, ...]:
+    """Return the names that a task's source has, its classes or the unit of depth."""
     found = getattr(info, FIELDS[task])
     if not found:
         there = ", ".join(name for name, field in FIELDS.items() if getattr(info, field)) or "nothing"
@@ -200,8 +218,12 @@ def _class_map(task: str, group: CfgNode, info: DatasetInfo) -> ClassMap:
         raise InputError(
             f"{task}.SOURCE is {group.SOURCE!r}, but {what} has no {FIELDS[task]}; it labels {there}"
         )
+    return found
+
+
+def _class_map(task: str, group: CfgNode, info: DatasetInfo) -> ClassMap:
     names, remap = names_and_remap(group)
-    classes = ClassMap(task, found, remap, names, complete=group.SOURCE == "teacher")
+    classes = ClassMap(task, _names(task, group, info), remap, names, complete=group.SOURCE == "teacher")
     if task == "SEG" and len(classes.names) > info.sem_seg_ignore:
         raise InputError(
             f"SEG has {len(classes.names)} classes, allowed are at most {info.sem_seg_ignore}; "
@@ -211,7 +233,7 @@ def _class_map(task: str, group: CfgNode, info: DatasetInfo) -> ClassMap:
 
 
 def _filter(
-    task: str, output: dict[str, Any], size: tuple[int, int], source: _Source, labels: Labels
+    task: str, output: dict[str, Any], size: tuple[int, int], source: _ClassSource, labels: Labels
 ) -> None:
     classes, threshold = source.classes, source.threshold
     if task == "CLS":

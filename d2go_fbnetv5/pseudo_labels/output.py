@@ -7,12 +7,13 @@
       chunks/00000/             the labels of the first CHUNK_SIZE images, and so on; whole or not there
         index/                  in the format of ``data.index_files``
         sem_seg/000000.png      label maps by the image's place: 8 bits, 255 = don't care
+        depth/000000.npy        maps of depth: floats of 16 bits
         skipped.jsonl, statistics.json
         chunk.json              of which job it is, and the digest of its files: a chunk that was swapped, cut or
                                 flipped is labelled anew
       index/                    merged: what MultitaskDataset opens; file names are relative to OUTPUT_DIR
       skipped.jsonl             merged; one line an image without labels, or without those of a task: {"image": file
-                                name, "task": null (no image at all), "CLS", "DET" or "SEG", "reason": ...}
+                                name, "task": null (no image at all), "CLS", "DET", "SEG" or "DEPTH", "reason": ...}
       statistics.json           merged, see below
 
 Images stay where they are. Of an image that cannot be read there is only the line in ``skipped.jsonl``.
@@ -25,7 +26,8 @@ Images stay where they are. Of an image that cannot be read there is only the li
      "DET": {"images", "problems", "given", "dropped_class", "below_threshold", "without_area", "kept": boxes,
              "boxes": [kept, of each class], "scores": [[SCORE_BINS of all boxes] of each class]},
      "SEG": {"images", "problems", "ignored": pixels that are don't care, "pixels": [of each class],
-             "scores": [SCORE_BINS of all pixels]}}
+             "scores": [SCORE_BINS of all pixels]},
+     "DEPTH": {"images", "problems"}}
 
 A task that nobody labels is missing, and "scores" where the labels are the data set's own. Scores are counted before
 the threshold, in SCORE_BINS equal parts of 0 to 1 (``filter``).
@@ -168,12 +170,13 @@ class ChunkWriter:
 
     def __init__(self, folder: Path, final: str, info: DatasetInfo, with_scores: bool) -> None:
         self._folder, self._final, self._info, self._with_scores = folder, final, info, with_scores
-        self._images: list[tuple[int, tuple[int, int], str, int, str, bool]] = []
+        self._images: list[tuple[int, tuple[int, int], str, int, str, str, bool]] = []
         self._boxes: list[BoxArrays] = []
         self._skipped: list[dict[str, Any]] = []
         self._statistics: dict[str, Any] = {"images": 0, "skipped": 0, "missing": 0, "unlabelled": 0}
-        if info.sem_seg_names:
-            (folder / "sem_seg").mkdir()
+        for name, labelled in (("sem_seg", info.sem_seg_names), ("depth", info.depth_units)):
+            if labelled:
+                (folder / name).mkdir()
 
     def begin(self, names: Sequence[str]) -> None:
         """A batch of images that are about to be labelled."""
@@ -192,8 +195,13 @@ class ChunkWriter:
             map_name = f"sem_seg/{place:06d}.png"
             (self._folder / map_name).write_bytes(encode_png(labels.sem_seg))
             map_name = f"{self._final}/{map_name}"
+        depth_name = ""
+        if labels.depth is not None:
+            depth_name = f"depth/{place:06d}.npy"
+            np.save(self._folder / depth_name, labels.depth.astype(np.float16), allow_pickle=False)
+            depth_name = f"{self._final}/{depth_name}"
         label = NO_LABEL if labels.class_label is None else labels.class_label
-        self._images.append((image_id, size, name, label, map_name, labels.boxes is not None))
+        self._images.append((image_id, size, name, label, map_name, depth_name, labels.boxes is not None))
         if self._info.box_names:
             found = labels.boxes
             self._boxes.append(self._no_boxes(images=1) if found is None else _box_arrays(found))
@@ -202,7 +210,12 @@ class ChunkWriter:
         self._count(labels)
 
     def _count(self, labels: Labels) -> None:
-        given = {"CLS": labels.class_label, "DET": labels.boxes, "SEG": labels.sem_seg}
+        given = {
+            "CLS": labels.class_label,
+            "DET": labels.boxes,
+            "SEG": labels.sem_seg,
+            "DEPTH": labels.depth,
+        }
         added: dict[str, Any] = {
             "images": 1,
             "unlabelled": int(all(value is None for value in given.values())),
@@ -249,8 +262,8 @@ class ChunkWriter:
     def write(self) -> None:
         (self._folder / _NOTE).unlink(missing_ok=True)
         info = self._info
-        ids, sizes, names, labels, maps, has_boxes = (
-            zip(*self._images, strict=True) if self._images else [()] * 6
+        ids, sizes, names, labels, maps, depths, has_boxes = (
+            zip(*self._images, strict=True) if self._images else [()] * 7
         )
         index = MultitaskIndex(
             info,
@@ -259,6 +272,7 @@ class ChunkWriter:
             Strings.of(names),
             class_labels=np.array(labels, dtype=np.int32),
             map_names=Strings.of(maps),
+            depth_names=Strings.of(depths) if info.depth_units else None,
         )
         if info.box_names:
             index.boxes = _join_boxes(self._boxes or [self._no_boxes(images=0)])
@@ -311,6 +325,8 @@ def _join(parts: Sequence[MultitaskIndex]) -> MultitaskIndex:
         index.class_labels = np.concatenate([part.class_labels for part in parts])
     if info.sem_seg_names:
         index.map_names = Strings.joined([part.map_names for part in parts if part.map_names is not None])
+    if info.depth_units:
+        index.depth_names = Strings.joined([p.depth_names for p in parts if p.depth_names is not None])
     if info.box_names:
         index.has_boxes = np.concatenate([part.has_boxes for part in parts])
         index.boxes = _join_boxes([part.boxes for part in parts if part.boxes is not None])

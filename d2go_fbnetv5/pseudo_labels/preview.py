@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from d2go_fbnetv5.data.images import encode_png
 from d2go_fbnetv5.data.moves import resize_map
 from d2go_fbnetv5.data.multitask import MultitaskDataset
 from d2go_fbnetv5.data.transforms import EvalTransform
-from d2go_fbnetv5.reports.overlays import draw_boxes, draw_label_map, draw_lines
+from d2go_fbnetv5.reports.overlays import draw_boxes, draw_depth, draw_label_map, draw_lines
+from d2go_fbnetv5.tasks.images import image_size
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import format_plural, format_share
@@ -45,8 +47,8 @@ def write_preview(dataset: MultitaskDataset, count: int, path: str | Path) -> in
 
 
 def draw_tile(dataset: MultitaskDataset, place: int) -> Tensor:
-    """3 x (side + strip) x side uint8: an image with its boxes and its map drawn on it, and below it in words what
-    it is labelled with. Pixels that are don't care show the image as it is."""
+    """3 x (side + strip) x side uint8: an image with its boxes and its map drawn on it, or its depth where it has
+    neither, and below it in words what it is labelled with. Pixels that are don't care show the image as it is."""
     sample, info = dataset[place], dataset.info
     picture, labels, scale = _fit(sample)
     if labels is not None:
@@ -59,6 +61,9 @@ def draw_tile(dataset: MultitaskDataset, place: int) -> Tensor:
             own = boxes.scores[boxes.starts[place] : boxes.starts[place + 1]].tolist()
             captions = [f"{name} {score:.2f}" for name, score in zip(captions, own, strict=True)]
         picture = draw_boxes(picture, sample["boxes"] * scale, numbers, captions)
+    if "depth" in sample and labels is None and "boxes" not in sample:
+        depth = F.interpolate(sample["depth"][None, None], image_size(picture))[0, 0]
+        picture = draw_depth(depth.clamp(min=torch.finfo(torch.float16).tiny))
     tile = torch.full((3, _SIDE + _STRIP, _SIDE), _GROUND, dtype=torch.uint8)
     tile[:, : picture.shape[1], : picture.shape[2]] = picture
     name = Path(dataset.index.file_names[place]).name
@@ -91,6 +96,8 @@ def _in_words(sample: dict[str, Any], dataset: MultitaskDataset) -> list[str]:
         labels = sample.get("sem_seg")
         ignored = None if labels is None else (labels == info.sem_seg_ignore).double().mean().item()
         words.append("no map" if ignored is None else f"{format_share(ignored)} don't care")
+    if info.depth_units:
+        words.append("depth" if "depth" in sample else "no depth")
     return [_printable(", ".join(words))]
 
 

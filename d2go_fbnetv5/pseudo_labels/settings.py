@@ -27,8 +27,9 @@ from d2go_fbnetv5.utils.rules import (
 )
 from d2go_fbnetv5.utils.text_files import check_local
 
-# The name of the classes of each task in DatasetInfo.
-FIELDS = {"CLS": "class_names", "DET": "box_names", "SEG": "sem_seg_names"}
+# The name of the classes of each task in DatasetInfo; depth has a unit in place of them.
+FIELDS = {"CLS": "class_names", "DET": "box_names", "SEG": "sem_seg_names", "DEPTH": "depth_units"}
+OF_CLASSES = ("CLS", "DET", "SEG")
 # What the labels depend on; the other keys may change between a run and its continuation.
 LABEL_KEYS = ("IMAGES", *FIELDS, "LIMIT", "CHUNK_SIZE")
 
@@ -41,6 +42,8 @@ SETTINGS = IMPORT_KEYS | table((
             f"Where the labels for {task} come from; dataset keeps those of the reader."),
         Key(f"{task}.TEACHER", "", TEXT, "A registered teacher, or module:function."),
         Key(f"{task}.OPTIONS", {}, OPEN, "The teacher's options."),
+    )),
+    *(row for task in OF_CLASSES for row in (
         Key(f"{task}.THRESHOLD", 0.5, between(0, 1), "What scores less is no label."),
         Key(f"{task}.REMAP", {}, OPEN,
             "The set's classes by the source's, {sofa: couch, bed: ''}; '' drops one, and several may become one."),
@@ -83,10 +86,11 @@ def _check_task(task: str, group: CfgNode) -> None:
             f"{task}.SOURCE is {group.SOURCE!r} and {task}.TEACHER {group.TEACHER!r}, allowed: both or neither name "
             "a teacher"
         )
-    for name in group.NAMES:
-        _check_name(f"{task}.NAMES has", name)
-    for name, new in group.REMAP.items():
-        _check_name(f"{task}.REMAP has {name!r}:", "" if new is None else new)
+    if task in OF_CLASSES:
+        for name in group.NAMES:
+            _check_name(f"{task}.NAMES has", name)
+        for name, new in group.REMAP.items():
+            _check_name(f"{task}.REMAP has {name!r}:", "" if new is None else new)
     if "device" in group.OPTIONS:
         raise InputError(f"{task}.OPTIONS has 'device', which DEVICE sets")
 

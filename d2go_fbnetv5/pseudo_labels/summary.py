@@ -32,7 +32,7 @@ def summarize(index: MultitaskIndex, statistics: Mapping[str, Any]) -> dict[str,
     Returns:
         ``images``: in the set; ``skipped``: that could not be read; ``missing``: those of them that are not there or
         cannot be opened; ``unlabelled``: in the set, of which no task has a label; and for each task that is
-        labelled, "CLS", "DET" and "SEG":
+        labelled, "CLS", "DET", "SEG" and "DEPTH" (of which there are images and problems alone):
 
         - ``images``: with a label of the task, ``problems``: whose teacher gave a wrong one;
         - ``classes``: of each class the images, boxes or pixels that are labelled so, by name;
@@ -67,6 +67,8 @@ def summarize(index: MultitaskIndex, statistics: Mapping[str, Any]) -> dict[str,
         total = ignored + sum(pixels)
         task = {"ignored": ignored, "ignored_share": ignored / total if total else None}
         summary["SEG"] = _task(found, info.sem_seg_names, pixels) | task
+    if "DEPTH" in statistics:
+        summary["DEPTH"] = dict(statistics["DEPTH"])
     return summary
 
 
@@ -97,6 +99,12 @@ def summary_tables(summary: Mapping[str, Any]) -> list[RenderableType]:
             f"{format_count(sum(found['classes'].values()))} {_UNITS[task]}",
             _left_out(task, found, summary["images"]),
             histogram_bars(found["scores"]) if "scores" in found else MISSING,
+        )
+    if "DEPTH" in summary:
+        found = summary["DEPTH"]
+        left = f"{format_count(summary['images'] - found['images'])} images"
+        table.add_row(
+            "DEPTH", *map(format_count, (found["images"], found["problems"])), "maps", left, MISSING
         )
     return [headline, table, *(_class_table(task, summary[task]["classes"]) for task in tasks)]
 

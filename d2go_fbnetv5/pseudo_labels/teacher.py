@@ -1,7 +1,7 @@
 """The contract of a teacher, a model that labels images, and teachers by name.
 
-A teacher is a callable: a list of N images in, a list of N dicts of tensors out. It has three attributes, tuples of
-class names that are empty for what it does not label:
+A teacher is a callable: a list of N images in, a list of N dicts of tensors out. It has four attributes, tuples of
+class names, and of the unit of depth, that are empty for what it does not label:
 
 - ``box_names``: then each dict has ``boxes`` (M x 4 floats, XYXY in pixels of that image), ``scores`` (M floats, 0
   to 1) and ``labels`` (M integers, 0 to len(box_names) - 1), in any order; M may be 0;
@@ -9,7 +9,9 @@ class names that are empty for what it does not label:
   may have any size and is resized to the image bilinearly; the greatest of a pixel's K values is its confidence. A
   teacher of many classes that has no need to be resized may give ``sem_seg`` (H x W integers, 0 to K - 1) with
   ``sem_seg_scores`` (H x W floats, 0 to 1) in place of it, in the image's own size;
-- ``class_names``: then each dict has ``class_scores`` (K floats, 0 to 1, K = len(class_names)).
+- ``class_names``: then each dict has ``class_scores`` (K floats, 0 to 1, K = len(class_names));
+- ``depth_units``, ("metres",) or ("relative",): then each dict has ``depth`` (h x w floats over 0 that grow with the
+  distance), of any size; it is resized to the image bilinearly.
 
 An image is 3 x H x W uint8 RGB on the CPU; each of the list has a size of its own, and the teacher resizes, normalises
 and batches as its model wants. It must not change the images themselves, which go to other teachers, too. What it
@@ -35,7 +37,7 @@ import torch
 from torch import Tensor
 
 from d2go_fbnetv5.data.registry import Factory, call_with_options
-from d2go_fbnetv5.tasks.base import DatasetInfo
+from d2go_fbnetv5.tasks.base import DEPTH_UNITS, DatasetInfo
 from d2go_fbnetv5.utils.errors import USER_ERRORS, InputError, sentence
 from d2go_fbnetv5.utils.registry import Registry
 
@@ -46,6 +48,7 @@ class Teacher(Protocol):
     box_names: tuple[str, ...] = ()
     sem_seg_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    depth_units: tuple[str, ...] = ()
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]: ...
 
@@ -92,15 +95,20 @@ def build_teacher(name: str, /, device: torch.device | str = "cpu", **options: A
 def teacher_info(name: str, teacher: Any) -> DatasetInfo:
     """Return what a teacher labels. ValueError, with its name, if it breaks the contract."""
     names: dict[str, Any] = {}
-    for attribute in ("class_names", "box_names", "sem_seg_names"):
-        value = getattr(teacher, attribute, None)
+    for attribute in DatasetInfo.KINDS:
+        value = getattr(teacher, attribute, () if attribute == "depth_units" else None)
         if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
             raise InputError(f"teacher {name!r}: {attribute} is {value!r}, it must be a tuple of strings")
         names[attribute] = tuple(value)
     if not callable(teacher):
         raise InputError(f"teacher {name!r} is a {type(teacher).__name__}, which cannot be called")
     if not any(names.values()):
-        raise InputError(f"teacher {name!r} labels nothing: class_names, box_names, sem_seg_names are empty")
+        raise InputError(f"teacher {name!r} labels nothing: {', '.join(DatasetInfo.KINDS)} are empty")
+    units = names["depth_units"]
+    if units and (len(units) > 1 or units[0] not in DEPTH_UNITS):
+        raise InputError(
+            f"teacher {name!r}: depth_units is {units!r}, allowed is one of {', '.join(DEPTH_UNITS)}"
+        )
     return DatasetInfo(**names)
 
 

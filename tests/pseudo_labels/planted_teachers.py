@@ -20,7 +20,7 @@ class Truth(Teacher):
         dataset = MultitaskDataset(index)
         self.known = {sample["image"].numpy().tobytes(): sample for sample in dataset}
         self.box_names, self.sem_seg_names = dataset.info.box_names, dataset.info.sem_seg_names
-        self.class_names = dataset.info.class_names
+        self.class_names, self.depth_units = dataset.info.class_names, dataset.info.depth_units
         self.scores = torch.tensor(scores, dtype=torch.float64)
 
     def planted(self, count: int) -> torch.Tensor:
@@ -37,6 +37,7 @@ class Truth(Teacher):
             "scores": self.planted(len(sample["boxes"])),
             "labels": sample["box_labels"],
             "probabilities": probabilities.permute(2, 0, 1) * map_scores,
+            "depth": sample["depth"],
             "class_scores": self.planted(1)
             * torch.nn.functional.one_hot(torch.tensor(sample["class_label"]), len(self.class_names)),
         }

@@ -46,6 +46,21 @@ def skipped(folder):
     return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("source", ["teacher", "dataset"])
+def test_depth_is_a_label_that_a_teacher_gives_or_the_set_has(label, scenes, tmp_path, source):
+    none, given = {"SOURCE": "none"}, truth(scenes)
+    depth = given["CLS"] if source == "teacher" else {"SOURCE": "dataset"}
+    assert label({**given, "CLS": none, "DET": none, "SEG": none, "DEPTH": depth}) == 0
+    known, found = MultitaskDataset(scenes), MultitaskDataset(tmp_path / "out" / "index")
+    assert found.info.depth_units == known.info.depth_units and not found.info.class_names
+    for expected, sample in zip(known, found, strict=True):
+        torch.testing.assert_close(sample["depth"], expected["depth"], rtol=1e-3, atol=0)
+        assert "boxes" not in sample
+    statistics = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert statistics["DEPTH"] == {"images": 26, "problems": 0} and statistics["unlabelled"] == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["DEPTH"]["images"] == 26
+
+
 def test_thresholds_do_what_the_paper_says(label, scenes, tmp_path):
     assert label(truth(scenes), "BATCH_SIZE", "4") == 0
     known, found = MultitaskDataset(scenes), MultitaskDataset(tmp_path / "out" / "index")

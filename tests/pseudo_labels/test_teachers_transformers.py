@@ -129,6 +129,49 @@ def build_mobilenet():
     return transformers.MobileNetV2ForImageClassification(config), processor
 
 
+def build_dpt():
+    config = transformers.DPTConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8] * 4,
+        fusion_hidden_size=8,
+    )
+    return transformers.DPTForDepthEstimation(config), transformers.DPTImageProcessor(size=SQUARE)
+
+
+def build_depth_anything(**options):
+    backbone = transformers.Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        out_features=[f"stage{i}" for i in range(1, 5)],
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+    )
+    config = transformers.DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=14,
+        reassemble_hidden_size=16,
+        neck_hidden_sizes=[8] * 4,
+        fusion_hidden_size=8,
+        head_hidden_size=4,
+        **options,
+    )
+    processor = transformers.DPTImageProcessor(size={"height": 56, "width": 56})
+    return transformers.DepthAnythingForDepthEstimation(config), processor
+
+
+def build_metric_depth_anything():
+    return build_depth_anything(depth_estimation_type="metric", max_depth=20)
+
+
 @pytest.fixture(autouse=True)
 def no_grad():
     with torch.no_grad():
@@ -233,6 +276,41 @@ def test_a_classifier(saved):
     inputs = processor(images=[images[0]], return_tensors="pt", input_data_format="channels_first")
     expected = model(**inputs).logits.softmax(1)[0, 1:]
     assert torch.allclose(teacher(images)[0]["class_scores"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [build_dpt, build_depth_anything])
+def test_what_is_near_by_a_model_of_inverse_depth_has_little_depth(saved, build):
+    model, processor, folder = saved(build)
+    teacher = build_teacher("transformers", model=folder, depth_ratio=5.0)
+    assert teacher.depth_units == ("relative",) and not teacher.class_names
+    images = photos()
+    found = teacher(images)
+    assert_alike_alone(teacher, images, found)
+    inputs = processor(images=[images[1]], return_tensors="pt", input_data_format="channels_first")
+    inverse, depth = model(**inputs).predicted_depth[0], found[1]["depth"]
+    assert depth.shape == inverse.shape
+    assert (depth.min().item(), depth.max().item()) == pytest.approx((1 / 5, 1.0), rel=1e-4)
+    assert depth.flatten()[inverse.argmax()] == depth.min() and depth.flatten()[inverse.argmin()] == 1
+    # 1 / depth is what the model gave, up to scale and shift.
+    scaled = (inverse - inverse.min()) / (inverse.max() - inverse.min())
+    torch.testing.assert_close(1 / depth, 1 + 4 * scaled, rtol=1e-3, atol=1e-3)
+
+
+def test_a_metric_model_of_depth_gives_metres(saved):
+    model, processor, folder = saved(build_metric_depth_anything)
+    teacher = build_teacher("transformers", model=folder)
+    assert teacher.depth_units == ("metres",)
+    inputs = processor(images=photos()[:1], return_tensors="pt", input_data_format="channels_first")
+    expected = model(**inputs).predicted_depth[0].clamp(min=1e-4)
+    torch.testing.assert_close(teacher(photos()[:1])[0]["depth"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_options_of_a_model_of_depth_are_named(saved):
+    _, _, folder = saved(build_dpt)
+    with pytest.raises(ValueError, match="names are given, allowed for a model of depth: none"):
+        build_teacher("transformers", model=folder, names=["near"])
+    with pytest.raises(ValueError, match="'depth_ratio' is 1.0, allowed: more than 1"):
+        build_teacher("transformers", model=folder, depth_ratio=1.0)
 
 
 def test_wrong_input_is_named(saved, tmp_path):

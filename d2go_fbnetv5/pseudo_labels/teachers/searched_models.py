@@ -8,7 +8,7 @@ probability that no query sees anything there, and "below 0.5 is don't care" is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from d2go_fbnetv5.zoo import from_zoo
 def run_teacher(
     device: torch.device, run: str, weights: str | None = None, names: Sequence[str] | None = None
 ) -> Teacher:
-    """Label by the classifier, Lite R-CNN or Lite MaskFormer that a training has left.
+    """Label by the model that a training has left; several heads label for all of their tasks.
 
     Args:
         run: the training's OUTPUT_DIR.
@@ -36,9 +36,11 @@ def run_teacher(
         FileNotFoundError, ValueError: names the file that is missing or wrong.
     """
     predictor, what = from_run(run, weights), f"run {run}"
-    if isinstance(predictor.names, dict):
-        raise InputError(f"{what} is a model of {predictor.task}, allowed are those of one task")
-    predictor.names = class_names(names, predictor.names, what)
+    if names is not None:
+        own = predictor.names
+        if isinstance(own, dict):
+            raise InputError(f"{what} is a model of {predictor.task}, allowed with names: one task's")
+        predictor.names = class_names(names, own, what)
     return _SearchedModel(predictor, device, what)
 
 
@@ -65,16 +67,17 @@ class _SearchedModel(Teacher):
     def __init__(self, predictor: Predictor, device: torch.device, what: str) -> None:
         require_finite(predictor.model, what)
         predictor.model.requires_grad_(False).to(device)
-        self.predictor = predictor
-        names = {"cls": "class_names", "det": "box_names", "seg": "sem_seg_names"}
-        if predictor.task not in names:
-            raise InputError(f"{what} is a model of {predictor.task}, allowed are {', '.join(names)}")
-        setattr(self, names[predictor.task], predictor.names)
+        self.predictor, self.singles = predictor, predictor.model.singles()
+        for task, names in predictor.parts.items():
+            setattr(self, self.singles[task].names_of, names)
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        model = self.predictor.model
-        if not isinstance(model, LiteMaskFormer):
-            return self.predictor.predict(images)
-        samples = [self.predictor.sample(image) for image in images]
-        scores = model.by_padded_size(samples, lambda group: map(bounded, model.pixel_scores(group)))
-        return [{"probabilities": each} for each in scores]
+        outputs: list[dict[str, Tensor]] = [{} for _ in images]
+        if set(self.singles) != {"seg"}:
+            outputs = self.predictor.predict(images)
+        if "seg" in self.singles:
+            model = cast(LiteMaskFormer, self.singles["seg"])
+            samples = [self.predictor.sample(image) for image in images]
+            scores = model.by_padded_size(samples, lambda group: map(bounded, model.pixel_scores(group)))
+            outputs = [output | {"probabilities": each} for output, each in zip(outputs, scores, strict=True)]
+        return outputs

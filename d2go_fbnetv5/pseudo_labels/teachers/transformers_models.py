@@ -1,4 +1,4 @@
-"""Teacher "transformers": Hugging Face's detectors, semantic and universal segmenters, and classifiers.
+"""Teacher "transformers": Hugging Face's detectors, semantic and universal segmenters, classifiers and models of depth.
 
 Weights are read from safetensors only, and no code of a repository is run. Of the models whose segments are queries
 (MaskFormer, Mask2Former, DETR) a pixel's scores are MaskFormer's semantic inference, the sum over queries of class
@@ -26,6 +26,7 @@ from d2go_fbnetv5.pseudo_labels.teachers.common import (
 from d2go_fbnetv5.tasks.images import image_size, run_in_groups
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.extras import require_extra
+from d2go_fbnetv5.utils.rules import between, require_each
 
 # What a checkpoint's architecture must be named for, and the class that loads it.
 _LOADERS = {
@@ -35,7 +36,14 @@ _LOADERS = {
     "InstanceSegmentation": "AutoModelForUniversalSegmentation",  # MaskFormer's
     "Segmentation": "AutoModelForUniversalSegmentation",  # DETR's
     "ImageClassification": "AutoModelForImageClassification",
+    "DepthEstimation": "AutoModelForDepthEstimation",
 }
+_INVERSE = ("depth_anything", "dpt")  # models that give the inverse of depth, up to scale and shift
+_METRIC = (
+    "depth_anything",
+    "depth_pro",
+    "glpn",
+)  # that give metres; the first where its configuration says so
 
 
 @register_teacher("transformers")
@@ -45,6 +53,7 @@ def transformers_teacher(
     names: Sequence[str] | None = None,
     revision: str | None = None,
     processor: Mapping[str, Any] | None = None,
+    depth_ratio: float = 10.0,
 ) -> Teacher:
     """Label by a model of Hugging Face transformers.
 
@@ -52,13 +61,16 @@ def transformers_teacher(
         model: a folder that `save_pretrained` has left, or a name on the hub.
         names: of the classes, in place of the configuration's ``id2label``; "N/A" leaves one out.
         revision: of a model on the hub: a branch, tag or commit.
+        depth_ratio: of a model that gives the inverse of depth up to scale and shift, how many times as far as the
+            nearest of an image's pixels the farthest is taken to be, over 1: the shift, which this decides, is not
+            known, so that such labels tell what is before what, and not by how much.
         processor: options of the image processor that differ from the model's, such as ``{size: {height: 512,
             width: 512}}``.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: transformers is missing, the model does another thing than detect, segment or classify, or has
-            another number of classes.
+        ValueError: transformers is missing, the model does another thing than detect, segment, classify or see depth,
+            or has another number of classes.
         OSError: the hub has no such model, or cannot be reached.
     """
     what = f"transformers model {model!r}"
@@ -90,10 +102,15 @@ def transformers_teacher(
     if missing:  # transformers would start them at random
         raise InputError(f"{what}: {len(missing)} weights are missing: {', '.join(missing[:3])}, ...")
     require_finite(network, what)
+    network = network.eval().requires_grad_(False).to(device)
+    if ending == "DepthEstimation":
+        if names is not None:
+            raise InputError(f"{what}: names are given, allowed for a model of depth: none")
+        return _Depth(network, preprocess, _is_metric(what, config), depth_ratio)
     own = [config.id2label.get(k, f"class {k}") for k in range(config.num_labels)]
     classes = ClassList(class_names(names, own, what))
     kind = {"ObjectDetection": _Detector, "ImageClassification": _Classifier}.get(ending, _Segmenter)
-    return kind(network.eval().requires_grad_(False).to(device), preprocess, classes)
+    return kind(network, preprocess, classes)
 
 
 def _ending(what: str, config: Any) -> str:
@@ -108,11 +125,24 @@ def _ending(what: str, config: Any) -> str:
     return ending
 
 
+def _is_metric(what: str, config: Any) -> bool:
+    """Return whether a model gives metres, or the inverse of depth up to scale and shift."""
+    kind = config.model_type
+    if kind in _METRIC and getattr(config, "depth_estimation_type", "metric") == "metric":
+        return True
+    if kind not in _INVERSE:
+        raise InputError(
+            f"{what}: what its depth is of is not known of a {kind}, allowed: "
+            f"{', '.join(sorted({*_INVERSE, *_METRIC}))}"
+        )
+    return False
+
+
 class _Model(Teacher):
     """An image is prepared alone, so that it is not padded for another's sake; those of one size are run together."""
 
-    def __init__(self, model: Any, processor: Any, classes: ClassList) -> None:
-        self.model, self.processor, self.classes = model, processor, classes
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
         # Labels are those of the whole image.
         self.options = {"do_center_crop": False} if getattr(processor, "do_center_crop", False) else {}
 
@@ -146,9 +176,9 @@ class _Model(Teacher):
 
 
 class _Detector(_Model):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.box_names = self.classes.names
+    def __init__(self, model: Any, processor: Any, classes: ClassList) -> None:
+        super().__init__(model, processor)
+        self.classes, self.box_names = classes, classes.names
 
     def read(
         self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
@@ -158,9 +188,9 @@ class _Detector(_Model):
 
 
 class _Segmenter(_Model):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.sem_seg_names = self.classes.names
+    def __init__(self, model: Any, processor: Any, classes: ClassList) -> None:
+        super().__init__(model, processor)
+        self.classes, self.sem_seg_names = classes, classes.names
 
     def read(
         self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
@@ -185,9 +215,9 @@ class _Segmenter(_Model):
 
 class _Classifier(_Model):
     def __init__(self, model: Any, processor: Any, classes: ClassList) -> None:
-        super().__init__(model, processor, classes)
+        super().__init__(model, processor)
         self.options = {}  # one label for the image: a classifier sees what it was trained to see
-        self.class_names = classes.names
+        self.classes, self.class_names = classes, classes.names
 
     def read(
         self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
@@ -195,6 +225,27 @@ class _Classifier(_Model):
         several = self.model.config.problem_type == "multi_label_classification"
         scores = output.logits.float().sigmoid() if several else class_probabilities(output.logits)
         return [{"class_scores": self.classes.scores(each)} for each in scores]
+
+
+class _Depth(_Model):
+    def __init__(self, model: Any, processor: Any, is_metric: bool, ratio: float) -> None:
+        super().__init__(model, processor)
+        require_each(between(over=1, most=1e6), depth_ratio=ratio)
+        self.is_metric, self.ratio = is_metric, ratio
+        self.depth_units = ("metres",) if is_metric else ("relative",)
+
+    def read(
+        self, output: Any, inputs: dict[str, Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        return [{"depth": self._depth(each)} for each in output.predicted_depth.float()]
+
+    def _depth(self, given: Tensor) -> Tensor:
+        """Return the depth of h x w values: these, or with nearness in 0 to 1, 1 where it is 0 and 1 / ratio at 1."""
+        if self.is_metric:
+            return given.clamp(min=torch.finfo(torch.float16).tiny)
+        low, high = given.aminmax()
+        nearness = (given - low) / (high - low).clamp(min=torch.finfo(given.dtype).tiny)
+        return 1 / (1 + (self.ratio - 1) * nearness)
 
 
 def class_probabilities(logits: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def search(folder: Path, weights: str, seed: int, steps: int) -> list[float]:
         "SEED": seed,
         "OUTPUT_DIR": str(folder / "run"),
     }
-    path = folder / "search.yaml"
+    path = folder / "warm_start.yaml"
     path.write_text(yaml.safe_dump(config))
     run = Run(prepare(load_cfg(path), 1, resume=True), resume=True)
     run.train()

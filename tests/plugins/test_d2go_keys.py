@@ -33,6 +33,10 @@ def runner_cfg(d2go):
             "QUANTIZATION.QAT.ENABLED is True, allowed for a search: False",
         ),
         (
+            ["QUANTIZATION.QAT.ENABLED", True, "MODEL.META_ARCHITECTURE", "LiteDepth"],
+            "QUANTIZATION.QAT.ENABLED is True, allowed for a LiteDepth: False",
+        ),
+        (
             ["D2GO_DATA.AUG_OPS.TRAIN", ["RandomFlipOp"]],
             r"D2GO_DATA.AUG_OPS.TRAIN is \['RandomFlipOp'\], allowed for digit_scenes_train: the default",
         ),

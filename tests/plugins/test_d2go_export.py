@@ -87,11 +87,13 @@ def test_models_are_exported_without_a_batch_norm_and_equal_at_any_size(d2go, tm
     assert all(torch.equal(case.model.state_dict()[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_model_is_quantised_and_says_what_stays_in_floats(d2go, tmp_path, kind, caplog):
+@pytest.mark.parametrize(
+    ("kind", "way"), [*((kind, "tracing") for kind in KINDS), *((kind, "scripting") for kind in KINDS[:2])]
+)
+def test_each_model_is_quantised_and_says_what_stays_in_floats(d2go, tmp_path, kind, way, caplog):
     case = Case(tmp_path, kind)
     with caplog.at_level(logging.INFO):
-        file, predictor = case.export("torchscript_int8")
+        file, predictor = case.export(f"torchscript_int8@{way}")
     assert "quantized::conv2d" in str(file.inlined_graph)
     assert "batch_norm" not in str(file.inlined_graph)
     (said,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("In floats")]

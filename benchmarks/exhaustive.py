@@ -75,6 +75,11 @@ def judge_all(
     return found
 
 
+def percent(some: int, of: int) -> float | None:
+    """Of none there is no share."""
+    return 100 * some / of if of else None
+
+
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/exhaustive.json")
     parse.add_argument("searches", type=Path, nargs="+", help="their folders")
@@ -136,12 +141,12 @@ def main() -> None:
                     "best": min(each["loss"] + p for each, p, _ in others),
                     "better, % of networks": 100 * better / len(others),
                     "metric": own["metric"],
-                    "cost as much and are better, %": 100
-                    * sum(sign * m > sign * own["metric"] for m in dearer)
-                    / max(1, len(dearer)),
-                    "cost no more and are better, %": 100
-                    * sum(sign * m > sign * own["metric"] for m in no_dearer)
-                    / len(measured),
+                    "cost as much and are better, %": percent(
+                        sum(sign * m > sign * own["metric"] for m in dearer), len(dearer)
+                    ),
+                    "cost no more and are better, %": percent(
+                        sum(sign * m > sign * own["metric"] for m in no_dearer), len(measured)
+                    ),
                 }
             )
     options = {key: str(value) for key, value in vars(args).items()}

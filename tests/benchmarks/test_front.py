@@ -1,9 +1,7 @@
 """A front replayed on a table of losses, beside the true one."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +9,10 @@ import pytest
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.train import Run, prepare
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "front.py"
-
 
 @pytest.fixture
-def front(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(FILE.parent), *sys.path])
-    spec = importlib.util.spec_from_file_location("benchmarks_front", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def front(load_benchmark):
+    return load_benchmark("front")
 
 
 def test_hypervolume_is_the_area_that_points_dominate(front):

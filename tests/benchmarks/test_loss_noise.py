@@ -1,9 +1,7 @@
 """The noise of a detector's losses in a search, and the spread of what they tell apart."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,16 +9,10 @@ import torch
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.train import Run, prepare
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "loss_noise.py"
-
 
 @pytest.fixture
-def loss_noise(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(FILE.parent), *sys.path])
-    spec = importlib.util.spec_from_file_location("benchmarks_loss_noise", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def loss_noise(load_benchmark):
+    return load_benchmark("loss_noise")
 
 
 def test_deviation_and_spread_are_those_that_the_losses_were_made_with(loss_noise):

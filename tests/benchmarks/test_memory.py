@@ -1,21 +1,12 @@
 """Memory that is estimated on the meta device is what a CPU saves."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import torch
 
 from d2go_fbnetv5 import Supernet, Topology
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
-
-def test_the_estimate_is_what_a_backward_pass_needs(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(FILE.parent), *sys.path])
-    spec = importlib.util.spec_from_file_location("benchmarks_memory", FILE)
-    memory = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(memory)
+def test_the_estimate_is_what_a_backward_pass_needs(load_benchmark):
+    memory = load_benchmark("memory")
     topologies = [Topology([[1, 0, 1, 0], [0, 1, 1, 0]]), Topology.full(2)]
     found = memory.step_bytes("N", 2, 64, 2, torch.float32, topologies)
     network = Supernet("N", 2).to(memory_format=torch.channels_last).train()

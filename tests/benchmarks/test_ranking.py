@@ -1,11 +1,9 @@
 """The ranking's arithmetic by hand, what it draws, and that its command runs to its tables."""
 
-import importlib.util
 import itertools
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
 from scipy.stats import kendalltau
@@ -13,19 +11,10 @@ from scipy.stats import kendalltau
 from d2go_fbnetv5 import Topology
 from d2go_fbnetv5.arch import block_costs
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def ranking():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmarks_ranking", BENCHMARKS / "ranking.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def ranking(load_benchmark):
+    return load_benchmark("ranking")
 
 
 def every_pair(count):

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from d2go_fbnetv5.arch.cost import count_params
 from d2go_fbnetv5.engine.card import CARD_FILE, SHARED_WEIGHTS, describe_training, write_card
 from d2go_fbnetv5.engine.network import NETWORK_FILE, Network
@@ -38,6 +40,7 @@ def save_pretrained(
     folder: str | os.PathLike[str],
     weights: str | os.PathLike[str] | None = None,
     licence: str = "",
+    half: bool = False,
 ) -> Path:
     """Write the model of a training as a folder to share: network.json, model.safetensors, card.json and README.md.
 
@@ -48,6 +51,8 @@ def save_pretrained(
         folder: is made if need be; what is there of an earlier call is replaced.
         weights: a checkpoint in place of the run's newest one.
         licence: under which others may use it, such as "Apache-2.0"; "" leaves it unsaid.
+        half: round the kernels and matrices to float16, for a file of half the size; the model that is opened from it
+            computes in float32 all the same.
 
     Returns:
         the folder, which `from_pretrained`, `create_model` and the commands' ``--run`` open.
@@ -70,7 +75,10 @@ def save_pretrained(
         training = {key: value for key, value in training.items() if key not in _OF_THE_NEWEST}
     path.mkdir(parents=True, exist_ok=True)
     notes = {"author": SIGNATURE, "format": "pt"}  # transformers asks for the latter
-    save_safetensors(path / SHARED_WEIGHTS, predictor.model.state_dict(), notes)
+    state = predictor.model.state_dict()
+    if half:
+        state.update(_rounded(predictor.model))
+    save_safetensors(path / SHARED_WEIGHTS, state, notes)
     network.write(path, type(predictor.model))
     about = {"model": network.model, "parameters": count_params(predictor.model), "licence": ""}
     said = {"licence": licence} if licence else {}
@@ -139,6 +147,11 @@ def _download(name: str, revision: str | None) -> Path:
         raise InputError(
             f"{name}: is no folder here, and cannot be fetched from the hub ({brief(error)})"
         ) from error
+
+
+def _rounded(model: nn.Module) -> dict[str, Tensor]:
+    """Return kernels and matrices in float16; vectors are few, and buffers such as variances may leave its range."""
+    return {name: weight.detach().half() for name, weight in model.named_parameters() if weight.dim() > 1}
 
 
 def _limits(training: Mapping[str, Any]) -> str:

@@ -64,6 +64,17 @@ def test_the_very_model_comes_back_from_its_folder(run, model, tmp_path):
         assert found.keys() == expected.keys() and all(map(torch.equal, found.values(), expected.values()))
 
 
+def test_half_precision_halves_the_file_and_computes_in_single(run, model, tmp_path):
+    whole, half = save_pretrained(run, tmp_path / "whole"), save_pretrained(run, tmp_path / "half", half=True)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    opened = from_pretrained(half).model
+    assert all(parameter.dtype == torch.float32 for parameter in opened.parameters())
+    expected = model.state_dict()
+    expected |= {name: p.detach().half().float() for name, p in model.named_parameters() if p.dim() > 1}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in opened.state_dict().items())
+
+
 def test_the_card_tells_of_the_model_and_its_weights(run, tmp_path):
     folder = save_pretrained(run, tmp_path / "shared")
     card = (folder / "README.md").read_text()

@@ -81,7 +81,9 @@ def test_a_finished_training_becomes_a_model_of_the_package(shipped, model):
     opened = create_model("FBNetV5-N-CLS", pretrained=True)
     assert opened.training and opened.backbone.topology == FOUND.prune(["path3"])
     found, expected = opened.state_dict(), model.state_dict()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, rtol=2**-11), name  # half precision's own error
     card = json.loads((shipped / "FBNetV5-N-CLS" / "card.json").read_text())
     assert (card["licence"], card["seed"], card["iterations"]) == ("Apache-2.0", 5, 10)
     assert "digit_scenes_train alone" in card["limits"]

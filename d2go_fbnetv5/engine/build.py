@@ -1,6 +1,6 @@
 """From a configuration to data, optimizer and schedule. Models and tools take typed arguments; cfg ends here."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from d2go_fbnetv5.engine.compile import compile_blocks
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.precision import Precision
 from d2go_fbnetv5.engine.schedule import build_schedule
-from d2go_fbnetv5.search import Search
+from d2go_fbnetv5.search import AdaptingSearch, Search
 from d2go_fbnetv5.search.optimizer_groups import arch_group, weight_groups
 from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.errors import InputError
@@ -182,7 +182,10 @@ def open_dataset(cfg: CfgNode, name: str) -> Any:
 
 
 def build_param_groups(
-    cfg: CfgNode, model: nn.Module, left_out: Collection[nn.Parameter] = ()
+    cfg: CfgNode,
+    model: nn.Module,
+    left_out: Collection[nn.Parameter] = (),
+    factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Build a model's weights in groups, each with its rate (SOLVER.LR_MULTIPLIER_OVERWRITE) and decay.
 
@@ -191,6 +194,7 @@ def build_param_groups(
 
     Args:
         left_out: parameters that are in none of these groups.
+        factors: of the rate, by a part of a weight's name, before those of SOLVER.LR_MULTIPLIER_OVERWRITE.
 
     Raises:
         ValueError: a factor's key is part of no weight's name.
@@ -201,22 +205,27 @@ def build_param_groups(
         "norms": solver.WEIGHT_DECAY_NORM,
         "embeddings": solver.WEIGHT_DECAY_EMBED,
     }
-    factors = {part: factor for entry in solver.LR_MULTIPLIER_OVERWRITE for part, factor in entry.items()}
+    given = {part: factor for entry in solver.LR_MULTIPLIER_OVERWRITE for part, factor in entry.items()}
     skipped = {id(parameter) for parameter in left_out}
     names = [name for name, parameter in model.named_parameters() if id(parameter) not in skipped]
-    for part in factors:
+    for part in given:
         if not any(part in name for name in names):
             raise InputError(
                 f"SOLVER.LR_MULTIPLIER_OVERWRITE has {part!r}, allowed: a part of a weight's name, such as {names[0]}"
             )
-    return weight_groups(model, solver.BASE_LR, decays, factors, left_out)
+    return weight_groups(model, solver.BASE_LR, decays, dict(factors or {}) | given, left_out)
 
 
 def build_search_groups(cfg: CfgNode, search: Search) -> list[dict[str, Any]]:
-    """`build_param_groups` of a search's weights, and its probabilities at BASE_LR * SEARCH.ARCH_LR_FACTOR."""
+    """`build_param_groups` of a search's weights, and its probabilities at BASE_LR * SEARCH.ARCH_LR_FACTOR.
+
+    What an `AdaptingSearch` has of an earlier search learns at SEARCH.ADAPT.LR_FACTOR of the rate.
+    """
     probs = search.distribution.probs
     rate = cfg.SOLVER.BASE_LR * cfg.SEARCH.ARCH_LR_FACTOR
-    return [*build_param_groups(cfg, search, [probs]), arch_group(probs, rate)]
+    kept = search.kept if isinstance(search, AdaptingSearch) else ()
+    factors = dict.fromkeys(kept, cfg.SEARCH.ADAPT.LR_FACTOR)
+    return [*build_param_groups(cfg, search, [probs], factors), arch_group(probs, rate)]
 
 
 def build_optimizer(cfg: CfgNode, param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

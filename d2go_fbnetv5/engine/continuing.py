@@ -42,6 +42,7 @@ _MAY_CHANGE = (
     "MODEL_EMA.DECAY",
     "MODEL_EMA.INCLUDE_BUFFER",
     "OUTPUT_DIR",
+    "SEARCH.ADAPT.BAND",
     "SEARCH.EVAL",
     "SOLVER",
     "TEST",
@@ -64,6 +65,7 @@ _OF_THE_MODEL = (
     "MODEL.PIXEL_MEAN",
     "MODEL.PIXEL_STD",
     "MODEL_EMA.ENABLED",
+    "SEARCH.ADAPT.ENABLED",
     "SEARCH.ALGORITHM",
     "SEARCH.FROM",
     "SEARCH.HEADS",
@@ -151,6 +153,8 @@ def check_continued(cfg: CfgNode, eval_only: bool) -> dict[str, Any]:
                     f"MODEL.WEIGHTS is {value!r}, allowed with {option}: {had!r}, with which the run in "
                     f"{cfg.OUTPUT_DIR} was started, or nothing, as its own checkpoint is what counts"
                 )
+            continue
+        if key == "SEARCH.FROM" and value and had and os.path.abspath(value) == os.path.abspath(str(had)):
             continue
         if _within(key, _OF_THE_MODEL) or (not eval_only and not _free(key)):
             found, allowed = ("missing" if v is _ABSENT else repr(v) for v in (value, had))

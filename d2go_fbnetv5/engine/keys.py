@@ -243,6 +243,14 @@ KEYS = IMPORT_KEYS | table((
     Key("SEARCH.FROM", "", Rule("the folder of a finished search, or nothing", path=True),
         "The finished search that TASKS are added to: its supernet and its tasks stay what they are, until"
         " ARCH_WARMUP_ITERS the new heads learn, and then the new tasks' probabilities alone.", SEARCH),
+    Key("SEARCH.ADAPT.ENABLED", False, SWITCH,
+        "With FROM: whether the finished search's supernet and heads follow, its tasks' losses beside. Its topologies"
+        " and probabilities stay what they are.", SEARCH),
+    Key("SEARCH.ADAPT.LR_FACTOR", 0.1, between(over=0, most=1),
+        "The rate of what follows, as a factor of the new heads'.", SEARCH),
+    Key("SEARCH.ADAPT.BAND", 0.02, between(0, below=1),
+        "The share of itself by which the first metric of a task of the finished search may be worse at the end than at"
+        " the start; what was added is refused otherwise.", SEARCH),
     Key("SEARCH.GROUPS", [], TASK_GROUPS,
         "Tasks of which one network is to be found, with a head for each: [[cls, det, seg]], or [[cls], [det, seg]]."
         " They share one distribution, which learns from the sum of their losses and whose cost counts once.", SEARCH),

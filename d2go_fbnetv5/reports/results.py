@@ -125,6 +125,11 @@ class TaskResult:
         """Return whether the found topology's metric is no worse than ``value``; false if either is NaN."""
         return self.metric >= value if self.higher_is_better else self.metric <= value
 
+    def fall(self, before: float) -> float:
+        """Return by what share of ``before`` the metric is worse, below 0 where it is better; NaN if either is NaN."""
+        worse = before - self.metric if self.higher_is_better else self.metric - before
+        return worse / abs(before) if before else math.copysign(math.inf, worse) if worse else worse
+
 
 @dataclass(frozen=True)
 class SearchResults:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.search.algorithms import MultitaskSearch
 from d2go_fbnetv5.search.base import Batch, Losses
 from d2go_fbnetv5.search.distribution import Drawn
+from d2go_fbnetv5.search.estimators import importance_weights
 from d2go_fbnetv5.search.losses import StepLosses
 from d2go_fbnetv5.utils.errors import InputError
 
@@ -32,7 +33,8 @@ class AdditionSearch(MultitaskSearch):
     deviation). From there on they learn alone: a step has no backward pass through the supernet or a head.
 
     The supernet, the earlier heads, their batch-norm statistics and the earlier probabilities stay what they are to the
-    last bit. (Weights shared with a later task: Supernet Transfer, arXiv 2407.20279.)
+    last bit. (Weights shared with a later task: Supernet Transfer, arXiv 2407.20279.) In `AdaptingSearch` the weights
+    follow.
 
     Args:
         supernet, tasks, **options: as `MultitaskSearch` has them; the earlier tasks come first.
@@ -65,24 +67,32 @@ class AdditionSearch(MultitaskSearch):
             raise InputError(
                 f"arch_warmup_iters is {arch_warmup_iters}, allowed: 1 or more, as heads are new"
             )
-        resting = [supernet, *list(self.tasks.values())[:num_earlier]]
-        for part in resting:
+        self._norms: list[nn.modules.batchnorm._BatchNorm] = []
+        for part in self._resting():
             part.requires_grad_(False)
-        self._norms = [
-            module
-            for part in resting
-            for module in part.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
+            kind = nn.modules.batchnorm._BatchNorm
+            self._norms += [module for module in part.modules() if isinstance(module, kind)]
         shape = len(self.learning), num_earlier
         self.register_buffer("mode_losses", torch.zeros(shape, dtype=torch.float64))
 
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """Return the names of the tasks that were found earlier."""
+        return tuple(self.tasks)[: self.distribution.num_resting]
+
+    def _resting(self) -> list[nn.Module]:
+        """Return the modules that stay as they are."""
+        return [self.supernet, *(self.tasks[name] for name in self.earlier)]
+
     def step(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
         with self._statistics_at_rest():
-            found = super().step(parts, generator)
+            found = self._losses(parts, generator)
             if not self.arch_is_on and self.iteration >= self.arch_warmup_iters - JUDGED_STEPS:
                 self._try_modes([sample for part in parts for sample in part])
             return found
+
+    def _losses(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
+        return super().step(parts, generator)
 
     def draw(self, num_samples: int, generator: torch.Generator) -> Drawn:
         if self.arch_is_on:
@@ -135,3 +145,39 @@ class AdditionSearch(MultitaskSearch):
         finally:
             for norm, tracked in zip(self._norms, before, strict=True):
                 norm.track_running_stats = tracked
+
+
+class AdaptingSearch(AdditionSearch):
+    """`AdditionSearch` in which the supernet and all heads learn from first to last, the earlier tasks' losses beside.
+
+    Topologies are drawn for the earlier tasks, too, whose losses count by Eq. 11 as in any step of Algorithm 4: most
+    where a topology is likely under the task's own distribution. After the warm-up a step is one of a search for all
+    tasks, but that the earlier probabilities do not learn.
+
+    Args:
+        supernet, tasks, **options: as `AdditionSearch` has them.
+    """
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Return what the names of the supernet's and the earlier heads' weights begin with."""
+        return "supernet.", *(f"tasks.{name}." for name in self.earlier)
+
+    def _resting(self) -> list[nn.Module]:
+        return []
+
+    def draw(self, num_samples: int, generator: torch.Generator) -> Drawn:
+        if self.arch_is_on:
+            return self.distribution.draw_proxy_of_all(num_samples, generator)
+        return super().draw(num_samples, generator)
+
+    def _losses(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
+        drawn = self.draw(len(parts), generator)
+        features = self.features_of(parts, drawn.topologies)
+        output, diagnostics = self.learn(drawn, self.losses_of(self.learning, parts, features))
+        earlier = self.losses_of(self.earlier, parts, features)
+        pool = earlier.pooled(cast(Tensor, drawn.resting_ratios))
+        weights = importance_weights(pool.ratios, pool.valid, self.self_normalize)
+        sums = (pool.mine(weights) * earlier.values).sum(dim=1)
+        losses = {f"loss_{name}": value for name, value in zip(self.earlier, sums, strict=True)}
+        return losses | output, diagnostics

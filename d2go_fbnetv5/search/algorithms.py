@@ -56,7 +56,10 @@ class MultitaskSearch(Search):
 
     def step(self, parts: list[Batch], generator: torch.Generator) -> tuple[Losses, dict[str, Any]]:
         drawn = self.draw(len(parts), generator)
-        losses = self.run(parts, drawn.topologies)
+        return self.learn(drawn, self.run(parts, drawn.topologies))
+
+    def learn(self, drawn: Drawn, losses: StepLosses) -> tuple[Losses, dict[str, Any]]:
+        """Return what a step returns, of the losses that its samples have."""
         pool = losses.pooled(drawn.ratios)
         weights = importance_weights(pool.ratios, pool.valid, self.self_normalize)
         shares = weights if self.importance_weighted else _equal(pool.valid, weights)

@@ -76,8 +76,8 @@ class Search(nn.Module):
         preprocess: makes the supernet's input from a list of samples.
         train_weights: False leaves the weights of a supernet and heads that are trained already as they are, so that
             a step has no backward pass.
-        num_earlier: how many of the tasks, the first ones, were found by an earlier search. Their heads and
-            probabilities are there and do not learn, and T below are the other tasks.
+        num_earlier: how many of the tasks, the first ones, were found by an earlier search. Their probabilities are
+            there and do not learn, and T below are the other tasks.
         groups: names of tasks that share one distribution, for one network with several heads. It learns from the sum
             of their losses and pays the price once.
 
@@ -252,16 +252,24 @@ class Search(nn.Module):
         return torch.stack([_at_least_float(value) for value in losses.values()]).sum() if losses else None
 
     def run(self, parts: list[Batch], topologies: Sequence[Topology]) -> StepLosses:
-        """Run the supernet on each part under its topology, for all tasks that learn.
+        """Run the supernet on each part under its topology, for all tasks that learn."""
+        return self.losses_of(self.learning, parts, self.features_of(parts, topologies))
+
+    def features_of(self, parts: list[Batch], topologies: Sequence[Topology]) -> list[dict[str, Tensor]]:
+        """Run the supernet on each part under its topology.
 
         Where the parts are the same images, what topologies have in common is computed once.
         """
         if len(parts) > 1 and all(part is parts[0] for part in parts):
-            found = self.supernet.forward_each(self.preprocess(parts[0]), topologies)
-        else:
-            found = list(map(self.features, parts, topologies))
+            return self.supernet.forward_each(self.preprocess(parts[0]), topologies)
+        return list(map(self.features, parts, topologies))
+
+    def losses_of(
+        self, names: Sequence[str], parts: list[Batch], found: Sequence[Mapping[str, Tensor]]
+    ) -> StepLosses:
+        """Return the losses of tasks by their names, of each part with its features."""
         rows = []
-        for name in self.learning:
+        for name in names:
             losses: dict[tuple[int, ...], Tensor | None] = {}  # by what the head reads of the same images
             keys = [tuple(id(features[key]) for key in self.in_features[name]) for features in found]
             for key, features, part in zip(keys, found, parts, strict=True):

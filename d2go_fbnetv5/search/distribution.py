@@ -27,12 +27,14 @@ class Drawn:
         masks: N x S x P or T x N x S x P of 0/1 on the probabilities' device, in the same order.
         log_prob: T x N, log p_t of each sample, differentiable in the probabilities.
         ratios: T x N, how much likelier a sample is under the task's distribution than where it came from.
+        resting_ratios: the same of the tasks that rest, where topologies are drawn for these, too; else None.
     """
 
     topologies: list[Topology]
     masks: Tensor
     log_prob: Tensor
     ratios: Tensor
+    resting_ratios: Tensor | None = None
 
 
 class ArchDistribution(nn.Module):
@@ -87,9 +89,7 @@ class ArchDistribution(nn.Module):
 
         Its gradient is a_b / pi_b - (1 - a_b) / (1 - pi_b); Eq. 10 as printed lacks the second sign.
         """
-        kept = masks.to(self.probs.dtype)
-        probs = self.learning[:, None]
-        return (kept * probs.log() + (1 - kept) * (1 - probs).log()).sum(dim=(2, 3))
+        return _log_likelihood(masks.to(self.probs.dtype), self.learning[:, None])
 
     def log_proxy(self, log_prob: Tensor) -> Tensor:
         """log q(a) with q = mean of the p_t (section 3.3.3): log_prob T x N -> N."""
@@ -100,6 +100,13 @@ class ArchDistribution(nn.Module):
         drawn = self._drawn(self.sample_proxy(num_samples, generator))
         ratios = (drawn.log_prob - self.log_proxy(drawn.log_prob)).exp().detach()
         return replace(drawn, ratios=ratios)
+
+    def draw_proxy_of_all(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
+        """Draw N samples from the mean of all tasks' distributions, those that rest among them."""
+        drawn = self._drawn(_mixed(self._on_host(), num_samples, generator))
+        log_prob = _log_likelihood(drawn.masks.to(self.probs.dtype), self.probs.detach()[:, None])
+        ratios = (log_prob - self.log_proxy(log_prob)).exp()
+        return replace(drawn, ratios=ratios[self.num_resting :], resting_ratios=ratios[: self.num_resting])
 
     def draw_densities(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples for all tasks to share, each with a probability of its own of keeping a block.
@@ -114,12 +121,15 @@ class ArchDistribution(nn.Module):
 
     def draw_around_resting(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples, half of them from the mean of the resting tasks' distributions, half with the first
-        probability for every block. A sample is as likely for every task.
+        probability for every block. A sample is as likely for every task that learns.
         """
         found = self._on_host()[: self.num_resting]
         rows = torch.cat([found, torch.full_like(found, self.init_prob)])
-        which = torch.randint(len(rows), (num_samples,), generator=generator)
-        return self._drawn(torch.rand((num_samples, *rows.shape[1:]), generator=generator) < rows[which])
+        drawn = self._drawn(_mixed(rows, num_samples, generator))
+        rows = rows.to(self.probs.device)
+        log_prob = _log_likelihood(drawn.masks.to(rows.dtype), rows[:, None])
+        ratios = (log_prob - self.log_proxy(log_prob)).exp()
+        return replace(drawn, resting_ratios=ratios[: self.num_resting])
 
     def draw_own(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples from each task's own distribution, see `sample`."""
@@ -142,9 +152,7 @@ class ArchDistribution(nn.Module):
         Returns:
             N x S x P booleans on the CPU.
         """
-        probs = self._on_host()[self.num_resting :]
-        tasks = torch.randint(len(probs), (num_samples,), generator=generator)
-        return torch.rand((num_samples, *probs.shape[1:]), generator=generator) < probs[tasks]
+        return _mixed(self._on_host()[self.num_resting :], num_samples, generator)
 
     @torch.no_grad()
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -184,3 +192,14 @@ class ArchDistribution(nn.Module):
     def most_likely(self) -> list[Topology]:
         """Per task, also of those that rest, the blocks whose probability is over 0.5, not pruned."""
         return [Topology(mask) for mask in (self.probs > 0.5).cpu()]
+
+
+def _mixed(probs: Tensor, num_samples: int, generator: torch.Generator | None) -> Tensor:
+    """Sample N x S x P booleans from the mean of distributions R x S x P: one is drawn for each sample."""
+    which = torch.randint(len(probs), (num_samples,), generator=generator)
+    return torch.rand((num_samples, *probs.shape[1:]), generator=generator) < probs[which]
+
+
+def _log_likelihood(kept: Tensor, probs: Tensor) -> Tensor:
+    """Sum log probabilities of masks of 0/1 over blocks: [R x] N x S x P and R x 1 x S x P -> R x N."""
+    return (kept * probs.log() + (1 - kept) * (1 - probs).log()).sum(dim=(2, 3))

@@ -5,7 +5,7 @@ import torch
 
 from d2go_fbnetv5 import Supernet, Topology
 from d2go_fbnetv5.arch import block_costs
-from d2go_fbnetv5.search import AdditionSearch, CostRegularizer, MultitaskSearch
+from d2go_fbnetv5.search import AdaptingSearch, AdditionSearch, CostRegularizer, MultitaskSearch
 from d2go_fbnetv5.search.addition import JUDGED_STEPS, SHRINKAGE
 from d2go_fbnetv5.tasks import DatasetInfo, build_task
 
@@ -19,9 +19,9 @@ def parts(names):
     return supernet, [build_task(name, supernet.channels, INFO) for name in names]
 
 
-def adding(warmup, **options):
+def adding(warmup, kind=AdditionSearch, **options):
     """seg is added to cls, whose probabilities are sure of two blocks."""
-    search = AdditionSearch(
+    search = kind(
         *parts(["cls", "seg"]), num_earlier=1, arch_warmup_iters=warmup, samples_per_rank=2, **options
     )
     with torch.no_grad():
@@ -142,12 +142,58 @@ def test_half_of_the_warm_ups_topologies_are_the_earlier_tasks_own():
     assert mode == pytest.approx(0.5 * 0.98**4 + 0.5 / 16, abs=0.03)
 
 
-def test_a_run_that_is_taken_up_in_either_phase_ends_the_same():
-    whole, stopped = adding(3, shared_images=True), adding(3, shared_images=True)
+def test_where_the_weights_adapt_the_earlier_tasks_losses_are_in_each_step_and_their_probabilities_rest():
+    search = adding(2, AdaptingSearch, shared_images=True)
+    before = old(search)
+    assert all(
+        step.keys() == {"loss_cls", "loss_seg", "loss_arch_seg"}
+        and all(step[f"loss_{t}"] for t in ("cls", "seg"))
+        for step in run(search, 4)
+    )
+    after = old(search)
+    assert torch.equal(before["probs"], after["probs"])
+    assert not torch.equal(search.distribution.probs[1], before["probs"])
+    parts = ("supernet.stage0", "supernet.stages", "tasks.cls.")
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert all(any(name.startswith(part) for name in changed) for part in parts)
+    assert any(name.startswith("supernet.") and name.endswith("running_mean") for name in changed)
+    assert search.kept == ("supernet.", "tasks.cls.")
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_an_earlier_tasks_losses_count_by_its_own_probabilities(monkeypatch, learns):
+    """By hand: two topologies, p_cls(a) of Eq. 4, q the mean of what they are drawn from, r = p / q, and Eq. 11."""
+    search = adding(1, AdaptingSearch, shared_images=True)
+    if learns:
+        run(search, 1)
+    first = search.distribution.probs[0].detach().clone()
+    other = search.distribution.probs[1].detach().clone() if learns else torch.full_like(first, 0.5)
+    seen = {}
+    original = AdaptingSearch.losses_of
+
+    def losses_of(self, names, parts, features):
+        seen[names] = original(self, names, parts, features)
+        return seen[names]
+
+    monkeypatch.setattr(AdaptingSearch, "losses_of", losses_of)
+    found = search(batch())
+    masks = torch.tensor([topology.mask for topology in search.diagnostics["topologies"]]).float()
+
+    def likelihood(probs):
+        return torch.where(masks > 0, probs, 1 - probs).prod(dim=2).prod(dim=1)
+
+    ratios = likelihood(first) / (0.5 * likelihood(first) + 0.5 * likelihood(other))
+    expected = (ratios / ratios.sum() * seen[("cls",)].values[0]).sum()
+    torch.testing.assert_close(found["loss_cls"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AdditionSearch, AdaptingSearch])
+def test_a_run_that_is_taken_up_in_either_phase_ends_the_same(kind):
+    whole, stopped = adding(3, kind, shared_images=True), adding(3, kind, shared_images=True)
     run(whole, 5)
     for steps in (2, 1, 2):  # plain SGD without momentum has no state
         seen = stopped.iteration
-        resumed = adding(3, shared_images=True)
+        resumed = adding(3, kind, shared_images=True)
         resumed.load_state_dict(stopped.state_dict())
         optimizer = torch.optim.SGD(
             resumed.param_groups(lr=0.1, arch_lr_factor=1.0, weight_decay=0.1), lr=0.1

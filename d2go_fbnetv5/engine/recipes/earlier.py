@@ -3,13 +3,16 @@
 It lies in the run's folder from before the first step on, and beside it ``topologies.json`` has what was found for
 these tasks, so that the run needs the other search's folder to start and not to go on.
 
-    {"format": 1, "heads": {"cls": {options}, "seg": {options}}, "labels": {"class_names": [...], ...}}
+    {"format": 1, "heads": {"cls": {options}, "seg": {options}}, "labels": {"class_names": [...], ...},
+     "metrics": {"cls": 0.9, "seg": 0.7}}
+
+``metrics`` are what the tasks' networks had before the first step; where nothing of them changes there are none.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from d2go_fbnetv5.tasks.base import DatasetInfo
 from d2go_fbnetv5.utils.checkpoints import read_tensors
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.files import write_atomically
+from d2go_fbnetv5.utils.formatting import is_number
 from d2go_fbnetv5.utils.options import require, shown
 from d2go_fbnetv5.utils.rules import get
 from d2go_fbnetv5.utils.text_files import read_json_object
@@ -42,12 +46,14 @@ class EarlierTasks:
         info: what they label.
         found: what was found for them.
         folder: that holds ``topologies.json``, and where a run starts also the search's last checkpoint.
+        metrics: the first metric of each before the first step, where their weights follow (SEARCH.ADAPT).
     """
 
     heads: dict[str, dict[str, Any]]
     info: DatasetInfo
     found: TopologyFile
     folder: Path
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
@@ -61,20 +67,20 @@ class EarlierTasks:
             InputError: both label something, and not the same.
         """
         merged: dict[str, Any] = {}
-        for field in fields(DatasetInfo):
-            then, now = getattr(self.info, field.name), getattr(info, field.name)
-            if then not in (field.default, now) and now != field.default:
+        for kind in fields(DatasetInfo):
+            then, now = getattr(self.info, kind.name), getattr(info, kind.name)
+            if then not in (kind.default, now) and now != kind.default:
                 raise InputError(
-                    f"DATASETS.TRAIN: its {field.name} are {shown(now)}, allowed: those of the search in SEARCH.FROM, "
+                    f"DATASETS.TRAIN: its {kind.name} are {shown(now)}, allowed: those of the search in SEARCH.FROM, "
                     f"{shown(then)}, or none"
                 )
-            merged[field.name] = now if then == field.default else then
+            merged[kind.name] = now if then == kind.default else then
         return DatasetInfo(**merged)
 
     def write(self, folder: Path) -> None:
         """Write EARLIER_FILE and TOPOLOGIES into a folder."""
-        labels = {field.name: getattr(self.info, field.name) for field in fields(DatasetInfo)}
-        content = {"format": _FORMAT, "heads": self.heads, "labels": labels}
+        labels = {kind.name: getattr(self.info, kind.name) for kind in fields(DatasetInfo)}
+        content = {"format": _FORMAT, "heads": self.heads, "labels": labels, "metrics": self.metrics}
         write_atomically(folder / TOPOLOGIES, Path(self.found.path).read_bytes())
         write_atomically(folder / EARLIER_FILE, json.dumps(content, indent=1) + "\n")
 
@@ -91,24 +97,28 @@ class EarlierTasks:
             require(content, "format", lambda value: value == _FORMAT, f"{_FORMAT}, which this version reads")
             heads = require(content, "heads", _is_heads, "an object of options for each of one task or more")
             labels = require(content, "labels", lambda value: isinstance(value, dict), "an object")
+            metrics = content.get("metrics", {})
+            require({"metrics": metrics}, "metrics", _is_metrics, "an object of one number for each task")
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         known: dict[str, Any] = {
-            field.name: tuple(value) if isinstance(value := labels[field.name], list) else value
-            for field in fields(DatasetInfo)
-            if field.name in labels
+            kind.name: tuple(value) if isinstance(value := labels[kind.name], list) else value
+            for kind in fields(DatasetInfo)
+            if kind.name in labels
         }
-        return cls(heads, DatasetInfo(**known), load_topologies(folder / TOPOLOGIES), folder)
+        return cls(heads, DatasetInfo(**known), load_topologies(folder / TOPOLOGIES), folder, metrics)
 
     @classmethod
-    def of_search(cls, folder: Path) -> EarlierTasks:
+    def of_search(cls, cfg: CfgNode) -> EarlierTasks:
         """Read them from the folder of a finished search.
 
+        Args:
+            cfg: the search's, whose OUTPUT_DIR is the folder.
+
         Raises:
-            FileNotFoundError: there is no run in the folder.
-            InputError: it is no search, or has not ended.
+            InputError: it has not ended.
         """
-        cfg = search_config(folder)
+        folder = Path(cfg.OUTPUT_DIR)
         if not (folder / FINAL).is_file() or not (folder / TOPOLOGIES).is_file():
             raise InputError(
                 f"the search in {folder} has not ended, allowed: one that has (--resume ends it)"
@@ -143,10 +153,10 @@ def earlier_tasks(cfg: CfgNode) -> EarlierTasks | None:
         return EarlierTasks.read(own)
     folder = Path(cfg.SEARCH.FROM)
     try:
-        earlier = EarlierTasks.of_search(folder)
+        searched = search_config(folder)
+        earlier = EarlierTasks.of_search(searched)
     except (InputError, FileNotFoundError) as error:
         raise type(error)(f"SEARCH.FROM: {error}") from error
-    searched = search_config(folder)
     for key in _COMMON:
         if get(cfg, key) != get(searched, key):
             raise InputError(
@@ -163,3 +173,7 @@ def earlier_tasks(cfg: CfgNode) -> EarlierTasks | None:
 
 def _is_heads(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(head, dict) for head in value.values())
+
+
+def _is_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_number(metric) for metric in value.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,13 +31,23 @@ from d2go_fbnetv5.models.weights import load_earlier_search, load_search_weights
 from d2go_fbnetv5.reports.history import read_history
 from d2go_fbnetv5.reports.results import SearchResults, TaskResult
 from d2go_fbnetv5.reports.search import search_table, write_search_report
-from d2go_fbnetv5.search import ALGORITHMS, AdditionSearch, CostRegularizer, Search, decide
+from d2go_fbnetv5.search import (
+    ALGORITHMS,
+    AdaptingSearch,
+    AdditionSearch,
+    CostRegularizer,
+    Search,
+    decide,
+)
 from d2go_fbnetv5.tasks import DatasetInfo, Task, batch_images, build_task, list_tasks
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.formatting import format_least
 from d2go_fbnetv5.utils.options import MisfitError, to_budget, to_float
 from d2go_fbnetv5.utils.ranks import average_batch_norm, barrier, is_main, world_size
 from d2go_fbnetv5.utils.rules import between, check, get
 from d2go_fbnetv5.utils.text_files import check_local
+
+logger = logging.getLogger(__name__)
 
 
 @register_recipe("MultitaskSearch")
@@ -53,7 +64,9 @@ class SearchRecipe(Recipe):
     def __init__(self, cfg: CfgNode, data: Data, seed: int, model: Search | None = None) -> None:
         self.earlier = earlier_tasks(cfg)
         if self.earlier is not None:
-            data = replace(data, info=self.earlier.with_labels_of(data.info))
+            info = self.earlier.with_labels_of(data.info)
+            # Where the earlier tasks go on learning they need labels.
+            data = data if cfg.SEARCH.ADAPT.ENABLED else replace(data, info=info)
         super().__init__(cfg, data, seed, model)
 
     @classmethod
@@ -183,6 +196,10 @@ class SearchRecipe(Recipe):
     @staticmethod
     def _validate_addition(cfg: CfgNode) -> None:
         if not cfg.SEARCH.FROM:
+            if cfg.SEARCH.ADAPT.ENABLED:
+                raise InputError(
+                    "SEARCH.ADAPT.ENABLED is True, allowed without SEARCH.FROM, the finished search that adapts: False"
+                )
             return
         check_local("SEARCH.FROM", cfg.SEARCH.FROM)
         allowed = {
@@ -214,7 +231,8 @@ class SearchRecipe(Recipe):
     def build_model(self) -> Search:
         arguments = search_arguments(self.cfg, self.data.info, self.seed, self.earlier)
         if self.earlier is not None:
-            return AdditionSearch(num_earlier=len(self.earlier.heads), **arguments)
+            kind = AdaptingSearch if self.cfg.SEARCH.ADAPT.ENABLED else AdditionSearch
+            return kind(num_earlier=len(self.earlier.heads), **arguments)
         return ALGORITHMS[self.cfg.SEARCH.ALGORITHM](**arguments)
 
     def describe(self, output_dir: Path) -> None:
@@ -231,6 +249,8 @@ class SearchRecipe(Recipe):
     def load_weights(self, path: str, to_train: bool = True) -> None:
         if self.earlier is not None:
             load_earlier_search(self.model, path)
+            if self.cfg.SEARCH.ADAPT.ENABLED:
+                self.earlier = replace(self.earlier, metrics=self._first_metrics())
             return
         # Of another search, such as the pretraining, neither its probabilities nor how far it came.
         load_search_weights(self.model, path)
@@ -243,7 +263,26 @@ class SearchRecipe(Recipe):
 
     def evaluate(self, model: Search) -> dict[str, float]:
         modes = model.most_likely()
-        return self._metrics_of(model, {name: modes[name] for name in model.learning})
+        return self._metrics_of(model, self._found_earlier() | {name: modes[name] for name in model.learning})
+
+    def _found_earlier(self) -> dict[str, Topology]:
+        """Return the topologies of earlier tasks whose metrics may change."""
+        if self.earlier is None or not self.cfg.SEARCH.ADAPT.ENABLED:
+            return {}
+        return {name: self.earlier.found.tasks[name].topology for name in self.earlier.heads}
+
+    def _first_metrics(self) -> dict[str, float]:
+        """Return the first metric of each earlier task, whose fall is measured from it."""
+        found = self.judge(self.model).metrics(self._found_earlier())
+        first = {name: found[name][cast(Task, self.model.tasks[name]).primary_metric] for name in found}
+        for name, value in first.items():
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{name} of it cannot be measured on DATASETS.TEST {self.cfg.DATASETS.TEST[0]}, allowed with "
+                    "SEARCH.ADAPT.ENABLED: a set that labels what the earlier tasks predict"
+                )
+            logger.info("%s before the first step: %.4f", name, value)
+        return first
 
     def _metrics_of(self, model: Search, topologies: Mapping[str, Topology]) -> dict[str, float]:
         metrics = self.judge(model).metrics(topologies)
@@ -265,42 +304,65 @@ class SearchRecipe(Recipe):
                 self.seed,
                 lambda done: progress.update(bar, completed=done),
             )
-        metrics = {f"{task.task}/{name}": value for task in tasks for name, value in task.metrics.items()}
+        earlier = self._earlier_results(judge)
+        judged = (*earlier, *tasks) if self.cfg.SEARCH.ADAPT.ENABLED else tasks
+        metrics = {f"{task.task}/{name}": value for task in judged for name, value in task.metrics.items()}
         if trained.averaged is not None:
-            found = {task.task: task.topology for task in tasks}
+            found = {task.task: task.topology for task in judged}
             averaged = self._metrics_of(cast(Search, trained.averaged), found)
             metrics |= {f"ema/{name}": value for name, value in averaged.items()}
         trained.record(metrics)
+        cost = self.model.cost
+        results = SearchResults(
+            family=self.cfg.MODEL.FBNETV5.FAMILY,
+            num_stages=self.cfg.MODEL.FBNETV5.NUM_STAGES,
+            size=size,
+            iterations=trained.iterations,
+            seconds=trained.seconds,
+            tasks=(*earlier, *tasks),
+            precise_bn_images=sum(len(batch) for batch in judge.networks.statistics) * world_size(),
+            eval_images=self.data.num_eval_images(evals.MAX_IMAGES),
+            cost_targets=dict(zip(self.model.learning, cost.targets.tolist(), strict=True)) if cost else {},
+            cost_metric=self.cfg.SEARCH.COST.METRIC,
+            earlier=tuple(self.earlier.heads) if self.earlier else (),
+        )
+        trained.console.print(search_table(results))
+        self._require_band(earlier)
         if is_main():
-            cost = self.model.cost
-            results = SearchResults(
-                family=self.cfg.MODEL.FBNETV5.FAMILY,
-                num_stages=self.cfg.MODEL.FBNETV5.NUM_STAGES,
-                size=size,
-                iterations=trained.iterations,
-                seconds=trained.seconds,
-                tasks=(*self._earlier_results(), *tasks),
-                precise_bn_images=sum(len(batch) for batch in judge.networks.statistics) * world_size(),
-                eval_images=self.data.num_eval_images(evals.MAX_IMAGES),
-                cost_targets=dict(zip(self.model.learning, cost.targets.tolist(), strict=True))
-                if cost
-                else {},
-                cost_metric=self.cfg.SEARCH.COST.METRIC,
-                earlier=tuple(self.earlier.heads) if self.earlier else (),
-            )
             write_search_report(trained.output_dir, results, read_history(trained.output_dir))
-            trained.console.print(search_table(results))
         barrier()
         return metrics
 
-    def _earlier_results(self) -> list[TaskResult]:
-        """Return what the search in SEARCH.FROM found for its tasks, as it says itself."""
+    def _earlier_results(self, judge: SearchJudge) -> Sequence[TaskResult]:
+        """Return what the search in SEARCH.FROM found for its tasks, as it says itself; judged again where its weights
+        followed."""
         if self.earlier is None:
             return []
         full = self._flops.network(Topology.full(self.cfg.MODEL.FBNETV5.NUM_STAGES))
-        return [
+        found = [
             TaskResult.of_entry(name, self.earlier.found.tasks[name], full) for name in self.earlier.heads
         ]
+        return judge.again(found) if self.cfg.SEARCH.ADAPT.ENABLED else found
+
+    def _require_band(self, earlier: Sequence[TaskResult]) -> None:
+        """Raise an InputError if a metric of an earlier task fell by more than SEARCH.ADAPT.BAND."""
+        band, before = self.cfg.SEARCH.ADAPT.BAND, self.earlier.metrics if self.earlier else {}
+        falls = {task.task: task.fall(before[task.task]) for task in earlier if task.task in before}
+        fallen = [task for task in earlier if task.task in falls and not falls[task.task] <= band]
+        if not fallen:
+            return
+        said = ", ".join(
+            f"{task.metric_name} of {task.task} was {before[task.task]:.4f} and is {task.metric:.4f} (worse by a share "
+            f"of {format_least(falls[task.task])})"
+            for task in fallen
+        )
+        most = format_least(max(falls[task.task] for task in fallen))
+        raise InputError(
+            f"SEARCH.ADAPT.BAND is {band}, but {said}. What was added is not written to topologies.json, and "
+            f"{self.cfg.SEARCH.FROM} is as it was. Begin again in another OUTPUT_DIR, with a lower "
+            "SEARCH.ADAPT.LR_FACTOR or without SEARCH.ADAPT.ENABLED; or take the weights that "
+            f"{self.cfg.OUTPUT_DIR} has by --eval-only with SEARCH.ADAPT.BAND {most} or more"
+        )
 
     @property
     def _flops(self) -> BlockCosts:
@@ -404,7 +466,9 @@ def search_arguments(
         try:
             tasks.append(build_task(name, supernet.channels, info, **options))
         except InputError as error:
-            raise InputError(f"SEARCH.TASKS, SEARCH.HEADS.{name}: {error}") from error
+            key = f"SEARCH.TASKS, SEARCH.HEADS.{name}"
+            key = key if name in search.TASKS else f"SEARCH.FROM, its task {name}"
+            raise InputError(f"{key}: {error}") from error
     cost = None
     if search.COST.WEIGHT > 0:
         costs = cost_per_block(cfg)

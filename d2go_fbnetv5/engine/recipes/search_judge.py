@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -60,6 +60,30 @@ class SearchJudge:
         ]
         verdicts = self.networks(wanted, losses=False, progress=progress)
         return tuple(self._result(name, each, randoms[name], verdicts) for name, each in found.items())
+
+    def again(self, before: Sequence[TaskResult]) -> tuple[TaskResult, ...]:
+        """Return another search's results with what their networks are worth with this one's weights.
+
+        Every process must call it.
+        """
+        wanted = [
+            (each.task, topology) for each in before for topology in (each.topology, *each.random_topologies)
+        ]
+        verdicts = self.networks(wanted, losses=False)
+
+        def metrics(name: str, topology: Topology) -> dict[str, float]:
+            return verdicts[name, topology.prune(self.search.in_features[name])].metrics
+
+        return tuple(
+            replace(
+                each,
+                metrics=metrics(each.task, each.topology),
+                random_metrics=[
+                    metrics(each.task, topology)[each.metric_name] for topology in each.random_topologies
+                ],
+            )
+            for each in before
+        )
 
     def _randoms(self, name: str, topology: Topology, num_random: int, seed: int) -> list[Topology]:
         outputs = self.search.outputs(name)

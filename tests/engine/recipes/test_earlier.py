@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
+from d2go_fbnetv5.engine.build import build_search_groups
 from d2go_fbnetv5.engine.config import load_cfg
+from d2go_fbnetv5.engine.continuing import search_config
 from d2go_fbnetv5.engine.recipes.earlier import EarlierTasks
+from d2go_fbnetv5.engine.recipes.search import SearchRecipe, search_arguments
 from d2go_fbnetv5.engine.train import prepare, train
 from d2go_fbnetv5.front.extract import extract_network
 from d2go_fbnetv5.front.run import find_front
-from d2go_fbnetv5.search import AdditionSearch
+from d2go_fbnetv5.search import AdaptingSearch, AdditionSearch
 from d2go_fbnetv5.tasks import DatasetInfo
 
 OPTS = {
@@ -102,7 +106,10 @@ def whole(searched, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2])
 def test_an_addition_that_was_stopped_ends_as_one_that_was_not(searched, whole, tmp_path, monkeypatch, step):
-    """Stopped before and after the probabilities start, and gone on with without the search that it began with."""
+    """Stopped before and after the probabilities start, and gone on with without the search that it began with.
+
+    Where it has ended it is judged again alone.
+    """
     original = AdditionSearch.step
 
     def failing(self, *args):
@@ -118,10 +125,14 @@ def test_an_addition_that_was_stopped_ends_as_one_that_was_not(searched, whole, 
         train(prepare(cfg, 1))
     monkeypatch.setattr(AdditionSearch, "step", original)
     shutil.rmtree(earlier)
-    train(prepare(cfg, 1, resume=True), resume=True)
+    monkeypatch.chdir(tmp_path)  # the same folder by another path
+    train(prepare(adding(stopped, "moved", "[seg]"), 1, resume=True), resume=True)
     one, other = weights(whole), weights(stopped)
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    assert (whole / "topologies.json").read_text() == (stopped / "topologies.json").read_text()
+    found = (whole / "topologies.json").read_text()
+    assert found == (stopped / "topologies.json").read_text()
+    train(prepare(adding(stopped, "moved", "[seg]"), 1, resume=True), resume=True)
+    assert found == (stopped / "topologies.json").read_text()
 
 
 @pytest.fixture
@@ -173,8 +184,67 @@ def test_it_begins_with_a_finished_search_alone(finished, tmp_path):
     refused(adding(run, finished, "[det]"), "^SEARCH.FROM: .* is a run of LiteRCNN, allowed: a search")
 
 
+def adapting(folder, earlier, **more):
+    return adding(folder, earlier, "[seg]", **{"SEARCH.ADAPT.ENABLED": True, **more})
+
+
+def test_a_supernet_adapts_with_a_finished_search_alone_within_a_band(finished, tmp_path):
+    run = tmp_path / "run"
+    alone = configured("search_digits.yaml", run, **{"SEARCH.ADAPT.ENABLED": True})
+    refused(alone, "^SEARCH.ADAPT.ENABLED is True, allowed without SEARCH.FROM, .*: False")
+    for key, value in (("BAND", -0.1), ("BAND", 1.0), ("LR_FACTOR", 0.0), ("LR_FACTOR", 1.1)):
+        key = f"SEARCH.ADAPT.{key}"
+        refused(adding(run, finished, "[det]", **{key: value}), f"^{key} is {value}, allowed: ")
+
+
+def test_what_adapts_has_a_rate_of_its_own(finished, tmp_path):
+    cfg = prepare(adding(tmp_path / "run", finished, "[det]", **{"SEARCH.ADAPT.ENABLED": True}), 1)
+    info = DatasetInfo(("a", "b"), ("x",), ("p",))
+    search = search_arguments(cfg, info, 0, EarlierTasks.of_search(search_config(finished)))
+    search = AdaptingSearch(num_earlier=2, **search)
+    rates = {
+        id(parameter): group["lr"]
+        for group in build_search_groups(cfg, search)
+        for parameter in group["params"]
+    }
+    new = {id(parameter) for parameter in search.tasks["det"].parameters()}
+    weights = [p for p in search.parameters() if p is not search.distribution.probs]
+    assert len(rates) == len(weights) + 1
+    assert all(rates[id(p)] == pytest.approx(0.1 if id(p) in new else 0.01) for p in weights)
+    assert rates[id(search.distribution.probs)] == pytest.approx(0.4)
+
+
+@pytest.mark.slow
+def test_weights_that_adapt_are_refused_where_an_earlier_metric_fell_and_nothing_is_lost(
+    searched, tmp_path, monkeypatch
+):
+    """As if cls had been twice as good before; what was trained is there, and is taken over with a wider band."""
+    folder, first_metrics = tmp_path / "run", SearchRecipe._first_metrics
+    monkeypatch.setattr(
+        SearchRecipe,
+        "_first_metrics",
+        lambda self: {name: 2 * value for name, value in first_metrics(self).items()},
+    )
+    with pytest.raises(
+        ValueError, match=r"^SEARCH.ADAPT.BAND is 0.02, but top1 of cls was .* and is .*--eval-only"
+    ):
+        train(prepare(adapting(folder, searched), 1))
+    assert list(json.loads((folder / "topologies.json").read_text())["tasks"]) == ["cls"]
+    before, after = weights(searched), weights(folder)
+    changed = [name for name in before if name in after and not torch.equal(before[name], after[name])]
+    assert any(name.startswith("supernet.") and name.endswith("weight") for name in changed)
+    assert torch.equal(before["distribution.probs"], after["distribution.probs"][:1])
+    with pytest.raises(ValueError, match=r"no task 'seg'; --eval-only writes the file anew"):
+        EarlierTasks.of_search(search_config(folder))
+    wider = adapting(folder, searched, **{"SEARCH.ADAPT.BAND": 0.999})
+    metrics = train(prepare(wider, 1, eval_only=True), eval_only=True)
+    assert {name.split("/")[0] for name in metrics} == {"cls", "seg"}
+    tasks = json.loads((folder / "topologies.json").read_text())["tasks"]
+    assert list(tasks) == ["cls", "seg"] and tasks["cls"]["metrics"]["top1"] == metrics["cls/top1"]
+
+
 def test_the_data_may_lack_the_earlier_tasks_labels_and_not_have_other_ones(finished):
-    earlier = EarlierTasks.of_search(finished)
+    earlier = EarlierTasks.of_search(search_config(finished))
     boxes = DatasetInfo(box_names=("x",))
     assert earlier.with_labels_of(boxes) == DatasetInfo(("a", "b"), ("x",), ("p",))
     with pytest.raises(
@@ -184,12 +254,20 @@ def test_the_data_may_lack_the_earlier_tasks_labels_and_not_have_other_ones(fini
 
 
 def test_what_a_run_keeps_of_the_earlier_tasks_is_read_back(finished, tmp_path):
-    earlier = EarlierTasks.of_search(finished)
+    earlier = EarlierTasks.of_search(search_config(finished))
     earlier.write(tmp_path)
     again = EarlierTasks.read(tmp_path)
     assert (again.heads, again.info) == (earlier.heads, earlier.info) and list(again.heads) == ["cls", "seg"]
     assert again.heads["seg"]["feature"] == "path1" and again.found.tasks == earlier.found.tasks
-    for content, message in (({}, "format is missing"), ({"format": 1, "heads": {}}, "heads is {}")):
+    assert again.metrics == {}
+    replace(earlier, metrics={"cls": 0.5, "seg": 0.25}).write(tmp_path)
+    assert EarlierTasks.read(tmp_path).metrics == {"cls": 0.5, "seg": 0.25}
+    some = {"format": 1, "heads": {"cls": {}}, "labels": {}}
+    for content, message in (
+        ({}, "format is missing"),
+        ({"format": 1, "heads": {}}, "heads is {}"),
+        (some | {"metrics": {"cls": "good"}}, "metrics is .*, allowed is an object of one number"),
+    ):
         (tmp_path / "earlier_tasks.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):
             EarlierTasks.read(tmp_path)

@@ -159,10 +159,9 @@ def replay(
         sum(losses.values()).backward()
         optimizer.step()
         search.after_step()
-    few = [draw(1) for _ in range(cfg.SEARCH.EVAL.BN_ITERS)]
-    return search.most_likely(), {
-        name: found.topology for name, found in decide(search, few, cfg.SEARCH.EVAL.CANDIDATES).items()
-    }
+    rough, fine = ([draw(1) for _ in range(times * cfg.SEARCH.EVAL.BN_ITERS)] for times in (1, 3))
+    decisions = decide(search, rough, fine, cfg.SEARCH.EVAL.CANDIDATES)
+    return search.most_likely(), {name: found.topology for name, found in decisions.items()}
 
 
 def main() -> None:

@@ -294,8 +294,8 @@ KEYS = IMPORT_KEYS | table((
     Key("SEARCH.EVAL.BN_ITERS", 20, between(1, 10_000), "Training batches to estimate statistics on.", SEARCH),
     Key("SEARCH.EVAL.MAX_IMAGES", 0, between(0), "Images of the validation set to judge on, 0 for all.", SEARCH),
     Key("SEARCH.EVAL.CANDIDATES", 1, between(1, 1000),
-        "Likeliest topologies of a task of which the one with the least loss and price on BN_ITERS training batches is"
-        " what was found.", SEARCH),
+        "Likeliest topologies of a task of which the one with the least loss and price is what was found: all of them"
+        " on BN_ITERS training batches, the best quarter on four times as many.", SEARCH),
 ))
 # fmt: on
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,32 +67,43 @@ def likeliest(probs: Tensor, count: int, outputs: Collection[str]) -> list[Topol
 
 
 @torch.no_grad()
-def decide(search: Search, batches: Sequence[Batch], count: int) -> dict[str, Decision]:
+def decide(search: Search, rough: Iterable[Batch], fine: Iterable[Batch], count: int) -> dict[str, Decision]:
     """Return what was found for each task that has learnt: of its likeliest topologies the best by what the search
     minimises.
 
     The loss is that of training, with the batch's statistics, on the same images for all; the price is that of the
-    pruned network. Every rank must call it.
+    pruned network. All are compared on a few batches, and the best quarter on more, as of many that are nearly alike
+    the one that chance favours would be taken (two rounds of sequential halving, Karnin et al. 2013, by quarters).
+    Every rank must call it.
 
     Args:
         search: its weights and statistics stay as they are.
-        batches: this rank's, of samples with labels, their images where the search's weights are.
-        count: of topologies of each task, or of tasks that share a network; 1 for the most likely one. So it is of a
-            search that does not learn.
+        rough: this rank's batches for all, of samples with labels, their images where the search's weights are; run
+            through once, as ``fine`` is.
+        fine: those that only the best quarter sees, after these.
+        count: of topologies of each task, or of tasks that share a network; 1 for the most likely one, for which no
+            batch is asked. So it is of a search that does not learn.
     """
-    found: dict[str, Decision] = {}
     modes = search.most_likely()
     rows = dict(zip(search.learning, search.distribution.learning.cpu(), strict=True))
+    choices = []
     for group in search.groups:
-        mode, probs, outputs = modes[group[0]], rows[group[0]], search.outputs(group[0])
-        candidates = likeliest(probs, count, outputs) if count > 1 and search.estimators else [mode]
-        best = mode
-        if len(candidates) > 1:
-            with _training(search):
-                best = _best(search, group, candidates, batches)
-        seen = torch.tensor(Topology.full(*probs.shape).prune(outputs).mask)
+        first = group[0]
+        likely = likeliest(rows[first], count, search.outputs(first)) if search.estimators else []
+        choices.append(_Choice(search, group, likely if len(likely) > 1 else [modes[first]]))
+    counts = {choice.group: len(choice.candidates) for choice in choices}
+    with _training(search):
+        for batches in (rough, fine):
+            _compare(search, [choice for choice in choices if len(choice.candidates) > 1], batches)
+            for choice in choices:
+                choice.keep_the_best_quarter()
+    found: dict[str, Decision] = {}
+    for choice in choices:
+        probs = rows[choice.group[0]]
+        seen = torch.tensor(Topology.full(*probs.shape).prune(search.outputs(choice.group[0])).mask)
         undecided = (probs > UNDECIDED) & (probs < 1 - UNDECIDED) & seen
-        found |= dict.fromkeys(group, Decision(best, len(candidates), int(undecided.sum())))
+        decision = Decision(choice.candidates[0], counts[choice.group], int(undecided.sum()))
+        found |= dict.fromkeys(choice.group, decision)
     return {name: found[name] for name in search.learning}
 
 
@@ -110,31 +121,50 @@ def _training(search: Search) -> Iterator[None]:
             value.copy_(state[name])
 
 
-def _best(
-    search: Search, group: Sequence[str], candidates: Sequence[Topology], batches: Sequence[Batch]
-) -> Topology:
-    """Return the candidate with the least loss and price; of several tasks each in units of its losses' deviation."""
-    shape = len(group), len(candidates)
-    sums, images = torch.zeros(shape, dtype=torch.double), torch.zeros(shape[0], dtype=torch.double)
-    for batch in batches:
-        inputs = search.preprocess(batch)
-        losses: dict[str, list[Tensor | None]] = {name: [] for name in group}
-        for start in range(0, len(candidates), _AT_ONCE):
-            for features in search.supernet.forward_each(inputs, candidates[start : start + _AT_ONCE]):
-                for name in group:
+class _Choice:
+    """The candidates of the tasks that share a network, the best first once they have been compared."""
+
+    def __init__(self, search: Search, group: Sequence[str], candidates: list[Topology]) -> None:
+        self.search, self.group, self.candidates = search, tuple(group), candidates
+        # Of each task (rows) and candidate the loss summed over images, and the images that have labels for the task.
+        self.sums = torch.zeros((len(group), len(candidates)), dtype=torch.double)
+        self.images = torch.zeros(len(group), dtype=torch.double)
+
+    def add(self, inputs: Tensor, batch: Batch) -> None:
+        """Meet a batch, ``inputs`` being its preprocessed images."""
+        search = self.search
+        losses: dict[str, list[Tensor | None]] = {name: [] for name in self.group}
+        for start in range(0, len(self.candidates), _AT_ONCE):
+            for features in search.supernet.forward_each(inputs, self.candidates[start : start + _AT_ONCE]):
+                for name in self.group:
                     torch.manual_seed(search.seed)  # for heads that sample, such as regions of detectors
                     losses[name].append(search.task_loss(name, features, batch))
-        for place, name in enumerate(group):
+        for place, name in enumerate(self.group):
             given = [loss for loss in losses[name] if loss is not None]
             if given:
-                sums[place] += torch.stack(given).double().cpu() * len(batch)
-                images[place] += len(batch)
-    gathered = gather((sums, images))
-    objectives = torch.stack([each for each, _ in gathered]).sum(dim=0)
-    objectives /= torch.stack([number for _, number in gathered]).sum(dim=0).clamp_min(1)[:, None]
-    places = [search.learning.index(name) for name in group]
-    if search.cost is not None:
-        objectives += search.cost.prices(candidates, places[0]) / len(group)
-    if len(group) > 1:
-        objectives /= search.window.scale().cpu()[places, None]
-    return candidates[int(objectives.sum(dim=0).argmin())]
+                self.sums[place] += torch.stack(given).double().cpu() * len(batch)
+                self.images[place] += len(batch)
+
+    def keep_the_best_quarter(self) -> None:
+        """Drop all but that quarter, by loss and price; of several tasks in units of their losses' deviation."""
+        if len(self.candidates) == 1:
+            return
+        gathered = gather((self.sums, self.images))
+        objectives = torch.stack([each for each, _ in gathered]).sum(dim=0)
+        objectives /= torch.stack([number for _, number in gathered]).sum(dim=0).clamp_min(1)[:, None]
+        places = [self.search.learning.index(name) for name in self.group]
+        if self.search.cost is not None:
+            objectives += self.search.cost.prices(self.candidates, places[0]) / len(self.group)
+        if len(self.group) > 1:
+            objectives /= self.search.window.scale().cpu()[places, None]
+        order = objectives.sum(dim=0).argsort(stable=True)[: max(2, -(-len(self.candidates) // 4))]
+        self.sums = self.sums[:, order]
+        self.candidates = [self.candidates[i] for i in order.tolist()]
+
+
+def _compare(search: Search, choices: Sequence[_Choice], batches: Iterable[Batch]) -> None:
+    """Have each of the choices meet the batches, if there is a choice at all."""
+    for batch in batches if choices else ():
+        inputs = search.preprocess(batch)
+        for choice in choices:
+            choice.add(inputs, batch)

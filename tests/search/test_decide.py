@@ -53,7 +53,7 @@ def batches(count):
 def test_the_best_of_the_candidates_is_found_and_the_search_stays_as_it_was():
     search, images = searching(), batches(2)
     before = {name: value.clone() for name, value in search.state_dict().items()}
-    found = decide(search, images, 64)["seg"]
+    found = decide(search, images[:1], images[1:], 64)["seg"]
     assert all(torch.equal(value, before[name]) for name, value in search.state_dict().items())
 
     search.train()
@@ -66,17 +66,41 @@ def test_the_best_of_the_candidates_is_found_and_the_search_stays_as_it_was():
     assert found.undecided == 1  # of the blocks that Path 2's head can see in one stage
 
 
+def test_all_are_compared_on_a_few_batches_and_the_best_quarter_on_all():
+    """Of a table of losses: the least mean of five batches among the four networks with the least of the first."""
+    search = searching()
+    search.in_features = {"cls": ("path0", "path1", "path2", "path3"), "seg": ("path2",)}
+    table, met = torch.rand((5, 16), generator=torch.Generator().manual_seed(16)).double(), []
+    code = lambda topology: sum(1 << i for i, kept in enumerate(topology.mask[0]) if kept)  # noqa: E731
+
+    def loss(name, features, batch):
+        if name == "cls":
+            met.append((batch, features))
+            return table[batch[0], features]
+        return torch.zeros(())
+
+    search.preprocess = lambda batch: None
+    search.task_loss = loss
+    search.supernet.forward_each = lambda inputs, topologies: list(map(code, topologies))
+    found = decide(search, iter([[0]]), ([i] for i in range(1, 5)), 64)["cls"]
+    quarter = table[0].argsort()[:4].tolist()
+    assert len(met) == 16 + 4 * 4 and {network for batch, network in met if batch != [0]} == set(quarter)
+    best = min(quarter, key=lambda network: float(table[:, network].mean()))
+    assert code(found.topology) == best and found.candidates == 16
+    assert best != quarter[0] and best != int(table.mean(dim=0).argmin())  # neither rule alone would do
+
+
 def test_a_price_counts_in_the_decision():
     """Nothing is worth a price of a million times the loss, and a bounty would keep everything that a head can see."""
-    assert decide(searching(weight=1e6), batches(1), 64)["seg"].topology.num_kept == 0
+    assert decide(searching(weight=1e6), batches(1), [], 64)["seg"].topology.num_kept == 0
 
 
 def test_with_one_candidate_the_most_likely_topology_is_what_was_found():
     search = searching()
     search.distribution.probs.data[0] = torch.tensor([[0.95, 0.05, 0.6, 0.4]])
-    found = decide(search, [], 1)["cls"]
+    found = decide(search, [], [], 1)["cls"]
     assert (found.topology, found.candidates) == (Topology([[1, 0, 1, 0]]), 1)
     assert (
-        decide(searching(RandomSearch), [], 64)["cls"].topology
+        decide(searching(RandomSearch), [], [], 64)["cls"].topology
         == searching(RandomSearch).most_likely()["cls"]
     )

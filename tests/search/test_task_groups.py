@@ -92,7 +92,7 @@ def test_what_is_decided_is_the_best_for_all_of_a_group():
     losses = torch.stack([task.objective(objectives.all_masks(*SHAPE)) for task in tasks])
     sums = [torch.full((2,), 16.0), losses.sum(1), losses.square().sum(1)]
     search.window.sums[0] = torch.stack(sums, dim=1)
-    decided = decide(search, [[{}]], 16)
+    decided = decide(search, [[{}]], [], 16)
     networks = {Topology(mask).prune(("path0", "path1")) for mask in objectives.all_masks(*SHAPE)}
     units = losses.std(dim=1, unbiased=False).tolist()
 

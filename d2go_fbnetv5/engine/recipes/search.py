@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -293,13 +294,14 @@ class SearchRecipe(Recipe):
         evals, size = self.cfg.SEARCH.EVAL, self.size
         judge = self.judge(self.model)
         device = device_of(self.model)
-        batches = [images_to_device(part, device) for part in judge.networks.statistics]
+        rough = len(judge.networks.statistics)
+        stream = (images_to_device(batch, device) for batch in self.data.train_batches())
         with Progress(
             console=trained.console, transient=True, disable=not trained.console.is_terminal
         ) as progress:
             bar = progress.add_task("evaluating topologies", total=1)
             tasks = judge.results(
-                decide(self.model, batches, evals.CANDIDATES),
+                decide(self.model, islice(stream, rough), islice(stream, 3 * rough), evals.CANDIDATES),
                 evals.RANDOM_TOPOLOGIES,
                 self.seed,
                 lambda done: progress.update(bar, completed=done),

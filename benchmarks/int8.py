@@ -1,11 +1,13 @@
 """What 8 bits cost: metrics of the files that D2Go exports in floats, in 8 bits, and in 8 bits after training for them.
 
+    OMP_NUM_THREADS=1 python benchmarks/int8.py cls det seg
     OMP_NUM_THREADS=1 python benchmarks/int8.py output/cls_digits output/det_digits output/seg_digits
 
-Each argument is the folder of a training by our own trainer. In an interpreter that has D2Go, its exporter writes the
-weights in floats and quantised after training (16 images of the training set say the ranges), its train_net trains on
-with QUANTIZATION.QAT for --steps steps, and the exporter writes that in 8 bits. Each file is run by a process that has
-torch and torchvision alone, on the same images, all of the evaluation set, and judged as the training was.
+Each argument is the folder of a training by our own trainer, or the task of a model that comes with the package. In an
+interpreter that has D2Go, its exporter writes the weights in floats and quantised after training (16 images of the
+training set say the ranges), its train_net trains on with QUANTIZATION.QAT for --steps steps, and the exporter writes
+that in 8 bits. Each file is run by a process that has torch and torchvision alone, on the same images, all of the
+evaluation set, and judged as the training was.
 """
 
 from __future__ import annotations
@@ -65,6 +67,27 @@ def for_int8(steps: int, rate: float, batch: int) -> list[Any]:
     ]
 
 
+def shipped(task: str, folder: Path) -> Path:
+    """The folder of a training that has ended with the weights that come with the package."""
+    from common import CONFIGS
+
+    from d2go_fbnetv5.arch.topology_file import save_topologies
+    from d2go_fbnetv5.engine.config import load_cfg
+    from d2go_fbnetv5.engine.predictor import from_run, open_network
+    from d2go_fbnetv5.utils.shipped import pretrained_folder
+
+    source, training = pretrained_folder() / f"FBNetV5-N-{task.upper()}", folder / "shipped" / task
+    training.mkdir(parents=True, exist_ok=True)
+    network, model, file = open_network(source), from_run(source).model, training / "topologies.json"
+    entry = {"outputs": list(model.in_features), "topology": network.topology.to_dict()}
+    save_topologies(file, network.family, network.topology.num_stages, (96, 96), {task: entry})
+    cfg = load_cfg(CONFIGS / task / f"{task}_digits.yaml", ["MODEL.FBNETV5.TOPOLOGY", str(file)])
+    (training / "config.yaml").write_text(cfg.dump())
+    network.write(training, type(model))
+    torch.save({"model": model.state_dict()}, training / "model_final.pth")
+    return training
+
+
 def measure(training: Path, folder: Path, steps: int, factor: float, batch: int) -> dict[str, Any]:
     """A row of the table."""
     from d2go_fbnetv5.engine.build import build_data
@@ -113,7 +136,7 @@ def main() -> None:
     from common import finish, parser
 
     arguments = parser(__doc__, "output/int8.json")
-    arguments.add_argument("trainings", type=Path, nargs="+", help="folders of our own trainings")
+    arguments.add_argument("trainings", nargs="+", help="folders of our own trainings, or cls, det or seg")
     arguments.add_argument("--folder", type=Path, default=Path("output/int8"), help="of what is made")
     arguments.add_argument(
         "--steps", type=int, default=200, help="of the training for 8 bits (default 200), 0: none"
@@ -123,7 +146,8 @@ def main() -> None:
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
     steps = min(args.steps, 10) if args.quick else args.steps
-    rows = [measure(run, args.folder, steps, args.rate, args.batch) for run in args.trainings]
+    runs = [shipped(run, args.folder) if run in METRICS else Path(run) for run in args.trainings]
+    rows = [measure(run, args.folder, steps, args.rate, args.batch) for run in runs]
     columns = ["task", "metric", "images", "floats", "int8 after", "int8 while"]
     finish(args.output, {"What 8 bits cost": (rows, columns)}, steps=steps, rate=args.rate)
 

@@ -10,6 +10,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 ROOT = Path(__file__).parent.parent.parent
 SIZES = [(64, 64), (70, 101)]
 KINDS = ["ImageClassifier", "LiteMaskFormer", "LiteRCNN"]
+SEVERAL = {"det": {"score_threshold": 0.0, "max_detections": 20}, "cls": {}, "depth": {}, "seg": {}}
 SETTINGS = f"""
 _BASE_: {ROOT}/configs/_base_digits.yaml
 MODEL: {{WEIGHTS: "", DEVICE: cpu, FBNETV5: {{TOPOLOGY: ""}}, ROI_HEADS: {{SCORE_THRESH_TEST: 0.0}}}}
@@ -33,6 +34,8 @@ class Case:
         self.cfg = FBNetV5Runner.get_default_cfg()
         self.cfg.merge_from_file(str(folder / "model.yaml"))
         self.cfg.merge_from_list(["MODEL.META_ARCHITECTURE", kind, *settings])
+        if kind == "SeveralHeads":
+            self.cfg.MODEL.FBNETV5.HEAD.heads = type(self.cfg)(SEVERAL)
         self.cfg.OUTPUT_DIR = str(folder)
         self.runner, self.folder = FBNetV5Runner(), folder
         self.runner._initialize(self.cfg)
@@ -61,17 +64,17 @@ class Case:
             torch.jit.optimized_execution(False),
         ):  # which takes longer than it is worth here
             (found,) = model([{"image": image.float(), "height": 2 * size[0], "width": 2 * size[1]}])
-        if "instances" in found:
-            found = found["instances"]
-            assert found.image_size == (2 * size[0], 2 * size[1])
-            return [found.pred_boxes.tensor, found.pred_classes, found.scores]
-        (values,) = found.values()
-        if values.dim() == 3 and values.shape[1] == size[0]:  # an exported segmenter knows of no other size
-            values = torch.nn.functional.interpolate(values[None], scale_factor=2, mode="bilinear")[0]
-        return [values]
+        boxes, values = found.pop("instances", None), list(found.values())
+        if boxes is not None:
+            assert boxes.image_size == (2 * size[0], 2 * size[1])
+            return [boxes.pred_boxes.tensor, boxes.pred_classes, boxes.scores, *values]
+        if values[0].dim() == 3 and values[0].shape[1] == size[0]:
+            # An exported segmenter knows of no other size.
+            return [torch.nn.functional.interpolate(values[0][None], scale_factor=2, mode="bilinear")[0]]
+        return values
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "LiteDepth", "SeveralHeads"])
 @pytest.mark.parametrize("way", ["tracing", "scripting"])
 def test_models_are_exported_without_a_batch_norm_and_equal_at_any_size(d2go, tmp_path, kind, way):
     case = Case(tmp_path, kind)
@@ -87,9 +90,8 @@ def test_models_are_exported_without_a_batch_norm_and_equal_at_any_size(d2go, tm
     assert all(torch.equal(case.model.state_dict()[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize(
-    ("kind", "way"), [*((kind, "tracing") for kind in KINDS), *((kind, "scripting") for kind in KINDS[:2])]
-)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["tracing", "scripting"])
 def test_each_model_is_quantised_and_says_what_stays_in_floats(d2go, tmp_path, kind, way, caplog):
     case = Case(tmp_path, kind)
     with caplog.at_level(logging.INFO):
@@ -113,6 +115,11 @@ def test_a_model_that_is_not_ours_is_not_quantised_by_our_way(d2go):
         ValueError, match="a Sequential, has none of FBNetV5's blocks; .* default_rcnn_prepare"
     ):
         prepare_for_quant(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), FBNetV5Runner.get_default_cfg())
+
+
+def test_other_models_are_not_quantised(d2go, tmp_path):
+    with pytest.raises(ValueError, match="a LiteDepth in 8 bits, allowed by D2Go: a classifier, "):
+        Case(tmp_path, "LiteDepth").export("torchscript_int8")
 
 
 def test_on_a_phone_it_is_the_same(d2go, tmp_path):
@@ -175,6 +182,9 @@ QAT = [
 ]
 
 
+SLOWER = "_enable_slow_path_for_better_numerical_stability"  # each convolution twice while batch norms learn
+
+
 def observe_ranges(model, run):
     """Let the model's ranges be those of what ``run`` computes.
 
@@ -205,6 +215,8 @@ def test_training_for_int8_starts_from_floats_goes_on_and_is_exported(d2go, tmp_
     case.runner.build_checkpointer(case.cfg, case.model, str(tmp_path / "run")).load(case.cfg.MODEL.WEIGHTS)
     for expected, found in zip(*(case.outputs(m, (64, 64)) for m in (floats.model, case.model)), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    slower = [getattr(module, SLOWER) for module in case.model.modules() if hasattr(module, SLOWER)]
+    assert slower and not any(slower)  # no batch norm of the floats is 0
 
     for last in (4, 6):
         case.cfg.SOLVER.MAX_ITER = last

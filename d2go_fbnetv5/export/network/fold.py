@@ -16,10 +16,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def folded(module: Module) -> Module:
     """A copy in evaluation mode, without gradients, whose every `ConvBNAct` is a convolution with bias and the
-    activation, and whose hard-sigmoid gates are a ReLU6. The original is left as it is."""
+    activation, and whose hard-sigmoid gates are a ReLU6. The original is left as it is, and what is folded already
+    stays so."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for block in module.modules():
-        if isinstance(block, ConvBNAct):
+        if isinstance(block, ConvBNAct) and hasattr(block, "bn"):
             block.conv = fuse_conv_bn_eval(block.conv, block.bn).requires_grad_(False)
             del block.bn
     for block in module.modules():

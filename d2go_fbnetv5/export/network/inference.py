@@ -267,7 +267,7 @@ class AnyDetector(nn.Module):
         cell_anchors: A x 4 XYXY, of the first cell.
     """
 
-    def __init__(self, model: LiteRCNN, proposals: _Inference) -> None:
+    def __init__(self, model: LiteRCNN, proposals: nn.Module) -> None:
         super().__init__()
         rpn, head = model.rpn, model.roi_head
         self.proposals = proposals

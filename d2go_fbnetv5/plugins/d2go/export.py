@@ -1,7 +1,8 @@
-"""Lets D2Go's exporter save the three models: image in, tensors out, batch norm folded, traced or scripted."""
+"""Lets D2Go's exporter save the models: image in, tensors out, batch norm folded, traced or scripted."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,19 @@ from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
 from mobile_cv.predictor.api import FuncInfo
 from torch import Tensor, nn
+from torch.ao.quantization import QuantWrapper
 
 from d2go_fbnetv5.export.network.fold import folded
-from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer
-from d2go_fbnetv5.plugins.detectron2.deploy import ClassifierOnImage, SegmenterOnImage
+from d2go_fbnetv5.models import ImageClassifier, LiteDepth, LiteMaskFormer, SeveralHeads
+from d2go_fbnetv5.plugins.detectron2.deploy import (
+    ClassifierOnImage,
+    DepthOnImage,
+    SegmenterOnImage,
+    SeveralOnImage,
+)
+from d2go_fbnetv5.plugins.detectron2.samples import to_instances
+from d2go_fbnetv5.tasks.depth import depth_outputs
+from d2go_fbnetv5.tasks.images import label_map, label_size
 from d2go_fbnetv5.utils.errors import InputError
 
 FIELDS = {
@@ -60,6 +70,40 @@ class AsInstances:
         return [{"instances": detector_postprocess(found, batch[0]["height"], batch[0]["width"])}]
 
 
+class AsDepth:
+    """A depth as the eager model gives it, from the exported model's H x W."""
+
+    def __call__(self, batch: list[dict[str, Any]], inputs: Any, outputs: Tensor) -> list[dict[str, Tensor]]:
+        return depth_outputs(outputs.log()[None], batch)
+
+
+class AsSeveral:
+    """A prediction of several heads as the eager model gives it, from the exported model's tensors.
+
+    Args:
+        tasks: of the heads, in the order of the tensors.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.tasks = tasks
+
+    def __call__(
+        self, batch: list[dict[str, Any]], inputs: Any, outputs: Sequence[Tensor]
+    ) -> list[dict[str, Any]]:
+        (data,), values = batch, iter(outputs)
+        found: dict[str, Any] = {}
+        for task in self.tasks:
+            if task == "det":
+                found |= {"boxes": next(values), "scores": next(values), "labels": next(values)}
+            elif task == "seg":
+                found["sem_seg"] = label_map(next(values), label_size(data))
+            elif task == "depth":
+                found |= AsDepth()(batch, inputs, next(values))[0]
+            else:
+                found["class_scores"] = next(values)
+        return [to_instances(found, data)]
+
+
 def classifier_export(model: ImageClassifier, predictor_type: str) -> PredictorExportConfig:
     """3 x H x W -> K class probabilities."""
     module = ClassifierOnImage(model)
@@ -72,6 +116,17 @@ def segmentation_export(model: LiteMaskFormer, predictor_type: str) -> Predictor
     return _export(_for(predictor_type, module), AsOutput, key="sem_seg")
 
 
+def depth_export(model: LiteDepth, predictor_type: str) -> PredictorExportConfig:
+    """3 x H x W -> H x W depths."""
+    return _export(_for(predictor_type, DepthOnImage(model)), AsDepth)
+
+
+def several_export(model: SeveralHeads) -> PredictorExportConfig:
+    """3 x H x W -> the tensors of `SeveralOnImage`, always scripted."""
+    scripted = torch.jit.script(SeveralOnImage(model).scriptable().eval())
+    return _export(_ScriptedSeveral(scripted), AsSeveral, tasks=list(model.singles()))
+
+
 @RCNN_PREPARE_FOR_EXPORT_REGISTRY.register()
 def fbnetv5_rcnn_prepare_for_export(
     model: GeneralizedRCNN, cfg: CfgNode, inputs: Any, predictor_type: str
@@ -81,8 +136,18 @@ def fbnetv5_rcnn_prepare_for_export(
     model = folded(model)
     if "@scripting" not in predictor_type:
         return default_rcnn_prepare_for_export(model, cfg, inputs, predictor_type)
+    _script_islands(model)
     scripted = scripting_with_instances(_DetectorOnImage(model).eval(), FIELDS)
     return _export(_Scripted(scripted), AsInstances)
+
+
+def _script_islands(model: nn.Module) -> None:
+    """Script what `prepare_for_quant` has put in 8 bits, in place: Detectron2's scripting makes ``training`` a constant
+    of all that is not scripted yet, and torch's quantised layers set it when they are loaded."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, QuantWrapper):
+                setattr(module, name, torch.jit.script(child))
 
 
 class _DetectorOnImage(nn.Module):
@@ -97,7 +162,7 @@ class _DetectorOnImage(nn.Module):
 
 
 class _Scripted(nn.Module):
-    """A module that is scripted already, for D2Go's exporter, which scripts all that it is given."""
+    """A module that is scripted already, for D2Go's exporter, which saves only what it has traced or scripted."""
 
     def __init__(self, detector: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -107,11 +172,20 @@ class _Scripted(nn.Module):
         return self.detector(image)
 
 
+class _ScriptedSeveral(nn.Module):
+    def __init__(self, network: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return self.network(image)
+
+
 def _for(predictor_type: str, module: Any) -> nn.Module:
     return module.scriptable().eval() if "@scripting" in predictor_type else module.eval()
 
 
-def _export(model: nn.Module, postprocess: type, **options: str) -> PredictorExportConfig:
+def _export(model: nn.Module, postprocess: type, **options: str | list[str]) -> PredictorExportConfig:
     return PredictorExportConfig(
         model=model,
         data_generator=lambda batch: (FirstImage()(batch),),

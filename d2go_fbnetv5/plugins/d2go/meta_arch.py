@@ -10,10 +10,16 @@ from d2go.registry.builtin import META_ARCH_REGISTRY
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from d2go_fbnetv5.plugins.d2go.export import classifier_export, segmentation_export
+from d2go_fbnetv5.plugins.d2go.export import (
+    classifier_export,
+    depth_export,
+    segmentation_export,
+    several_export,
+)
 from d2go_fbnetv5.plugins.d2go.quantization import prepare_for_quant
 from d2go_fbnetv5.plugins.detectron2 import meta_arch
 from d2go_fbnetv5.plugins.detectron2.rcnn import LiteRCNNMixin
+from d2go_fbnetv5.utils.errors import InputError
 
 
 @META_ARCH_REGISTRY.register()
@@ -53,11 +59,24 @@ class LiteRCNN(LiteRCNNMixin, GeneralizedRCNN):
     """Lite R-CNN, with what D2Go's GeneralizedRCNN adds to Detectron2's: export and quantisation."""
 
 
-@META_ARCH_REGISTRY.register()
-class LiteDepth(meta_arch.LiteDepth):
-    """LiteDepth, to be exported by `d2go_fbnetv5.export` alone."""
+class _InFloats:
+    def prepare_for_quant(self, cfg: CfgNode) -> nn.Module:
+        raise InputError(
+            f"a {type(self).__name__} in 8 bits, allowed by D2Go: a classifier, a Lite MaskFormer or a Lite R-CNN"
+        )
 
 
 @META_ARCH_REGISTRY.register()
-class SeveralHeads(meta_arch.SeveralHeads):
-    """Several heads on one backbone, to be exported by `d2go_fbnetv5.export` alone."""
+class LiteDepth(_InFloats, meta_arch.LiteDepth):
+    """LiteDepth."""
+
+    def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:
+        return depth_export(self, predictor_type)
+
+
+@META_ARCH_REGISTRY.register()
+class SeveralHeads(_InFloats, meta_arch.SeveralHeads):
+    """Several heads on one backbone."""
+
+    def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:
+        return several_export(self)

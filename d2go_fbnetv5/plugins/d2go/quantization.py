@@ -122,7 +122,8 @@ class QuantizableSqueezeExcite(nn.Module):
 
 def allow_zero_norms(model: nn.Module) -> None:
     """Let a fake-quantised convolution whose batch norm is 0, as where a residual block begins, compute what it is to,
-    in place: torch's faster way divides by it."""
+    in place: torch's faster way divides by it. Others take the faster way, so this has to see the weights with which
+    the training begins."""
     for module in model.modules():
         if hasattr(module, "_enable_slow_path_for_better_numerical_stability"):
             module._enable_slow_path_for_better_numerical_stability = bool((module.bn.weight == 0).any())

@@ -68,6 +68,7 @@ class FBNetV5Checkpointer(StartsFromSearches, FSDPCheckpointer):
             averaged = adapt_weights(averaged_weights(checkpoint.pop("ema")), self.model.state_dict())
             average = ema.EMAState.FromModel(unwrap(self.model))  # which has buffers that are not saved, too
             checkpoint["ema_state"] = {**average.state, **averaged}
+        allow_zero_norms(self.model)
         return incompatible
 
 

@@ -6,6 +6,8 @@ names of weights: script a copy of what is still to be trained.
 """
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.export.network.flat_backbone import FlatBackbone
 from d2go_fbnetv5.export.network.fold import folded
-from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, SearchedModel
+from d2go_fbnetv5.export.network.inference import AnyDetector
+from d2go_fbnetv5.models import ImageClassifier, LiteDepth, LiteMaskFormer, LiteRCNN, SearchedModel
 
 
 @torch.jit.script_if_tracing
@@ -45,6 +48,14 @@ def mask_scores(class_logits: Tensor, mask_logits: Tensor, image: Tensor, padded
     masks = F.interpolate(mask_logits.float(), size, mode="bilinear", align_corners=False)[0].sigmoid()
     classes = class_logits[0].float().softmax(1)[:, :-1]
     return torch.einsum("qk,qhw->khw", classes, masks)[:, : image.shape[2], : image.shape[3]]
+
+
+@torch.jit.script_if_tracing
+def depths(logs: Tensor, image: Tensor, padded: Tensor) -> Tensor:
+    """1 x 1 x h x w logarithms of an image's depth -> H x W depths of its own size."""
+    size = [padded.shape[2], padded.shape[3]]
+    logs = F.interpolate(logs.float(), size, mode="bilinear", align_corners=False)[0, 0]
+    return logs[: image.shape[2], : image.shape[3]].exp()
 
 
 @torch.jit.script_if_tracing
@@ -80,57 +91,120 @@ class ScriptableBackbone(DetectronBackbone):
         return features
 
 
+class _ClassifierHead(nn.Module):
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.head = model.head
+
+    def forward(self, features: dict[str, Tensor], images: Tensor, padded: Tensor) -> list[Tensor]:
+        return [self.head(features["path3"]).float().softmax(1)[0]]
+
+
+class _SegmenterHead(nn.Module):
+    def __init__(self, model: LiteMaskFormer) -> None:
+        super().__init__()
+        self.pixel_decoder = model.pixel_decoder
+        self.transformer_decoder = model.transformer_decoder
+        self.segmentation = model.segmentation
+
+    def forward(self, features: dict[str, Tensor], images: Tensor, padded: Tensor) -> list[Tensor]:
+        queries = self.transformer_decoder(features["path3"], valid_mask(images, padded, features["path3"]))[
+            -1
+        ]
+        class_logits, mask_logits = self.segmentation(queries, self.pixel_decoder(features["path1"]))
+        return [mask_scores(class_logits, mask_logits, images, padded)]
+
+
+class _DepthHead(nn.Module):
+    def __init__(self, model: LiteDepth) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(self, features: dict[str, Tensor], images: Tensor, padded: Tensor) -> list[Tensor]:
+        logs = self.decoder(features["path1"], features["path2"], features["path3"])
+        return [depths(logs, images, padded)]
+
+
+class _DetectorHead(AnyDetector):
+    def __init__(self, model: LiteRCNN) -> None:
+        super().__init__(model, model.rpn.head)
+
+    def forward(self, features: dict[str, Tensor], images: Tensor, padded: Tensor) -> list[Tensor]:
+        feature = features["path1"].float()
+        objectness, deltas = self.proposals([feature])
+        size = images.shape[2], images.shape[3]
+        boxes, scores, labels = self.detections(feature, objectness[0], deltas[0], size)
+        found = scores > 0
+        return [boxes[found], scores[found], labels[found]]
+
+
+_HEADS: dict[type[SearchedModel], Callable[[Any], nn.Module]] = {
+    ImageClassifier: _ClassifierHead,
+    LiteDepth: _DepthHead,
+    LiteMaskFormer: _SegmenterHead,
+    LiteRCNN: _DetectorHead,
+}
+
+
 class _OnImage(nn.Module):
     """Normalises and pads one image for a model that is left as it is."""
 
     def __init__(self, model: SearchedModel) -> None:
         super().__init__()
+        model = folded(model)
         self.register_buffer("mean", model.pixel_mean.view(3, 1, 1).clone())
         self.register_buffer("std", model.pixel_std.view(3, 1, 1).clone())
         self.backbone = model.backbone
         self.divisor, (self.least, _) = model.size_divisibility, model.padded_size((1, 1))
+        self.heads = nn.ModuleList(
+            head(single)
+            for single in model.singles().values()
+            for kind, head in _HEADS.items()
+            if isinstance(single, kind)
+        )
 
     def scriptable(self) -> nn.Module:
         """Make the backbone, which tracing takes as it is, one for scripting, too."""
         self.backbone = ScriptableBackbone(self.backbone)
         return self
 
-    def normalized(self, image: Tensor) -> Tensor:
-        return ((image.float() - self.mean) / self.std)[None]
+    def outputs(self, image: Tensor) -> list[Tensor]:
+        images = ((image.float() - self.mean) / self.std)[None]
+        padded = pad_image(images, self.divisor, self.least)
+        features = self.backbone(padded)
+        found: list[Tensor] = []
+        for head in self.heads:
+            found += head(features, images, padded)
+        return found
 
 
 class ClassifierOnImage(_OnImage):
     """3 x H x W in 0..255, any size -> K class probabilities."""
 
-    def __init__(self, model: ImageClassifier) -> None:
-        model = folded(model)
-        super().__init__(model)
-        self.head = model.head
-
     def forward(self, image: Tensor) -> Tensor:
-        padded = pad_image(self.normalized(image), self.divisor, self.least)
-        return self.head(self.backbone(padded)["path3"]).float().softmax(1)[0]
+        return self.outputs(image)[0]
 
 
 class SegmenterOnImage(_OnImage):
     """3 x H x W in 0..255, any size -> K x H x W scores."""
 
-    def __init__(self, model: LiteMaskFormer) -> None:
-        model = folded(model)
-        super().__init__(model)
-        self.pixel_decoder = model.pixel_decoder
-        self.transformer_decoder = model.transformer_decoder
-        self.segmentation = model.segmentation
+    def forward(self, image: Tensor) -> Tensor:
+        return self.outputs(image)[0]
+
+
+class DepthOnImage(_OnImage):
+    """3 x H x W in 0..255, any size -> H x W depths."""
 
     def forward(self, image: Tensor) -> Tensor:
-        images = self.normalized(image)
-        padded = pad_image(images, self.divisor, self.least)
-        features = self.backbone(padded)
-        queries = self.transformer_decoder(features["path3"], valid_mask(images, padded, features["path3"]))[
-            -1
-        ]
-        class_logits, mask_logits = self.segmentation(queries, self.pixel_decoder(features["path1"]))
-        return mask_scores(class_logits, mask_logits, images, padded)
+        return self.outputs(image)[0]
+
+
+class SeveralOnImage(_OnImage):
+    """3 x H x W in 0..255, any size -> what the heads give, one after another; a detector M x 4 boxes in the image's
+    pixels, M scores, best first, and M classes. To be scripted: its sizes are no constants then."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return self.outputs(image)
 
 
 class OnDicts(nn.Module):

@@ -14,6 +14,9 @@ SIZES = [(64, 64), (70, 101)]
 
 
 def write_cases(path: str, config: str, *settings: str) -> None:
+    from d2go_fbnetv5.plugins.stand_ins import install_stand_ins
+
+    install_stand_ins()
     from d2go.export.exporter import convert_model
 
     from d2go_fbnetv5.runner import FBNetV5Runner

@@ -1,10 +1,15 @@
-"""Hosts are imported once, and where they are missing the tests that need them are skipped with that reason."""
+"""Hosts are imported once, and where they are missing the tests that need them are skipped with that reason.
+
+D2Go is tested through our stand-ins where packages no longer have what it asks for.
+"""
 
 import os
 import sys
 from unittest import mock
 
 import pytest
+
+from d2go_fbnetv5.plugins.stand_ins import install_stand_ins
 
 
 def _import(name: str) -> str | None:
@@ -27,6 +32,7 @@ def detectron2():
 
 @pytest.fixture(scope="session")
 def d2go(detectron2):
+    install_stand_ins()
     reason = _import("d2go.runner")
     if reason:
         pytest.skip(f"D2Go is not installed (it is not on PyPI): {reason}")

@@ -1,5 +1,6 @@
 """D2Go's commands on our runners: the same numbers as the embedded host's, resume, several processes, export."""
 
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from d2go_fbnetv5.utils.formatting import format_least
 
 ROOT = Path(__file__).parent.parent.parent
 RUNNER = "d2go_fbnetv5.runner."
+HAS_ALL = all(map(importlib.util.find_spec, ("pkg_resources", "torch.ao.quantization.quantize_pt2e")))
 SMALL = f"""
 _BASE_: {ROOT}/configs/search_digits_scratch.yaml
 MODEL: {{FBNETV5: {{NUM_STAGES: 3}}}}
@@ -63,9 +65,14 @@ def run(module: list[str], *args: str) -> str:
     return done.stdout + done.stderr
 
 
+def d2go_command(name: str) -> list[str]:
+    """D2Go's own, or where packages lack what it asks for ours that runs it."""
+    return ["-m", f"d2go.tools.{name}"] if HAS_ALL else ["-m", "d2go_fbnetv5.d2go", name]
+
+
 def d2go_train(runner: str, config: Path, output: Path, *more: str) -> str:
     args = ["--runner", RUNNER + runner, "--config-file", str(config), "--output-dir", str(output)]
-    return run(["-m", "d2go.tools.train_net"], *args, "--disable-post-mortem", *more)
+    return run(d2go_command("train_net"), *args, "--disable-post-mortem", *more)
 
 
 def history(folder: Path) -> dict[int, dict]:
@@ -414,7 +421,7 @@ def test_models_train_from_a_search_and_export(search, model_config, kind, tmp_p
 
     types = ["torchscript", *(["torchscript_int8"] if kind == "LiteRCNN" else [])]
     run(
-        ["-m", "d2go.tools.exporter"],
+        d2go_command("exporter"),
         *(
             "--runner",
             f"{RUNNER}FBNetV5Runner",

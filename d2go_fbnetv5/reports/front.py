@@ -18,7 +18,7 @@ from d2go_fbnetv5.reports.plots import RANDOM_COLOR, TASK_COLORS, blank_figure, 
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.formatting import format_count, format_metric
 
-_WIDTH, _HEIGHT, _LEFT, _TOP = 720, 320, 60, 32  # of the page's curves, in pixels
+_WIDTH, _HEIGHT, _LEFT, _TOP = 720, 320, 84, 32  # of the page's curves, in pixels
 _OWN = ("outputs", "metric", "higher_is_better", "evaluations")  # a task's keys that are no lists of points
 
 Point = Mapping[str, Any]
@@ -139,7 +139,7 @@ def _curve(name: str, task: Mapping[str, Any], cost: str) -> str:
             named.setdefault((x, y), []).append(kind)
     for (x, y), kinds in named.items():
         right = x > _WIDTH * 0.75
-        side = f'x="{x - 8:.1f}" text-anchor="end"' if right else f'x="{x + 8:.1f}"'
+        side = f'x="{x - 14:.1f}" text-anchor="end"' if right else f'x="{x + 14:.1f}"'
         parts.append(f'<text {side} y="{y - 5:.1f}" fill="var(--bad)">{escape(", ".join(kinds))}</text>')
     axes = (
         f'<g fill="var(--soft)"><text x="{_LEFT + 10}" y="{_HEIGHT - 24}">{_cost_text(cost, min(xs))}'

@@ -124,3 +124,18 @@ def test_ablation_goes_on_where_it_was_and_repeats_nothing(tmp_path):
     assert kept == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "quick" / "results").rglob("*.json")
     }
+
+
+@pytest.mark.slow
+def test_one_network_for_several_tasks_is_set_beside_three_and_nothing_is_repeated(tmp_path):
+    arguments = ("several.py", tmp_path / "out.json", "--folder", tmp_path, "--networks", "three", "group")
+    content, _ = run(*arguments)
+    three, one = next(rows for title, rows in content.items() if title.startswith("One network"))
+    assert three["steps"] == one["steps"] == 3
+    assert one["of backbones"] < three["of backbones"] and one["MFLOPs"] < three["MFLOPs"]
+    (kept,) = (tmp_path / "quick" / "results").glob("*.json")
+    figures = json.loads(kept.read_text())["0"]
+    assert set(figures) == {"cls", "det", "seg", "group"}
+    assert three["MFLOPs"] == pytest.approx(sum(figures[task]["mflops"] for task in ("cls", "det", "seg")))
+    again, _ = run(*arguments)
+    assert next(rows for title, rows in again.items() if title.startswith("One network")) == [three, one]

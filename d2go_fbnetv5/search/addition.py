@@ -100,10 +100,13 @@ class AdditionSearch(MultitaskSearch):
         return self.distribution.draw_around_resting(num_samples, generator)
 
     def run(self, parts: list[Batch], topologies: Sequence[Topology]) -> StepLosses:
+        """Run the supernet for the new tasks, without the blocks that none of their heads can see."""
+        read = {feature for name in self.learning for feature in self.in_features[name]}
+        pruned = [topology.prune(read) for topology in topologies]
         if not self.arch_is_on:
-            return super().run(parts, topologies)
+            return super().run(parts, pruned)
         with torch.no_grad():  # the heads have learnt
-            return super().run(parts, topologies)
+            return super().run(parts, pruned)
 
     def after_step(self) -> None:
         """Project the probabilities, and start them after the last step of the warm-up."""
@@ -114,7 +117,7 @@ class AdditionSearch(MultitaskSearch):
     @torch.no_grad()
     def _try_modes(self, batch: Batch) -> None:
         modes = self.distribution.most_likely()[: self.mode_losses.shape[1]]
-        found = super().run([batch] * len(modes), modes)
+        found = self.run([batch] * len(modes), modes)
         pool = found.pooled(torch.ones_like(found.values))
         losses = torch.where(pool.valid, pool.losses, 0.0).double()
         self.mode_losses += losses.unflatten(1, (-1, len(modes))).sum(dim=1)

@@ -97,6 +97,22 @@ def new_head(search):
     return [value.clone() for value in search.tasks["seg"].parameters()]
 
 
+@pytest.mark.parametrize("learns", [False, True])
+def test_blocks_that_no_new_head_sees_are_not_run_and_change_nothing(learns):
+    """seg reads Path 2, whose block comes last; that of Path 3 beside it feeds nothing."""
+    search = adding(1, shared_images=True)
+    search.iteration = int(learns)
+    run_of = []
+    for path, block in search.supernet.stages["stage1"].items():
+        block.register_forward_hook(lambda *_, path=path: run_of.append(path))
+    topologies = [Topology([[1, 0, 1, 1]]), Topology([[0, 0, 1, 0]])]
+    parts = [batch()] * 2 if learns else [batch(0), batch(1)]
+    found = search.run(parts, topologies)
+    assert run_of == (["path2"] if learns else ["path2", "path2"])
+    expected = MultitaskSearch.run(search, parts, topologies)
+    assert torch.equal(found.values, expected.values) and len(run_of) > 3
+
+
 def test_of_one_earlier_task_the_probabilities_start_half_way_to_its_own():
     search = adding(1)
     run(search, 1)

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,9 @@ from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.engine.predictor import from_run
-from d2go_fbnetv5.export.measure.benchmark import run_benchmark
+from d2go_fbnetv5.export.formats.base import ExportSpec, get_format
+from d2go_fbnetv5.export.measure.subjects import open_subject
+from d2go_fbnetv5.export.measure.timing import measure_in_turns
 from d2go_fbnetv5.models.flops import model_flops
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.rules import get
@@ -129,12 +133,19 @@ def time_all(args: argparse.Namespace, folder: Path, trained: dict[str, dict[str
         raise ValueError(
             f"--latency: no training in {(missing or [folder])[0]}; train first, with the same --folder"
         )
-    models = [str(path) for path in folders.values()]
-    rows = run_benchmark(models, ["executorch"], [SIZE], folder / "files", rounds=args.latency, threads=1)
-    for name, row in zip(folders, rows, strict=True):
-        if row.one_thread is None:
-            raise ValueError(f"--latency: {name} cannot be exported: {row.reason}")
-        trained[name]["ms"], trained[name]["ms_spread"] = row.one_thread
+    kind = get_format("executorch")
+    kind.require()
+    kind.use_threads(1)
+    calls = {}
+    for name, path in folders.items():
+        subject, before = open_subject(str(path)), time.process_time()
+        spec = ExportSpec(SIZE, subject.least, subject.outputs)
+        described = kind.export(subject.module(SIZE), path / "model.pte", spec)
+        print(f"{name}: exported in {time.process_time() - before:.0f} s of processor time", flush=True)
+        calls[name] = partial(kind.load(path / "model.pte", described), 255 * torch.rand(1, 3, *SIZE))
+    with torch.inference_mode():
+        for name, latency in measure_in_turns(calls, args.latency).items():
+            trained[name] |= {"ms": latency.median, "ms_spread": latency.spread}
 
 
 def table(kept: Kept, seeds: Sequence[int]) -> list[dict[str, Any]]:

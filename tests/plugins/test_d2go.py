@@ -442,3 +442,49 @@ def test_models_train_from_a_search_and_export(search, model_config, kind, tmp_p
             [program], kind_of_model, str(tmp_path / "cases.pth"), str(exported / kind_of_model / "model.jit")
         )
         assert "compared 2" in report
+
+
+IN_TORCH_ALONE = """
+import sys
+import torch, torchvision
+network = torch.jit.load(sys.argv[1])
+for size in ((64, 64), (70, 101)):
+    found = network(torch.randint(0, 256, (3, *size)).float())
+    for values in [found] if isinstance(found, torch.Tensor) else found:
+        assert values.isfinite().all()
+        print("found", *values.shape[-2:])
+assert not {name.split(".")[0] for name in sys.modules} & {"d2go", "detectron2", "mobile_cv", "d2go_fbnetv5"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "metrics"),
+    [
+        ("LiteDepth", "TOPOLOGY_TASK: seg", {"depth": "RMSE"}),
+        (
+            "SeveralHeads",
+            "HEAD: {heads: {cls: {}, det: {}, seg: {num_queries: 4}}}",
+            {"cls": "top1", "det": "AP", "seg": "mIoU"},
+        ),
+    ],
+)
+def test_depth_and_several_heads_are_trained_judged_and_exported(
+    search, model_config, tmp_path, kind, options, metrics
+):
+    config, folder = tmp_path / "model.yaml", tmp_path / "run"
+    fbnetv5 = f"{{TOPOLOGY: {search}/topologies.json, {options}}}"
+    config.write_text(f"_BASE_: {model_config}\nMODEL: {{META_ARCHITECTURE: {kind}, FBNETV5: {fbnetv5}}}\n")
+    weights = ["MODEL.WEIGHTS", str(search / "model_final.pth")]
+    output = d2go_train(
+        "FBNetV5Runner", config, folder, *weights, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[1]"
+    )
+    for task, metric in metrics.items():
+        assert {f"default/{metric}", f"ema/{metric}"} <= set(metrics_in_table(output, task))
+    run(
+        d2go_command("exporter"),
+        *("--runner", f"{RUNNER}FBNetV5Runner", "--predictor-types", "torchscript", "--disable-post-mortem"),
+        *("--config-file", str(config), "--output-dir", str(tmp_path / "exported")),
+        *("MODEL.WEIGHTS", str(folder / "model_final.pth")),
+    )
+    found = run(["-c", IN_TORCH_ALONE], str(tmp_path / "exported" / "torchscript" / "model.jit"))
+    assert "found 70 101" in found

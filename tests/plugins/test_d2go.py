@@ -273,6 +273,32 @@ def test_two_resumed_processes_have_the_same_statistics_and_averages(model_confi
         assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
 
 
+def test_two_processes_that_train_for_int8_have_the_same_ranges(model_config, tmp_path):
+    settings = [
+        *("MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL_EMA.ENABLED", "False"),
+        *("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[1]", "TEST.FINAL_EVAL", "False"),
+    ]
+    d2go_train("FBNetV5Runner", model_config, tmp_path / "floats", *settings)
+    qat = "QUANTIZATION.QAT."
+    settings += [
+        *("MODEL.WEIGHTS", str(tmp_path / "floats" / "model_final.pth"), f"{qat}ENABLED", "True"),
+        *(f"{qat}START_ITER", "0", f"{qat}ENABLE_OBSERVER_ITER", "0", f"{qat}DISABLE_OBSERVER_ITER", "3"),
+        *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "[3]", "SOLVER.CHECKPOINT_PERIOD", "2"),
+    ]
+    processes = ["--num-processes", "2", "--dist-backend", "GLOO"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    d2go_train("FBNetV5Runner", model_config, whole, *processes, *settings)
+    resumed.mkdir()
+    (resumed / "model_0000001.pth").write_bytes((whole / "model_0000001.pth").read_bytes())
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    d2go_train("FBNetV5Runner", model_config, resumed, *processes, "--resume", *settings)
+    expected, found = (
+        torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in (whole, resumed)
+    )
+    assert any(name.endswith("activation_post_process.min_val") for name in expected)
+    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+
+
 def test_scaling_with_the_number_of_processes(d2go):
     from d2go.config import auto_scale_world_size
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 
+import torch
+import torch.distributed as dist
 from d2go.modeling.meta_arch.rcnn import RCNN_PREPARE_FOR_QUANT_REGISTRY
 from d2go.quantization.qconfig import set_backend_and_create_qconfig
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
-from torch.ao.quantization import QuantWrapper, fuse_modules, fuse_modules_qat
+from torch.ao.quantization import FakeQuantizeBase, QuantWrapper, fuse_modules, fuse_modules_qat
 
 from d2go_fbnetv5.arch.blocks import ConvBNAct, InvertedResidual, MBPool, SqueezeExcite
 from d2go_fbnetv5.models import TransformerDecoder
 from d2go_fbnetv5.models.lite_maskformer import SegmentationModule
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.ranks import is_distributed
 
 _BLOCKS = (ConvBNAct, InvertedResidual, MBPool)
 _IN_FLOATS = (TransformerDecoder, SegmentationModule)
@@ -127,3 +130,36 @@ def allow_zero_norms(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "_enable_slow_path_for_better_numerical_stability"):
             module._enable_slow_path_for_better_numerical_stability = bool((module.bn.weight == 0).any())
+
+
+@torch.no_grad()
+def join_ranges(model: nn.Module) -> None:
+    """Give every process the ranges that hold those of all processes, in place.
+
+    While training for int8 each process observes its own images, and a file has process 0's ranges. Every process must
+    call it.
+    """
+    if not is_distributed():
+        return
+    quantizers = [
+        module
+        for module in model.modules()
+        if isinstance(module, FakeQuantizeBase) and hasattr(module.activation_post_process, "min_val")
+    ]
+    if not quantizers:
+        return
+    observers = [module.activation_post_process for module in quantizers]
+    counts = [observer.min_val.numel() for observer in observers]
+    least = torch.cat([observer.min_val.flatten() for observer in observers])
+    greatest = torch.cat([observer.max_val.flatten() for observer in observers])
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    dist.all_reduce(greatest, dist.ReduceOp.MAX)
+    ranges = zip(least.split(counts), greatest.split(counts), strict=True)
+    for module, observer, (low, high) in zip(quantizers, observers, ranges, strict=True):
+        observer.min_val.copy_(low.view_as(observer.min_val))
+        observer.max_val.copy_(high.view_as(observer.max_val))
+        # One that has seen nothing has infinite ranges, and one that learns its scale has it from the gradients.
+        if low.isfinite().all() and not isinstance(module.scale, nn.Parameter):
+            scale, zero_point = observer.calculate_qparams()
+            module.scale.copy_(scale.view_as(module.scale))
+            module.zero_point.copy_(zero_point.view_as(module.zero_point))

@@ -275,7 +275,10 @@ class SearchRecipe(Recipe):
     def _first_metrics(self) -> dict[str, float]:
         """Return the first metric of each earlier task, whose fall is measured from it."""
         found = self.judge(self.model).metrics(self._found_earlier())
-        first = {name: found[name][cast(Task, self.model.tasks[name]).primary_metric] for name in found}
+        first = {
+            name: found[name][cast(Task, self.model.tasks[name]).primary_metric]
+            for name in self._found_earlier()
+        }
         for name, value in first.items():
             if not math.isfinite(value):
                 raise InputError(

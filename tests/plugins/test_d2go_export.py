@@ -123,9 +123,16 @@ def test_other_models_are_not_quantised(d2go, tmp_path):
 
 
 def test_on_a_phone_it_is_the_same(d2go, tmp_path):
+    from torch.backends import xnnpack
     from torch.jit.mobile import _load_for_lite_interpreter
 
     case = Case(tmp_path, "ImageClassifier")
+    if not xnnpack.enabled:
+        with pytest.raises(
+            ValueError, match="--predictor-types has torchscript_mobile, .* built without XNNPACK"
+        ):
+            case.export("torchscript_mobile")
+        return
     case.export("torchscript_mobile")
     mobile = _load_for_lite_interpreter(tmp_path / "torchscript_mobile" / "mobile_optimized.ptl")
     image = torch.randint(0, 256, (3, 70, 101)).float()

@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 from mobile_cv.predictor.api import FuncInfo
 from torch import Tensor, nn
 from torch.ao.quantization import QuantWrapper
+from torch.backends import xnnpack
 
 from d2go_fbnetv5.export.network.fold import folded
 from d2go_fbnetv5.models import ImageClassifier, LiteDepth, LiteMaskFormer, SeveralHeads
@@ -121,8 +122,9 @@ def depth_export(model: LiteDepth, predictor_type: str) -> PredictorExportConfig
     return _export(_for(predictor_type, DepthOnImage(model)), AsDepth)
 
 
-def several_export(model: SeveralHeads) -> PredictorExportConfig:
+def several_export(model: SeveralHeads, predictor_type: str) -> PredictorExportConfig:
     """3 x H x W -> the tensors of `SeveralOnImage`, always scripted."""
+    _check(predictor_type)
     scripted = torch.jit.script(SeveralOnImage(model).scriptable().eval())
     return _export(_ScriptedSeveral(scripted), AsSeveral, tasks=list(model.singles()))
 
@@ -133,6 +135,7 @@ def fbnetv5_rcnn_prepare_for_export(
 ) -> PredictorExportConfig:
     """D2Go's default with batch norms of our blocks folded. Scripted it is 3 x H x W -> M x 4 boxes in the image's
     pixels, M classes, M scores and the image's height and width, as it is traced."""
+    _check(predictor_type)
     model = folded(model)
     if "@scripting" not in predictor_type:
         return default_rcnn_prepare_for_export(model, cfg, inputs, predictor_type)
@@ -181,7 +184,16 @@ class _ScriptedSeveral(nn.Module):
         return self.network(image)
 
 
+def _check(predictor_type: str) -> None:
+    if "mobile" in predictor_type and not xnnpack.enabled:
+        raise InputError(
+            f"--predictor-types has {predictor_type}, allowed with torch {torch.__version__}, which is built without "
+            "XNNPACK: torchscript, torchscript_int8 (torch 2.9 has it; d2go_fbnetv5.export has ExecuTorch for phones)"
+        )
+
+
 def _for(predictor_type: str, module: Any) -> nn.Module:
+    _check(predictor_type)
     return module.scriptable().eval() if "@scripting" in predictor_type else module.eval()
 
 

@@ -79,4 +79,4 @@ class SeveralHeads(_InFloats, meta_arch.SeveralHeads):
     """Several heads on one backbone."""
 
     def prepare_for_export(self, cfg: CfgNode, inputs: Any, predictor_type: str) -> PredictorExportConfig:
-        return several_export(self)
+        return several_export(self, predictor_type)

@@ -19,7 +19,10 @@ from d2go_fbnetv5.utils.formatting import format_least
 
 ROOT = Path(__file__).parent.parent.parent
 RUNNER = "d2go_fbnetv5.runner."
-HAS_ALL = all(map(importlib.util.find_spec, ("pkg_resources", "torch.ao.quantization.quantize_pt2e")))
+HAS_ALL = all(  # a stand-in has no origin
+    getattr(importlib.util.find_spec(name), "origin", None)
+    for name in ("pkg_resources", "torch.ao.quantization.quantize_pt2e")
+)
 SMALL = f"""
 _BASE_: {ROOT}/configs/search_digits_scratch.yaml
 MODEL: {{FBNETV5: {{NUM_STAGES: 3}}}}

@@ -29,8 +29,11 @@ def watched(tool: str, run: Callable[[], int], goes_on: str) -> int:
         return run()
     ended = mmap.mmap(-1, 1)  # is of both processes
     alive, held = os.pipe()
+    # A signal that comes before this process hands it on waits, or it would end this one alone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     child = os.fork()
     if not child:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(held)
         threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
         try:
@@ -40,6 +43,7 @@ def watched(tool: str, run: Callable[[], int], goes_on: str) -> int:
     os.close(alive)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the child's to hear
     signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if ended[0]:
         return status

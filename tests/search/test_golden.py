@@ -112,17 +112,17 @@ def run(name: str) -> dict:
 )
 def test_the_numbers_are_those_that_were_recorded(name):
     found, recorded = run(name), json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
+    det = "det" in RUNS[name][1]
     for step, (ours, theirs) in enumerate(zip(found["steps"], recorded["steps"], strict=True)):
         assert ours["topologies"] == theirs["topologies"], step
         for key, loss in theirs["losses"].items():
-            # Another machine's kernels add in another order; boxes are float32.
-            assert ours["losses"][key] == pytest.approx(loss, rel=1e-3 if "det" in key else 1e-7, abs=1e-9), (
-                step,
-                key,
-            )
+            # Another machine's kernels add in another order; boxes are float32, and so are what learns from them: the
+            # detector, and the probabilities, by which the other tasks' estimates are weighted.
+            rel = 1e-3 if "det" in key or (det and "arch" in key) else 1e-7
+            assert ours["losses"][key] == pytest.approx(loss, rel=rel, abs=1e-9), (step, key)
         assert ours["losses"].keys() == theirs["losses"].keys()
     probs, expected = torch.tensor(found["probabilities"]), torch.tensor(recorded["probabilities"])
-    torch.testing.assert_close(probs, expected, rtol=1e-3 if "det" in RUNS[name][1] else 1e-7, atol=1e-9)
+    torch.testing.assert_close(probs, expected, rtol=1e-3 if det else 1e-7, atol=1e-9)
     assert bool((probs == 0.5).all()) == (name == "random")
 
 

@@ -83,7 +83,8 @@ def test_a_finished_training_becomes_a_model_of_the_package(shipped, model):
     found, expected = opened.state_dict(), model.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.allclose(found[name], tensor, rtol=2**-11), name  # half precision's own error
+        # Half precision's own error, of numbers under 2**-14 an absolute one.
+        assert torch.allclose(found[name], tensor, rtol=2**-11, atol=2**-25), name
     card = json.loads((shipped / "FBNetV5-N-CLS" / "card.json").read_text())
     assert (card["licence"], card["seed"], card["iterations"]) == ("Apache-2.0", 5, 10)
     assert "digit_scenes_train alone" in card["limits"]

@@ -154,6 +154,19 @@ def test_what_ends_a_watched_tool_ends_its_process(number, status):
     assert not _runs(child)
 
 
+@linux
+def test_a_signal_that_comes_at_once_reaches_the_tool():
+    """Also where this process has not come to listening yet, as on a busy machine."""
+    late = (
+        "import os, time\nfork = os.fork\nos.fork = lambda: (child := fork(), child and time.sleep(1))[0]\n"
+    )
+    tool = subprocess.Popen([sys.executable, "-c", late + WATCHED, "wait"], stdout=subprocess.PIPE)
+    tool.stdout.readline()
+    tool.send_signal(signal.SIGTERM)
+    assert tool.wait(60) == 143
+    tool.stdout.close()
+
+
 def _runs(process):
     try:
         return "(zombie)" not in (process / "status").read_text()

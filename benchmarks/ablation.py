@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from common import build_run, finish, finished, mean_and_spread, parser
-from networks import RESULTS, SCENES, Scenes, Trainer, judge_with, pretrained, steps_by_task
+from networks import SCENES, Scenes, Trainer, add_training_options, judge_with, pretrained, steps_by_task
 
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
@@ -108,8 +108,7 @@ def rivals(
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/ablation.json")
     parse.add_argument("--scenes", choices=list(SCENES), default="fashion")
-    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/ranking"), help="of runs")
-    parse.add_argument("--results", type=Path, default=RESULTS, help="where figures are kept")
+    add_training_options(parse)
     parse.add_argument("--supernet", type=int, default=8000, help="its steps")
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
@@ -118,10 +117,6 @@ def main() -> None:
     parse.add_argument("--target", type=float, default=0.2, help="relative cost that is free")
     parse.add_argument("--randoms", type=int, default=4, help="random topologies of each seed and task")
     parse.add_argument("--samples", type=int, default=2, help="of each search's distribution")
-    parse.add_argument(
-        "--steps", type=int, nargs="+", help="of a network's training, per task (default: its recipe's)"
-    )
-    parse.add_argument("--images", type=int, default=1024, help="of the validation set")
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     if args.quick:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from common import finish, mean_and_spread, parser
 from exhaustive import distinct_networks
-from networks import RESULTS, SCENES, Trainer, steps_by_task
+from networks import SCENES, Trainer, add_training_options, steps_by_task
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import TopologyFile, load_topologies
@@ -62,17 +62,12 @@ def rivals(
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/budgets.json")
     parse.add_argument("search", type=Path, help="its folder, of configs/search_digits.yaml, with a front")
-    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/ranking"), help="of trainings")
-    parse.add_argument("--results", type=Path, default=RESULTS, help="where figures are kept")
+    add_training_options(parse)
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--budgets", type=int, default=3)
     parse.add_argument("--rivals", type=int, default=3, help="random networks beside each")
     parse.add_argument("--within", type=float, default=0.05, help="share by which their FLOPs may differ")
     parse.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parse.add_argument(
-        "--steps", type=int, nargs="+", help="of a network's training, per task (default: its recipe's)"
-    )
-    parse.add_argument("--images", type=int, default=1024, help="of the validation set")
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     if args.quick:

@@ -5,6 +5,7 @@ What has been trained is kept as figures in benchmarks/results, by all that it d
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,16 @@ SCENES = {
     "digits": Scenes("digits", "digit_scenes_val", 4),
     "fashion": Scenes("fashion", "fashion_scenes_val", 7),
 }
+
+
+def add_training_options(parse: argparse.ArgumentParser) -> None:
+    """Add what every benchmark has that trains networks: where, for how long, judged on what."""
+    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/ranking"), help="of runs")
+    parse.add_argument("--results", type=Path, default=RESULTS, help="where figures are kept")
+    parse.add_argument(
+        "--steps", type=int, nargs="+", help="of a network's training, per task (default: its recipe's)"
+    )
+    parse.add_argument("--images", type=int, default=1024, help="of the validation set")
 
 
 def pretrained(scenes: Scenes, steps: int, folder: Path, seed: int = 0) -> Path:

@@ -22,7 +22,6 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +29,10 @@ from common import build_run, finish, parser
 from networks import (
     IN_FEATURES,
     METRICS,
-    RESULTS,
     SCENES,
     SCRATCH,
     Trainer,
+    add_training_options,
     judge_with,
     pretrained,
     steps_by_task,
@@ -146,15 +145,10 @@ def repeated(
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/ranking.json")
     parse.add_argument("--scenes", choices=list(SCENES), default="fashion")
-    parse.add_argument("--folder", type=Path, default=Path("output/benchmarks/ranking"), help="of runs")
-    parse.add_argument("--results", type=Path, default=RESULTS, help="where figures are kept")
+    add_training_options(parse)
     parse.add_argument("--supernets", type=int, nargs="+", default=[700, 2000, 8000], help="their steps")
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--networks", type=int, default=30, help="of each task")
-    parse.add_argument(
-        "--steps", type=int, nargs="+", help="of a network's training, per task (default: its recipe's)"
-    )
-    parse.add_argument("--images", type=int, default=1024, help="of the validation set")
     parse.add_argument("--repeats", type=int, default=6, help="networks that are trained in other ways too")
     args = parse.parse_args()
     torch.set_num_threads(args.threads)

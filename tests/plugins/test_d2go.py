@@ -257,19 +257,24 @@ def test_two_processes(search, config, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+def ends_of_two_processes(config, folder, settings):
+    """The last checkpoints of four steps in one run, and of a run that went on after two of them."""
+    processes = ["--num-processes", "2", "--dist-backend", "GLOO"]
+    whole, resumed = folder / "whole", folder / "resumed"
+    d2go_train("FBNetV5Runner", config, whole, *processes, *settings)
+    resumed.mkdir()
+    (resumed / "model_0000001.pth").write_bytes((whole / "model_0000001.pth").read_bytes())
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    d2go_train("FBNetV5Runner", config, resumed, *processes, "--resume", *settings)
+    return [torch.load(each / "model_final.pth", weights_only=True) for each in (whole, resumed)]
+
+
 def test_two_resumed_processes_have_the_same_statistics_and_averages(model_config, tmp_path):
     settings = [
         *("MODEL.META_ARCHITECTURE", "ImageClassifier"),
         *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "[3]", "SOLVER.CHECKPOINT_PERIOD", "2"),
     ]
-    processes = ["--num-processes", "2", "--dist-backend", "GLOO"]
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    d2go_train("FBNetV5Runner", model_config, whole, *processes, *settings)
-    resumed.mkdir()
-    (resumed / "model_0000001.pth").write_bytes((whole / "model_0000001.pth").read_bytes())
-    (resumed / "last_checkpoint").write_text("model_0000001.pth")
-    d2go_train("FBNetV5Runner", model_config, resumed, *processes, "--resume", *settings)
-    ends = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (whole, resumed)]
+    ends = ends_of_two_processes(model_config, tmp_path, settings)
     for key in ("model", "ema_state"):
         expected, found = (end[key] for end in ends)
         assert any(name.endswith("running_var") for name in expected)
@@ -288,16 +293,7 @@ def test_two_processes_that_train_for_int8_have_the_same_ranges(model_config, tm
         *(f"{qat}START_ITER", "0", f"{qat}ENABLE_OBSERVER_ITER", "0", f"{qat}DISABLE_OBSERVER_ITER", "3"),
         *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "[3]", "SOLVER.CHECKPOINT_PERIOD", "2"),
     ]
-    processes = ["--num-processes", "2", "--dist-backend", "GLOO"]
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    d2go_train("FBNetV5Runner", model_config, whole, *processes, *settings)
-    resumed.mkdir()
-    (resumed / "model_0000001.pth").write_bytes((whole / "model_0000001.pth").read_bytes())
-    (resumed / "last_checkpoint").write_text("model_0000001.pth")
-    d2go_train("FBNetV5Runner", model_config, resumed, *processes, "--resume", *settings)
-    expected, found = (
-        torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in (whole, resumed)
-    )
+    expected, found = (end["model"] for end in ends_of_two_processes(model_config, tmp_path, settings))
     assert any(name.endswith("activation_post_process.min_val") for name in expected)
     assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
 

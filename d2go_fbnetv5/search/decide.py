@@ -92,11 +92,11 @@ def decide(search: Search, rough: Iterable[Batch], fine: Iterable[Batch], count:
         likely = likeliest(rows[first], count, search.outputs(first)) if search.estimators else []
         choices.append(_Choice(search, group, likely if len(likely) > 1 else [modes[first]]))
     counts = {choice.group: len(choice.candidates) for choice in choices}
-    with _training(search):
-        for batches in (rough, fine):
-            _compare(search, [choice for choice in choices if len(choice.candidates) > 1], batches)
-            for choice in choices:
-                choice.keep_the_best_quarter()
+    open_choices = [choice for choice in choices if len(choice.candidates) > 1]
+    if open_choices:
+        with _training(search):
+            for batches in (rough, fine):
+                _compare(search, open_choices, batches)
     found: dict[str, Decision] = {}
     for choice in choices:
         probs = rows[choice.group[0]]
@@ -147,8 +147,6 @@ class _Choice:
 
     def keep_the_best_quarter(self) -> None:
         """Drop all but that quarter, by loss and price; of several tasks in units of their losses' deviation."""
-        if len(self.candidates) == 1:
-            return
         gathered = gather((self.sums, self.images))
         objectives = torch.stack([each for each, _ in gathered]).sum(dim=0)
         objectives /= torch.stack([number for _, number in gathered]).sum(dim=0).clamp_min(1)[:, None]
@@ -163,8 +161,10 @@ class _Choice:
 
 
 def _compare(search: Search, choices: Sequence[_Choice], batches: Iterable[Batch]) -> None:
-    """Have each of the choices meet the batches, if there is a choice at all."""
-    for batch in batches if choices else ():
+    """Have each of the choices meet the batches, and keep the best."""
+    for batch in batches:
         inputs = search.preprocess(batch)
         for choice in choices:
             choice.add(inputs, batch)
+    for choice in choices:
+        choice.keep_the_best_quarter()

@@ -1,14 +1,16 @@
 """Table 5 in small: searched, random and hand-made topologies, all trained by their tasks' ordinary configurations.
 
     OMP_NUM_THREADS=1 python benchmarks/ablation.py
+    OMP_NUM_THREADS=1 python benchmarks/ablation.py --scenes digits
 
 On scenes of clothes with family N and seven stages, in which the topologies of Appendix C fit: linear, FPN, PANet and
-BiFPN (a U-Net is the FPN's network once it is pruned for heads on Path 1). All searches are on one pretrained supernet,
-whose weights rest, and take equally many steps on equally many topologies; Algorithm 1 does so once for each task,
-straight through as in the paper. Of every search the mode is taken, what it found among the 32 likeliest networks, and
---samples of its distribution; of random search --randoms topologies, each block kept with probability 0.5. Prices begin
-at --target of the full supernet's cost: the searches are to be compared with hand-made topologies, the dearest of which
-has a fifth of it.
+BiFPN (a U-Net is the FPN's network once it is pruned for heads on Path 1). On scenes of digits the supernet is the one
+that ships, with four stages, which have room for the linear topology and the FPN. All searches are on one pretrained
+supernet, whose weights rest, and take equally many steps on equally many topologies; Algorithm 1 does so once for each
+task, straight through as in the paper. Of every search the mode is taken, what it found among the 32 likeliest networks
+(or what --take says), and --samples of its distribution; of random search --randoms topologies, each block kept with
+probability 0.5. Prices begin at --target of the full supernet's cost: the searches are to be compared with hand-made
+topologies, the dearest of which has a fifth of it.
 
 Costs are seconds of processor time of the search's steps, per task. FLOPs are those of what the search's head reads.
 "cost as much" counts, of the rivals that cost as much as the topology or more, how many are better.
@@ -25,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import build_run, finish, finished, mean_and_spread, parser
+from common import CONFIGS, build_run, finish, finished, mean_and_spread, parser
 from networks import SCENES, Scenes, Trainer, add_training_options, judge_with, pretrained, steps_by_task
 
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
+from d2go_fbnetv5.engine.config import load_cfg
 from d2go_fbnetv5.search.base import REINFORCE, STRAIGHT_THROUGH
 from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.seeding import derive_generator
@@ -41,6 +44,7 @@ METHODS = {  # what the table calls it, SEARCH.ALGORITHM, further keys
     "single_task": ("Algorithm 1", "single_task", ["SEARCH.ESTIMATOR", STRAIGHT_THROUGH]),
     "reinforce": ("Algorithm 1, REINFORCE", "single_task", ["SEARCH.ESTIMATOR", REINFORCE]),
 }
+TAKEN = ["mode", "found"]
 TOPOLOGIES_A_STEP, IMAGES_A_STEP = 16, 32
 
 
@@ -97,9 +101,11 @@ def rivals(
             for method, result in searched.items():
                 title, cpu = METHODS[method][0], result[task]["cpu"]
                 probs = result[task]["probabilities"]
-                mode = Topology(torch.tensor(probs) > 0.5)
-                found.append((seed, task, title, "mode", mode, cpu))
-                found.append((seed, task, title, "found", Topology.from_dict(result[task]["found"]), cpu))
+                taken = {
+                    "mode": Topology(torch.tensor(probs) > 0.5),
+                    "found": Topology.from_dict(result[task]["found"]),
+                }
+                found += [(seed, task, title, which, taken[which], cpu) for which in args.take]
                 samples = draw(probs, args.samples, seed, task, method)
                 found += [(seed, task, title, "samples' mean", t, cpu) for t in samples]
     return found
@@ -113,9 +119,10 @@ def main() -> None:
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=["multitask", "single_task"])
-    parse.add_argument("--iterations", type=int, default=400, help="of each search")
+    parse.add_argument("--iterations", type=int, help="of each search (default: its recipe's)")
     parse.add_argument("--target", type=float, default=0.2, help="relative cost that is free")
     parse.add_argument("--randoms", type=int, default=4, help="random topologies of each seed and task")
+    parse.add_argument("--take", nargs="+", choices=TAKEN, default=TAKEN, help="of each search")
     parse.add_argument("--samples", type=int, default=2, help="of each search's distribution")
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
@@ -125,6 +132,7 @@ def main() -> None:
         args.iterations, args.randoms, args.samples, args.steps, args.images = 2, 1, 1, [2], 16
 
     scenes = SCENES[args.scenes]
+    args.iterations = args.iterations or load_cfg(CONFIGS / scenes.search).SOLVER.MAX_ITER
     weights = pretrained(scenes, args.supernet, args.folder)
     everyone = rivals(args, scenes, weights)
     run = build_run(scenes.search, args.folder / "judge", ["MODEL.WEIGHTS", weights])

@@ -30,8 +30,7 @@ from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import TopologyFile, load_topologies
 from d2go_fbnetv5.utils.seeding import derive_generator
 
-WEIGHTS = Path("configs/pretrain/supernet_n_digits.safetensors")
-START = "8000"  # its steps, by which the results call it
+START = "8000"  # steps of the supernet that ships, by which the results call it
 
 
 def picked(front: TopologyFile, task: str, costs: BlockCosts, count: int) -> list[Topology]:
@@ -88,7 +87,7 @@ def compare(args: argparse.Namespace, front: TopologyFile) -> list[dict[str, Any
     trainer = Trainer(
         scenes,
         args.folder,
-        {START: WEIGHTS},
+        {START: scenes.shipped[int(START)]},
         steps_by_task(scenes, args.tasks, args.steps),
         args.images,
         args.results,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,13 @@ class Scenes:
         name: of the scenes in the names of configurations.
         validation_set: of them.
         num_stages: of their supernet.
+        shipped: the supernet that comes with the package, by its steps; trained by their recipe with seed 0.
     """
 
     name: str
     validation_set: str
     num_stages: int
+    shipped: Mapping[int, Path] = field(default_factory=dict)
 
     @property
     def pretraining(self) -> str:
@@ -65,7 +67,9 @@ class Scenes:
 
 
 SCENES = {
-    "digits": Scenes("digits", "digit_scenes_val", 4),
+    "digits": Scenes(
+        "digits", "digit_scenes_val", 4, {8000: CONFIGS / "pretrain" / "supernet_n_digits.safetensors"}
+    ),
     "fashion": Scenes("fashion", "fashion_scenes_val", 7),
 }
 
@@ -83,8 +87,10 @@ def add_training_options(parse: argparse.ArgumentParser) -> None:
 def pretrained(scenes: Scenes, steps: int, folder: Path, seed: int = 0) -> Path:
     """The checkpoint of a supernet that was trained for so many steps; trained in ``folder`` if it is not there.
 
-    The whole recipe is scaled: its rate falls to zero whatever the steps.
+    The whole recipe is scaled: its rate falls to zero whatever the steps. One that ships is not trained again.
     """
+    if seed == 0 and steps in scenes.shipped:
+        return scenes.shipped[steps]
     own = folder / f"supernet_{scenes.name}_{steps}_{seed}"
     opts = ["SEED", seed, "SOLVER.MAX_ITER", steps, "SEARCH.ARCH_WARMUP_ITERS", steps]
     opts += ["SOLVER.WARMUP_ITERS", min(100, steps // 4)]

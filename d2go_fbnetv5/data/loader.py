@@ -186,9 +186,16 @@ class _Loader:
         return batches
 
     def _blame_a_dead_worker(self, error: Exception) -> None:
-        if self._workers:
-            wait([worker.sentinel for worker in self._workers], timeout=10)  # a busy machine takes its time
+        if not self._workers:
+            return
+        ended = wait(
+            [worker.sentinel for worker in self._workers], timeout=10
+        )  # a busy machine takes its time
         for worker in self._workers:
+            if worker.sentinel in ended:
+                worker.join(
+                    timeout=10
+                )  # its files, and so its sentinel, are closed some time before it has a status
             if worker.exitcode is not None and worker.exitcode < 0:
                 how = describe_signal(-worker.exitcode)
                 raise LostProcessError(

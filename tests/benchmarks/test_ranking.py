@@ -82,6 +82,18 @@ def test_what_was_trained_is_kept_and_not_trained_again(ranking, tmp_path, monke
     assert sorted(kept.values()) == [0.25, 0.5, 0.75] and all("64 images" in key for key in kept)
 
 
+def test_a_supernet_that_ships_is_not_trained_again(ranking, tmp_path, monkeypatch):
+    networks, trained = sys.modules["networks"], []
+    monkeypatch.setattr(networks, "finished", lambda config, folder, opts: trained.append(folder.name))
+    digits = networks.SCENES["digits"]
+    assert networks.pretrained(digits, 8000, tmp_path).name == "supernet_n_digits.safetensors"
+    assert networks.pretrained(digits, 8000, tmp_path).is_file() and not trained
+    assert networks.pretrained(digits, 700, tmp_path).name == "model_final.pth"
+    networks.pretrained(digits, 8000, tmp_path, seed=1)
+    networks.pretrained(networks.SCENES["fashion"], 8000, tmp_path)
+    assert trained == ["supernet_digits_700_0", "supernet_digits_8000_1", "supernet_fashion_8000_0"]
+
+
 @pytest.mark.slow
 def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
     output = tmp_path / "ranking.json"

@@ -164,6 +164,22 @@ def test_a_killed_worker_is_told_in_one_sentence():
         list(build_eval_loader(Deadly(4), None, 1, num_workers=1))
 
 
+class SlowlyDying(Numbers):
+    """Kills the process that reads it as the system does where that takes its time: files are closed first."""
+
+    def __getitem__(self, index):
+        if index == 2:
+            os.closerange(3, 4096)
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_has_closed_its_files_and_not_ended_yet_is_waited_for():
+    with pytest.raises(LostProcessError, match="NUM_WORKERS.*killed by SIGKILL"):
+        list(build_eval_loader(SlowlyDying(4), None, 1, num_workers=1))
+
+
 def test_workers_start_in_no_time_and_leave_the_signals_alone():
     handler = signal.getsignal(signal.SIGCHLD)
     batches = build_eval_loader(Numbers(4), None, 2, num_workers=2)

@@ -95,17 +95,20 @@ class ArchDistribution(nn.Module):
         """log q(a) with q = mean of the p_t (section 3.3.3): log_prob T x N -> N."""
         return torch.logsumexp(log_prob, dim=0) - math.log(len(log_prob))
 
+    def _over_proxy(self, log_prob: Tensor) -> Tensor:
+        """How much likelier samples are under each distribution than under the mean of all: log_prob R x N -> R x N."""
+        return (log_prob - self.log_proxy(log_prob)).exp().detach()
+
     def draw_proxy(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples from q for all tasks to share, see `sample_proxy`."""
         drawn = self._drawn(self.sample_proxy(num_samples, generator))
-        ratios = (drawn.log_prob - self.log_proxy(drawn.log_prob)).exp().detach()
-        return replace(drawn, ratios=ratios)
+        return replace(drawn, ratios=self._over_proxy(drawn.log_prob))
 
     def draw_proxy_of_all(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
         """Draw N samples from the mean of all tasks' distributions, those that rest among them."""
         drawn = self._drawn(_mixed(self._on_host(), num_samples, generator))
         log_prob = _log_likelihood(drawn.masks.to(self.probs.dtype), self.probs.detach()[:, None])
-        ratios = (log_prob - self.log_proxy(log_prob)).exp()
+        ratios = self._over_proxy(log_prob)
         return replace(drawn, ratios=ratios[self.num_resting :], resting_ratios=ratios[: self.num_resting])
 
     def draw_densities(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:
@@ -128,7 +131,7 @@ class ArchDistribution(nn.Module):
         drawn = self._drawn(_mixed(rows, num_samples, generator))
         rows = rows.to(self.probs.device)
         log_prob = _log_likelihood(drawn.masks.to(rows.dtype), rows[:, None])
-        ratios = (log_prob - self.log_proxy(log_prob)).exp()
+        ratios = self._over_proxy(log_prob)
         return replace(drawn, resting_ratios=ratios[: self.num_resting])
 
     def draw_own(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:

@@ -276,8 +276,8 @@ class SearchRecipe(Recipe):
         """Return the first metric of each earlier task, whose fall is measured from it."""
         found = self.judge(self.model).metrics(self._found_earlier())
         first = {
-            name: found[name][cast(Task, self.model.tasks[name]).primary_metric]
-            for name in self._found_earlier()
+            name: metrics[cast(Task, self.model.tasks[name]).primary_metric]
+            for name, metrics in found.items()
         }
         for name, value in first.items():
             if not math.isfinite(value):

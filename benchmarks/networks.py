@@ -18,7 +18,7 @@ from exhaustive import judge_all
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
 from d2go_fbnetv5.engine.config import load_cfg
-from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
+from d2go_fbnetv5.models import ImageClassifier, LiteDepth, LiteMaskFormer, LiteRCNN
 from d2go_fbnetv5.utils.files import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -27,8 +27,9 @@ IN_FEATURES = {
     "cls": ImageClassifier.in_features,
     "det": LiteRCNN.in_features,
     "seg": LiteMaskFormer.in_features,
+    "depth": LiteDepth.in_features,
 }
-METRICS = {"cls": "top1", "det": "AP", "seg": "mIoU"}
+METRICS = {"cls": "top1", "det": "AP", "seg": "mIoU", "depth": "delta1"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ class Trainer:
         save_topologies(
             file, "N", self.scenes.num_stages, (96, 96), {task: {"topology": network, "outputs": paths}}
         )
-        opts = ["MODEL.FBNETV5.TOPOLOGY", file, "SEED", seed, "SOLVER.MAX_ITER", steps]
+        opts = ["MODEL.FBNETV5.TOPOLOGY", file, "MODEL.FBNETV5.TOPOLOGY_TASK", task]
+        opts += ["SEED", seed, "SOLVER.MAX_ITER", steps]
         opts += ["MODEL.WEIGHTS", "" if start == SCRATCH else self.start[start]]
         opts += [
             "SOLVER.WARMUP_ITERS",

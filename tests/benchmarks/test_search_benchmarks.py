@@ -139,3 +139,22 @@ def test_one_network_for_several_tasks_is_set_beside_three_and_nothing_is_repeat
     assert three["MFLOPs"] == pytest.approx(sum(figures[task]["mflops"] for task in ("cls", "det", "seg")))
     again, _ = run(*arguments)
     assert next(rows for title, rows in again.items() if title.startswith("One network")) == [three, one]
+
+
+@pytest.mark.slow
+def test_what_is_added_later_is_set_beside_a_search_at_once_copies_and_chance(tmp_path):
+    arguments = ("addition.py", tmp_path / "out.json", "--folder", tmp_path, "--added", "depth")
+    content, _ = run(*arguments)
+    rows = next(rows for title, rows in content.items() if title.startswith("Trained networks of depth"))
+    assert [row["topology"] for row in rows] == [
+        "added later",
+        "searched for at once",
+        "copied from seg",
+        "random",
+    ]
+    assert {row["metric"] for row in rows} == {"delta1"}
+    # A topology is trained once, whoever found it.
+    kept = json.loads((tmp_path / "quick" / "results" / "trained_digits_depth.json").read_text())
+    assert len(kept) == len({row["network"] for row in content["runs"]})
+    again, _ = run(*arguments)
+    assert again["runs"] == content["runs"]

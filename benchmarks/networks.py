@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,6 +167,20 @@ class Trainer:
             write_atomically(file, json.dumps(dict(sorted(kept.items())), indent=0) + "\n")
             print(f"{task} {key}: {metric:.4f}", flush=True)
         return kept[key]
+
+    def kept(self, task: str, start: str) -> dict[Topology, float]:
+        """The mean metric, over seeds, of each network that the results have already of as many steps and images."""
+        metrics: dict[str, list[float]] = {}
+        for key, metric in _read(self.results / f"trained_{self.scenes.name}_{task}.json").items():
+            network, condition = key.split(" ", 1)
+            if condition.startswith(f"{start} {self.steps[task]} steps {self.images} images seed "):
+                metrics.setdefault(network, []).append(metric)
+        return {
+            Topology([[kept == "1" for kept in stage] for stage in network.split("-")]): statistics.fmean(
+                each
+            )
+            for network, each in metrics.items()
+        }
 
     def _train(self, task: str, network: Topology, start: str, steps: int, seed: int) -> float:
         folder = self.folder / f"{self.scenes.name}_{task}_{network.text('-')}_{start}_{steps}_{seed}"

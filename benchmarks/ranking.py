@@ -13,6 +13,9 @@ of cost. Standard errors are the jackknife's, over networks.
 with twice the steps, whether training was long enough; and from random weights with twice the steps, whether
 the common start decides the order.
 
+With --trained nothing is trained: the networks are those of which the results have trainings already, by whichever
+benchmark, and a network's metric is the mean over its seeds.
+
 Figures are kept in benchmarks/results as they come, what is under way in --folder: stopped, the same command goes on.
 """
 
@@ -150,6 +153,11 @@ def main() -> None:
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--networks", type=int, default=30, help="of each task")
     parse.add_argument("--repeats", type=int, default=6, help="networks that are trained in other ways too")
+    parse.add_argument(
+        "--trained",
+        action="store_true",
+        help="rank what has been trained already; --repeats has no part in it",
+    )
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
     if args.quick:
@@ -162,15 +170,6 @@ def main() -> None:
     start = list(supernets)[-1]
     run = build_run(scenes.search, args.folder / "judge", ["MODEL.WEIGHTS", supernets[start]])
     costs, in_features = block_costs("N", run.recipe.size), run.model.in_features
-    networks = {
-        task: draw_networks(costs, task, in_features[task], scenes.num_stages, args.networks)
-        for task in args.tasks
-    }
-    judged = {
-        name: judge_with(scenes, weights, name, networks, args.images, args.folder / "judge", args.results)
-        for name, weights in supernets.items()
-    }
-
     trainer = Trainer(
         scenes,
         args.folder,
@@ -179,17 +178,36 @@ def main() -> None:
         args.images,
         args.results,
     )
+    kept = {task: trainer.kept(task, start) if args.trained else {} for task in args.tasks}
+    for task, found in kept.items():
+        if args.trained and len(found) < THIRDS:
+            raise ValueError(
+                f"--trained: {args.results} has {len(found)} networks of {task} that were trained for "
+                f"{trainer.steps[task]} steps from a supernet of {start}, needed are {THIRDS} at least"
+            )
+    networks = {
+        task: list(kept[task])
+        if args.trained
+        else draw_networks(costs, task, in_features[task], scenes.num_stages, args.networks)
+        for task in args.tasks
+    }
+    judged = {
+        name: judge_with(scenes, weights, name, networks, args.images, args.folder / "judge", args.results)
+        for name, weights in supernets.items()
+    }
+
     rows, more, figures = [], [], {}
     for task in args.tasks:
         price = [costs.network(t, in_features[task]) for t in networks[task]]
-        trained = [trainer(task, t, start, 0) for t in networks[task]]
+        trained = [kept[task][t] if args.trained else trainer(task, t, start, 0) for t in networks[task]]
         for name in supernets:
             metrics = [judged[name][task][repr(t)]["metric"] for t in networks[task]]
             row = {"task": task, "ranked by": f"supernet of {name} steps"}
             rows.append(row | agreement(metrics, trained, price, price))
         rows.append({"task": task, "ranked by": "cost"} | agreement(price, trained, price, price))
         del rows[-1]["lead over cost within thirds"]
-        more += repeated(trainer, task, networks[task], start, args.repeats)
+        if not args.trained:
+            more += repeated(trainer, task, networks[task], start, args.repeats)
         figures[task] = [
             {
                 "network": t.text("-"),
@@ -201,10 +219,10 @@ def main() -> None:
             for t, p, metric in zip(networks[task], price, trained, strict=True)
         ]
     options = {key: str(value) for key, value in vars(args).items()}
-    tables = {
-        "Orders of networks, Kendall's tau ± standard error": (rows, list(rows[0])),
-        "The same networks trained in other ways": (more, [key for key in more[0] if key != "metrics"]),
-    }
+    tables = {"Orders of networks, Kendall's tau ± standard error": (rows, list(rows[0]))}
+    if more:
+        columns = [key for key in more[0] if key != "metrics"]
+        tables["The same networks trained in other ways"] = (more, columns)
     finish(args.output, tables, options=options, networks=figures)
 
 

@@ -80,6 +80,9 @@ def test_what_was_trained_is_kept_and_not_trained_again(ranking, tmp_path, monke
     assert [options["MODEL.WEIGHTS"] for _, options in seen] == [tmp_path / "a.pth", "", tmp_path / "a.pth"]
     kept = json.loads((tmp_path / "trained_fashion_det.json").read_text())
     assert sorted(kept.values()) == [0.25, 0.5, 0.75] and all("64 images" in key for key in kept)
+    # Of two seeds the mean; what was trained otherwise does not count.
+    assert trainer.kept("det", "8000") == {topology.prune(["path1"]): 0.5}
+    assert trainer.kept("seg", "8000") == trainer.kept("det", "700") == {}
 
 
 def test_a_supernet_that_ships_is_not_trained_again(ranking, tmp_path, monkeypatch):
@@ -108,3 +111,9 @@ def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
         "cost",
     }
     assert "| ranked by |" in capsys.readouterr().out
+    # What it has trained can be ranked without training.
+    monkeypatch.setattr(sys, "argv", [*argv, "--trained"])
+    monkeypatch.setattr(sys.modules["networks"].Trainer, "_train", lambda *_: pytest.fail("trains"))
+    ranking.main()
+    again = json.loads(output.read_text())
+    assert len(again["networks"]["seg"]) == 4 and "The same networks trained in other ways" not in again

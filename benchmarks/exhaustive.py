@@ -108,9 +108,9 @@ def main() -> None:
         name: [file.tasks[name].topology.prune(run.model.in_features[name]) for file in files]
         for name in args.tasks
     }
-    judged = judge_all(
-        run, {name: theirs[name] + drawn[name] for name in args.tasks}, args.folder, args.images, args.metrics
-    )
+    asked = {name: theirs[name] + drawn[name] for name in args.tasks}
+    # Of what was found itself the metric is always measured.
+    judged = judge_all(run, asked, args.folder, args.images, max(args.metrics, len(files)))
 
     costs, rows = block_costs("N", run.recipe.size), []
     for name in args.tasks:

@@ -282,7 +282,7 @@ KEYS = IMPORT_KEYS | table((
     Key("SEARCH.COST.TASK_TARGETS", {}, OPEN, "A TARGET of its own for some tasks, {det: 0.4}.", SEARCH),
     Key("SEARCH.COST.BUDGET", {}, OPEN,
         "In place of a TARGET, what the backbone of some tasks may cost as built for their head, Stage 0 included, in"
-        " METRIC's unit (FLOPs, parameters, milliseconds): {det: 9.0e+6}.", SEARCH),
+        " METRIC's unit (FLOPs, parameters, milliseconds): {det: 9.0e+6}. What is found keeps it.", SEARCH),
     Key("SEARCH.COST.PRICE", "hinge", one_of("hinge", "absolute"),
         "What has a price: costs above TARGET (the paper's hinge), or also those below it (TuNAS' absolute value).",
         SEARCH),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ class Decision:
     """The best of a task's likely topologies.
 
     Attributes:
-        topology: as it was judged, pruned; the most likely one as it is where there are no others.
+        topology: as it was judged, pruned; the most likely one as it is where there are no others to take.
         candidates: how many were compared.
         undecided: blocks that the head can see with a probability between `UNDECIDED` and 1 - `UNDECIDED`.
     """
@@ -34,17 +35,37 @@ class Decision:
     undecided: int
 
 
-def likeliest(probs: Tensor, count: int, outputs: Collection[str]) -> list[Topology]:
+@dataclass(frozen=True)
+class Limit:
+    """A bound on what the network of a task may cost.
+
+    Attributes:
+        fits: whether a pruned topology is within it; that without a block is.
+        costs: S x P, of each block, in any unit.
+    """
+
+    fits: Callable[[Topology], bool]
+    costs: Tensor
+
+
+def likeliest(
+    probs: Tensor, count: int, outputs: Collection[str], limit: Limit | None = None
+) -> list[Topology]:
     """Return the likeliest topologies, likeliest first, pruned, each a network of its own for what a head reads.
 
     Args:
         probs: S x P probabilities of keeping each block, in (0, 1).
         count: how many at most, >= 1. Fewer come back where there are no more among the 20 000 likeliest masks.
         outputs: names of the paths that the head reads.
+        limit: that all keep. Where the most likely topology does not, its blocks that are likely for what they cost
+            come first, as many as there is room for, and then what differs from these by blocks of about that worth.
     """
-    mode = (probs > 0.5).flatten().tolist()
-    odds = torch.logit(probs.double()).abs().flatten()
-    losses, blocks = (values.tolist() for values in odds.sort())
+    odds = torch.logit(probs.double()).cpu()
+    kept = odds > 0
+    if limit is not None:
+        kept, odds = _fitted(odds, outputs, limit)
+    mode = kept.flatten().tolist()
+    losses, blocks = (values.tolist() for values in odds.abs().flatten().sort())
     # Masks in the order of the log likelihood that they lose by the blocks that differ from the mode: each set of
     # them, as places in `blocks`, follows from one that loses less by moving its last place on, or by adding the next.
     found: dict[Topology, None] = {}
@@ -56,7 +77,9 @@ def likeliest(probs: Tensor, count: int, outputs: Collection[str]) -> list[Topol
         mask = list(mode)
         for place in places:
             mask[blocks[place]] = not mask[blocks[place]]
-        found.setdefault(Topology(torch.tensor(mask).view(probs.shape)).prune(outputs))
+        network = Topology(torch.tensor(mask).view(probs.shape)).prune(outputs)
+        if limit is None or limit.fits(network):
+            found.setdefault(network)
         following = places[-1] + 1 if places else 0
         if following < len(blocks):
             heapq.heappush(queue, (lost + losses[following], (*places, following)))
@@ -66,8 +89,36 @@ def likeliest(probs: Tensor, count: int, outputs: Collection[str]) -> list[Topol
     return list(found)
 
 
+def _fitted(odds: Tensor, outputs: Collection[str], limit: Limit) -> tuple[Tensor, Tensor]:
+    """Return the most likely topology within a limit, S x P booleans not pruned, and the log odds around it.
+
+    Those that are likely but too much are given up in the order of their odds by their cost, as many as it takes, and
+    then put back, the last first, where there is room: the greedy way to fill a knapsack. The log odds are less the
+    price of costs at which the last one went.
+    """
+    kept, costs, price = odds > 0, limit.costs.double().cpu(), 0.0
+    fits = lambda: limit.fits(Topology(kept).prune(outputs))  # noqa: E731
+    by_worth = torch.where(kept & (costs > 0), odds / costs, torch.inf).flatten().sort()
+    given_up: list[int] = []
+    for worth, block in zip(by_worth.values.tolist(), by_worth.indices.tolist(), strict=True):
+        if fits() or not math.isfinite(worth):
+            break
+        kept.view(-1)[block], price = False, worth
+        given_up.append(block)
+    for block in reversed(given_up):
+        kept.view(-1)[block] = True
+        kept.view(-1)[block] = fits()
+    return kept, odds - price * costs
+
+
 @torch.no_grad()
-def decide(search: Search, rough: Iterable[Batch], fine: Iterable[Batch], count: int) -> dict[str, Decision]:
+def decide(
+    search: Search,
+    rough: Iterable[Batch],
+    fine: Iterable[Batch],
+    count: int,
+    limits: Mapping[str, Limit] | None = None,
+) -> dict[str, Decision]:
     """Return what was found for each task that has learnt: of its likeliest topologies the best by what the search
     minimises.
 
@@ -83,14 +134,19 @@ def decide(search: Search, rough: Iterable[Batch], fine: Iterable[Batch], count:
         fine: those that only the best quarter sees, after these.
         count: of topologies of each task, or of tasks that share a network; 1 for the most likely one, for which no
             batch is asked. So it is of a search that does not learn.
+        limits: what the networks of some tasks may cost; of tasks that share a network, the first one's.
     """
     modes = search.most_likely()
     rows = dict(zip(search.learning, search.distribution.learning.cpu(), strict=True))
     choices = []
     for group in search.groups:
         first = group[0]
-        likely = likeliest(rows[first], count, search.outputs(first)) if search.estimators else []
-        choices.append(_Choice(search, group, likely if len(likely) > 1 else [modes[first]]))
+        outputs = search.outputs(first)
+        likely = (
+            likeliest(rows[first], count, outputs, (limits or {}).get(first)) if search.estimators else []
+        )
+        only_mode = not likely or likely == [modes[first].prune(outputs)]
+        choices.append(_Choice(search, group, [modes[first]] if only_mode else likely))
     counts = {choice.group: len(choice.candidates) for choice in choices}
     open_choices = [choice for choice in choices if len(choice.candidates) > 1]
     if open_choices:

@@ -96,7 +96,7 @@ class ArchDistribution(nn.Module):
         return torch.logsumexp(log_prob, dim=0) - math.log(len(log_prob))
 
     def _over_proxy(self, log_prob: Tensor) -> Tensor:
-        """How much likelier samples are under each distribution than under the mean of all: log_prob R x N -> R x N."""
+        """Return how much likelier samples are under each distribution than under their mean, of log_prob: R x N."""
         return (log_prob - self.log_proxy(log_prob)).exp().detach()
 
     def draw_proxy(self, num_samples: int, generator: torch.Generator | None = None) -> Drawn:

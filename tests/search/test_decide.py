@@ -7,7 +7,7 @@ import torch
 
 from d2go_fbnetv5 import MultitaskSearch, Supernet, Topology
 from d2go_fbnetv5.arch import block_costs
-from d2go_fbnetv5.search import CostRegularizer, decide
+from d2go_fbnetv5.search import CostRegularizer, Limit, decide
 from d2go_fbnetv5.search.algorithms import RandomSearch
 from d2go_fbnetv5.search.decide import likeliest
 from d2go_fbnetv5.tasks import DatasetInfo, build_task
@@ -24,6 +24,29 @@ def test_the_likeliest_networks_are_those_of_the_likeliest_masks(outputs):
         expected.setdefault(Topology(masks[i]).prune(outputs))
     assert likeliest(probs, 1000, outputs) == list(expected)
     assert likeliest(probs, 7, outputs) == list(expected)[:7]
+
+
+@pytest.mark.parametrize("outputs", [("path0", "path1", "path2", "path3"), ("path1",)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_the_likeliest_networks_within_a_limit_are_all_that_keep_it_and_the_first_fills_it(outputs, share):
+    probs = 0.3 + 0.68 * torch.rand((2, 4), generator=torch.Generator().manual_seed(4))
+    costs = 1 + torch.rand((2, 4), generator=torch.Generator().manual_seed(5))
+    cost = lambda topology: float((torch.tensor(topology.mask) * costs).sum())  # noqa: E731
+    most = share * cost(Topology.full(2).prune(outputs))
+    networks = {
+        Topology(torch.tensor(bits).view(2, 4)).prune(outputs) for bits in itertools.product([0, 1], repeat=8)
+    }
+    found = likeliest(probs, 1000, outputs, Limit(lambda topology: cost(topology) <= most, costs))
+    assert set(found) == {network for network in networks if cost(network) <= most}
+    # The first has as many likely blocks as there is room for.
+    if share < 1:
+        likely = ((probs > 0.5) & (torch.tensor(found[0].mask) == 0)).nonzero().tolist()
+        for stage, path in likely:
+            more = torch.tensor(found[0].mask)
+            more[stage, path] = 1
+            assert cost(Topology(more).prune(outputs)) > most or Topology(more).prune(outputs) == found[0]
+    if share == 1:
+        assert found == likeliest(probs, 1000, outputs)
 
 
 def searching(kind=MultitaskSearch, weight=0.0):
@@ -93,6 +116,26 @@ def test_all_are_compared_on_a_few_batches_and_the_best_quarter_on_all():
 def test_a_price_counts_in_the_decision():
     """Nothing is worth a price of a million times the loss, and a bounty would keep everything that a head can see."""
     assert decide(searching(weight=1e6), batches(1), [], 64)["seg"].topology.num_kept == 0
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_what_is_found_keeps_a_limit(count):
+    search = searching()
+    search.in_features = {"cls": ("path0", "path1", "path2", "path3"), "seg": ("path2",)}
+    search.distribution.probs.data[:] = 0.9
+    costs, empty = block_costs("N", (64, 64)).matrix(1), Topology([[0, 0, 0, 0]])
+    limits = {"cls": Limit(lambda topology: topology.num_kept <= 2, costs), "seg": Limit(empty.__eq__, costs)}
+    images = batches(2) if count > 1 else []
+    found = decide(search, images[:1], images[1:], count, limits)
+    assert found["seg"].topology == empty
+    assert found["cls"].topology.num_kept <= 2
+    if count == 1:  # all blocks are as likely: the two that cost the least
+        assert torch.tensor(found["cls"].topology.mask).flatten().nonzero().flatten().tolist() == sorted(
+            costs.flatten().argsort()[:2].tolist()
+        )
+    # Without limits that are too tight nothing changes: the most likely one, as it is.
+    loose = {name: Limit(lambda topology: True, costs) for name in ("cls", "seg")}
+    assert decide(search, [], [], 1, loose)["seg"].topology == Topology([[1, 1, 1, 1]])
 
 
 def test_with_one_candidate_the_most_likely_topology_is_what_was_found():

@@ -37,6 +37,7 @@ from d2go_fbnetv5.search import (
     AdaptingSearch,
     AdditionSearch,
     CostRegularizer,
+    Limit,
     Search,
     decide,
 )
@@ -304,7 +305,13 @@ class SearchRecipe(Recipe):
         ) as progress:
             bar = progress.add_task("evaluating topologies", total=1)
             tasks = judge.results(
-                decide(self.model, islice(stream, rough), islice(stream, 3 * rough), evals.CANDIDATES),
+                decide(
+                    self.model,
+                    islice(stream, rough),
+                    islice(stream, 3 * rough),
+                    evals.CANDIDATES,
+                    _limits(self.cfg, self.model),
+                ),
                 evals.RANDOM_TOPOLOGIES,
                 self.seed,
                 lambda done: progress.update(bar, completed=done),
@@ -445,6 +452,21 @@ def _cost_target(cfg: CfgNode, tasks: Sequence[Task], costs: BlockCosts) -> floa
             "share a network"
         )
     return next(iter(mine.values()), cost.TARGET)
+
+
+def _limits(cfg: CfgNode, search: Search) -> dict[str, Limit]:
+    """Return what SEARCH.COST.BUDGET says that networks may cost, by the first of the tasks that share one."""
+    budgets, limits = to_budget(as_dict(cfg.SEARCH.COST.BUDGET), "SEARCH.COST.BUDGET."), {}
+    for group in search.groups if budgets else ():
+        for name in set(group) & set(budgets):
+            costs, outputs = cost_per_block(cfg), search.outputs(name)
+            fits = partial(_costs_at_most, costs, outputs, budgets[name])
+            limits[group[0]] = Limit(fits, costs.matrix(cfg.MODEL.FBNETV5.NUM_STAGES))
+    return limits
+
+
+def _costs_at_most(costs: BlockCosts, outputs: Sequence[str], budget: float, topology: Topology) -> bool:
+    return costs.network(topology, outputs) <= budget
 
 
 def _group_of(cfg: CfgNode, name: str) -> Sequence[str]:

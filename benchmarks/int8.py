@@ -88,8 +88,12 @@ def shipped(task: str, folder: Path) -> Path:
     return training
 
 
-def measure(training: Path, folder: Path, steps: int, factor: float, batch: int) -> dict[str, Any]:
+def measure(
+    training: Path, folder: Path, steps: int, factor: float, batch: int, seeds: Sequence[int]
+) -> dict[str, Any]:
     """A row of the table."""
+    from common import mean_and_spread
+
     from d2go_fbnetv5.engine.build import build_data
     from d2go_fbnetv5.engine.config import load_cfg
     from d2go_fbnetv5.engine.predictor import from_run
@@ -109,10 +113,12 @@ def measure(training: Path, folder: Path, steps: int, factor: float, batch: int)
         d2go("exporter", training, folder / "after", weights, *types)
     if steps:
         qat = for_int8(steps, cfg.SOLVER.BASE_LR * factor, batch or cfg.SOLVER.IMS_PER_BATCH)
-        files["int8 while"] = "while/torchscript_int8"
-        d2go("train_net", training, folder / "qat", [*qat, *weights], "--resume")
-        trained = ["MODEL.WEIGHTS", folder / "qat" / "model_final.pth"]
-        d2go("exporter", training, folder / "while", [*qat, *trained], types[0], types[2])
+        for seed in seeds:
+            own, name = [*qat, "SEED", seed], f"while, seed {seed}"
+            files[name] = f"while_{seed}/torchscript_int8"
+            d2go("train_net", training, folder / f"qat_{seed}", [*own, *weights], "--resume")
+            trained = ["MODEL.WEIGHTS", folder / f"qat_{seed}" / "model_final.pth"]
+            d2go("exporter", training, folder / f"while_{seed}", [*own, *trained], types[0], types[2])
     row: dict[str, Any] = {"task": network.task, "metric": METRICS[network.task], "images": len(samples)}
     for column, file in files.items():
         path = folder / file / "outputs.pt"
@@ -123,6 +129,8 @@ def measure(training: Path, folder: Path, steps: int, factor: float, batch: int)
         evaluator.process(samples, [as_prediction(network.task, found) for found in outputs["found"]])
         row[column] = 100 * evaluator.evaluate()[METRICS[network.task]]
         row[f"{column}, ms"] = 1000 * outputs["seconds"] / len(samples)
+    if steps:
+        row["int8 while"] = mean_and_spread([row[f"while, seed {seed}"] for seed in seeds])
     return row
 
 
@@ -143,13 +151,14 @@ def main() -> None:
     )
     arguments.add_argument("--batch", type=int, default=0, help="its images a step (default the training's)")
     arguments.add_argument("--rate", type=float, default=0.03, help="its learning rate over the training's")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0], help="of that training")
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
     steps = min(args.steps, 10) if args.quick else args.steps
     runs = [shipped(run, args.folder) if run in METRICS else Path(run) for run in args.trainings]
-    rows = [measure(run, args.folder, steps, args.rate, args.batch) for run in runs]
+    rows = [measure(run, args.folder, steps, args.rate, args.batch, args.seeds) for run in runs]
     columns = ["task", "metric", "images", "floats", "int8 after", "int8 while"]
-    finish(args.output, {"What 8 bits cost": (rows, columns)}, steps=steps, rate=args.rate)
+    finish(args.output, {"What 8 bits cost": (rows, columns)}, steps=steps, rate=args.rate, seeds=args.seeds)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,9 @@ def assert_same_training(
                 )
 
 
+MODELS = {"LiteRCNN": ("det", "AP"), "LiteMaskFormer": ("seg", "mIoU"), "ImageClassifier": ("cls", "top1")}
+
+
 @pytest.fixture(scope="module")
 def config(d2go, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "small.yaml"
@@ -281,9 +284,10 @@ def test_two_resumed_processes_have_the_same_statistics_and_averages(model_confi
         assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
 
 
-def test_two_processes_that_train_for_int8_have_the_same_ranges(model_config, tmp_path):
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_two_processes_that_train_for_int8_have_the_same_ranges(model_config, kind, tmp_path):
     settings = [
-        *("MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL_EMA.ENABLED", "False"),
+        *("MODEL.META_ARCHITECTURE", kind, "MODEL_EMA.ENABLED", "False"),
         *("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[1]", "TEST.FINAL_EVAL", "False"),
     ]
     d2go_train("FBNetV5Runner", model_config, tmp_path / "floats", *settings)
@@ -416,9 +420,6 @@ def tagged(metrics: dict[str, float]) -> dict[str, float]:
     """The embedded host's "eval/mIoU" and "eval/ema/mIoU", named in the same way."""
     names = {name: name.removeprefix("eval/") for name in metrics}
     return {n if n.startswith("ema/") else f"default/{n}": metrics[name] for name, n in names.items()}
-
-
-MODELS = {"LiteRCNN": ("det", "AP"), "LiteMaskFormer": ("seg", "mIoU"), "ImageClassifier": ("cls", "top1")}
 
 
 @pytest.mark.parametrize("kind", list(MODELS))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,18 +167,16 @@ class Trainer:
             print(f"{task} {key}: {metric:.4f}", flush=True)
         return kept[key]
 
-    def kept(self, task: str, start: str) -> dict[Topology, float]:
-        """The mean metric, over seeds, of each network that the results have already of as many steps and images."""
-        metrics: dict[str, list[float]] = {}
-        for key, metric in _read(self.results / f"trained_{self.scenes.name}_{task}.json").items():
-            network, condition = key.split(" ", 1)
-            if condition.startswith(f"{start} {self.steps[task]} steps {self.images} images seed "):
-                metrics.setdefault(network, []).append(metric)
+    def kept(self, task: str, start: str, seed: int) -> dict[Topology, float]:
+        """The metric of each network that the results have already, of that seed and as many steps and images."""
+        condition = f" {start} {self.steps[task]} steps {self.images} images seed {seed}"
+        kept = _read(self.results / f"trained_{self.scenes.name}_{task}.json")
+        found = {
+            key.removesuffix(condition): metric for key, metric in kept.items() if key.endswith(condition)
+        }
         return {
-            Topology([[kept == "1" for kept in stage] for stage in network.split("-")]): statistics.fmean(
-                each
-            )
-            for network, each in metrics.items()
+            Topology([[kept == "1" for kept in stage] for stage in network.split("-")]): metric
+            for network, metric in found.items()
         }
 
     def _train(self, task: str, network: Topology, start: str, steps: int, seed: int) -> float:

@@ -13,8 +13,8 @@ of cost. Standard errors are the jackknife's, over networks.
 with twice the steps, whether training was long enough; and from random weights with twice the steps, whether
 the common start decides the order.
 
-With --trained nothing is trained: the networks are those of which the results have trainings already, by whichever
-benchmark, and a network's metric is the mean over its seeds.
+With --trained nothing is trained: the networks are those of which the results have trainings with seed 0 already, by
+whichever benchmark.
 
 Figures are kept in benchmarks/results as they come, what is under way in --folder: stopped, the same command goes on.
 """
@@ -178,7 +178,7 @@ def main() -> None:
         args.images,
         args.results,
     )
-    kept = {task: trainer.kept(task, start) if args.trained else {} for task in args.tasks}
+    kept = {task: trainer.kept(task, start, 0) if args.trained else {} for task in args.tasks}
     for task, found in kept.items():
         if args.trained and len(found) < THIRDS:
             raise ValueError(

@@ -79,10 +79,8 @@ class Searches:
         return folder, finished(config, folder, ["SEARCH.TASKS", list(tasks), *self.opts, *opts])["cpu"]
 
 
-def topologies(
-    searches: Searches, randoms: int, seed: int
-) -> list[tuple[str, Topology, Sequence[str], float]]:
-    """A seed's networks: kind, topology, the paths for which it was found, seconds of processor time."""
+def networks(searches: Searches, randoms: int, seed: int) -> list[tuple[str, Topology, float]]:
+    """A seed's networks: kind, topology pruned for the paths for which it was found, seconds of processor time."""
     added, alike = searches.added, searches.alike
     found = []
     for kind, task, search in (
@@ -92,10 +90,11 @@ def topologies(
     ):
         folder, cpu = search()
         entry = load_topologies(folder / "topologies.json").tasks[task]
-        found.append((kind, entry.topology, entry.outputs, 0.0 if task == alike else cpu))
-    outputs = found[0][2]
+        found.append((kind, entry.topology.prune(entry.outputs), 0.0 if task == alike else cpu))
+        if task == added:
+            outputs = entry.outputs
     half = [[0.5] * 4] * SCENES["digits"].num_stages
-    return found + [("random", t, outputs, 0.0) for t in draw(half, randoms, seed, added)]
+    return found + [("random", t.prune(outputs), 0.0) for t in draw(half, randoms, seed, added)]
 
 
 def main() -> None:
@@ -111,16 +110,8 @@ def main() -> None:
     if args.quick:
         args.folder, args.results = args.folder / "quick", args.folder / "quick" / "results"
         args.seeds, args.randoms, args.steps, args.images = [0], 1, [2], 16
-        few = [
-            "SOLVER.MAX_ITER",
-            4,
-            "SEARCH.ARCH_WARMUP_ITERS",
-            2,
-            "SOLVER.STEPS",
-            [],
-            "SOLVER.IMS_PER_BATCH",
-            4,
-        ]
+        few = ["SOLVER.MAX_ITER", 4, "SEARCH.ARCH_WARMUP_ITERS", 2, "SOLVER.STEPS", []]
+        few += ["SOLVER.IMS_PER_BATCH", 4]
         few += ["SOLVER.WARMUP_ITERS", 0, "SEARCH.SAMPLES_PER_RANK", 2, "SEARCH.EVAL.MAX_IMAGES", 4]
         few += ["SEARCH.EVAL.CANDIDATES", 1, "SEARCH.EVAL.BN_ITERS", 1]
     rows = compare(args, few)
@@ -138,8 +129,7 @@ def compare(args: argparse.Namespace, opts: Sequence[Any]) -> list[dict[str, Any
     rows = []
     for seed in args.seeds:
         searches = Searches(args.folder, weights, args.added, seed, opts)
-        for kind, topology, outputs, cpu in topologies(searches, args.randoms, seed):
-            network = topology.prune(outputs)
+        for kind, network, cpu in networks(searches, args.randoms, seed):
             rows.append(
                 {
                     "seed": seed,

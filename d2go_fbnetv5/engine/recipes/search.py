@@ -456,12 +456,15 @@ def _cost_target(cfg: CfgNode, tasks: Sequence[Task], costs: BlockCosts) -> floa
 
 def _limits(cfg: CfgNode, search: Search) -> dict[str, Limit]:
     """Return what SEARCH.COST.BUDGET says that networks may cost, by the first of the tasks that share one."""
-    budgets, limits = to_budget(as_dict(cfg.SEARCH.COST.BUDGET), "SEARCH.COST.BUDGET."), {}
-    for group in search.groups if budgets else ():
-        for name in set(group) & set(budgets):
-            costs, outputs = cost_per_block(cfg), search.outputs(name)
-            fits = partial(_costs_at_most, costs, outputs, budgets[name])
-            limits[group[0]] = Limit(fits, costs.matrix(cfg.MODEL.FBNETV5.NUM_STAGES))
+    budgets = to_budget(as_dict(cfg.SEARCH.COST.BUDGET), "SEARCH.COST.BUDGET.")
+    if not budgets:
+        return {}
+    costs, limits = cost_per_block(cfg), {}
+    matrix = costs.matrix(cfg.MODEL.FBNETV5.NUM_STAGES)
+    for group in search.groups:
+        for name in budgets.keys() & group:
+            fits = partial(_costs_at_most, costs, search.outputs(name), budgets[name])
+            limits[group[0]] = Limit(fits, matrix)
     return limits
 
 

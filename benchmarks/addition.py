@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/addition.py --added det
 
 On digit scenes, from the supernet that ships. For each of --seeds the earlier tasks are searched for by
-configs/search_digits.yaml, and the new one is added by configs/search_digits_addition.yaml. Four kinds of networks are
-then trained by the new task's ordinary recipe from the supernet's weights, and judged on --images validation images:
-what the addition found; what a search for all tasks at once finds; the topology that the earlier search had found for
-the task that is most alike, copied; and --randoms random ones, each block kept with probability 0.5.
+configs/search_digits.yaml, and the new one is added by configs/search_digits_addition.yaml, depth by
+search_digits_addition_depth.yaml. Four kinds of networks are then trained by the new task's ordinary recipe from the
+supernet's weights, and judged on --images validation images: what the addition found; what a search for all tasks at
+once finds; the topology that the earlier search had found for the task that is most alike, copied; and --randoms random
+ones, each block kept with probability 0.5.
 
 The supernet has learnt cls, det and seg together. So det and seg are searched for at once by search_digits.yaml, whose
 weights rest; depth, which it has not learnt, by the addition's own schedule with weights that learn.
@@ -38,7 +39,11 @@ EARLIER = {  # of each task that can be added: the earlier ones, and that of the
     "seg": (("cls", "det"), "det"),
     "depth": (("cls", "det", "seg"), "seg"),
 }
-ADDITION = "search_digits_addition.yaml"
+ADDITION = {
+    "det": "search_digits_addition.yaml",
+    "seg": "search_digits_addition.yaml",
+    "depth": "search_digits_addition_depth.yaml",
+}
 
 
 class Searches:
@@ -61,7 +66,9 @@ class Searches:
 
     def addition(self) -> tuple[Path, float]:
         """That which adds the task to it."""
-        return self._search("addition", ADDITION, (self.added,), ["SEARCH.FROM", self.before()[0]])
+        return self._search(
+            "addition", ADDITION[self.added], (self.added,), ["SEARCH.FROM", self.before()[0]]
+        )
 
     def together(self) -> tuple[Path, float]:
         """The search for all tasks at once."""
@@ -69,8 +76,8 @@ class Searches:
         if self.added != "depth":
             return self._search("together", "search_digits.yaml", tasks, weights)
         # What has been learnt already learns more slowly, as in search_digits_lite.yaml.
-        learning = ["SOLVER.LR_MULTIPLIER_OVERWRITE", [{"supernet": 0.2}]]
-        return self._search("together", ADDITION, tasks, [*weights, *learning])
+        learning = ["SOLVER.LR_MULTIPLIER_OVERWRITE", [{"supernet": 0.2, "tasks.depth": 0.1}]]
+        return self._search("together", ADDITION[self.added], tasks, [*weights, *learning])
 
     def _search(
         self, name: str, config: str, tasks: Sequence[str], opts: Sequence[Any]

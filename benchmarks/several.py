@@ -7,7 +7,8 @@ Two searches on the supernet that ships, alike but that in one cls, det and seg 
 by the recipe of configs/several/several_digits.yaml and from the supernet's weights: three networks of one head each,
 on what the other search found for their tasks, --steps each; and as one network with three heads, in as many steps as
 these take together, what the group's search found, the union of the three networks, and the linear topology. All heads
-of a network see the images of a step, so that those of the one network see three times as many.
+of a network see the images of a step, so that those of the one network see three times as many. Heads are those of the
+tasks' own recipes, of which the detector's is light.
 
 --latency ROUNDS trains nothing. It exports the first seed's networks to ExecuTorch and times them in turns on one
 thread, that of three networks being their sum. It needs their folder, ExecuTorch, and a machine that does nothing else.
@@ -31,7 +32,7 @@ from networks import IN_FEATURES, METRICS, RESULTS, SCENES
 
 from d2go_fbnetv5.arch import Topology
 from d2go_fbnetv5.arch.topology_file import save_topologies
-from d2go_fbnetv5.engine.config import load_cfg
+from d2go_fbnetv5.engine.config import as_dict, load_cfg
 from d2go_fbnetv5.engine.predictor import from_run
 from d2go_fbnetv5.export.formats.base import ExportSpec, get_format
 from d2go_fbnetv5.export.measure.subjects import open_subject
@@ -110,10 +111,15 @@ def train(args: argparse.Namespace, folder: Path, seed: int, name: str) -> dict[
     opts += ["FBNETV5_DATA.DATASETS.digit_scenes_val.num_images", args.images]
     # The rate ends at zero, where averaged weights are the last ones.
     opts += ["MODEL_EMA.ENABLED", False, "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 8]
-    recipe = RECIPE
+    recipe, models = RECIPE, {task: SCENES["digits"].model(task) for task in tasks}
     if len(tasks) == 1:  # the model that has this head by itself, by the recipe of several
-        recipe, common = SCENES["digits"].model(name), load_cfg(CONFIGS / RECIPE)
+        recipe, common = models[name], load_cfg(CONFIGS / RECIPE)
         opts += [part for key in IN_COMMON for part in (key, get(common, key))]
+    else:  # the very heads of those models
+        heads = {
+            task: as_dict(load_cfg(CONFIGS / model).MODEL.FBNETV5.HEAD) for task, model in models.items()
+        }
+        opts += ["MODEL.FBNETV5.HEAD", {"heads": heads}]
     run = finished(recipe, own, opts)
     metrics, flops = run["metrics"], model_flops(from_run(str(own)).model, SIZE)
     return {
@@ -201,7 +207,7 @@ def main() -> None:
         args.folder, args.results = args.folder / "quick", args.folder / "quick" / "results"
 
     setting = f"{args.search_steps}_{args.steps}_{args.batch}_{args.rate}_{args.images}"
-    kept = Kept(args.results / f"several_digits_{setting}.json")
+    kept = Kept(args.results / f"several_{Path(SCENES['digits'].model('det')).stem}_{setting}.json")
     for seed in args.seeds[:1] if args.latency else args.seeds:
         folder, trained = args.folder / setting / str(seed), kept.of(seed)
         if args.latency:

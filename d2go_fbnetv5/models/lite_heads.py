@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from d2go_fbnetv5.arch.blocks import InvertedResidual, zero_bias
 
+# The paper's.
+RPN_CHANNELS = 96
+BOX_CHANNELS = (128, 128, 128, 160)
+
 
 class LiteRPNHead(nn.Module):
     """Three inverted residuals (k3, expansion 3, 96 channels, squeeze-and-excitation with a hard-sigmoid), then
@@ -23,7 +27,7 @@ class LiteRPNHead(nn.Module):
         self,
         in_channels: int,
         num_anchors: int = 15,
-        channels: int = 96,
+        channels: int = RPN_CHANNELS,
         num_blocks: int = 3,
         expansion: float = 3,
     ) -> None:
@@ -58,7 +62,7 @@ class LiteBoxHead(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        channels: Sequence[int] = (128, 128, 128, 160),
+        channels: Sequence[int] = BOX_CHANNELS,
         expansions: Sequence[float] = (4, 6, 6, 6),
     ) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import remove_small_boxes
 
 from d2go_fbnetv5.arch import Backbone
+from d2go_fbnetv5.arch.blocks import make_divisible
 from d2go_fbnetv5.models.base import (
     MOST,
     PIXEL_MEAN,
@@ -22,7 +23,13 @@ from d2go_fbnetv5.models.base import (
     require_labels,
     zero_loss,
 )
-from d2go_fbnetv5.models.lite_heads import BoxPredictor, LiteBoxHead, LiteRPNHead
+from d2go_fbnetv5.models.lite_heads import (
+    BOX_CHANNELS,
+    RPN_CHANNELS,
+    BoxPredictor,
+    LiteBoxHead,
+    LiteRPNHead,
+)
 from d2go_fbnetv5.models.roi_head import BoxTargets, ROIHead
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.coco_metrics import AveragePrecision
@@ -49,6 +56,8 @@ class LiteRCNN(SearchedModel):
         regions_per_image: sampled for the box head in training.
         score_threshold: detections that score less are dropped.
         max_detections: kept per image.
+        width: of the heads' channels, times the paper's, which are for backbones of 400 MFLOPs and more (Table 7) and
+            would be nearly all of a model with a smaller one.
     """
 
     task, label, names_of = "det", "boxes", "box_names"
@@ -65,6 +74,7 @@ class LiteRCNN(SearchedModel):
         regions_per_image: int = 512,
         score_threshold: float = 0.05,
         max_detections: int = 100,
+        width: float = 1.0,
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 32,
@@ -79,11 +89,14 @@ class LiteRCNN(SearchedModel):
             require_each(between(1, 100), **{f"len({name})": len(values)})
         require_each(between(1, MOST), regions_per_image=regions_per_image, max_detections=max_detections)
         require_each(between(0, 1), score_threshold=score_threshold)
+        require_each(between(0.05, 8), width=width)
         self.test_proposals = test_proposals[1]
         channels, stride = backbone.channels["path1"], backbone.strides["path1"]
         self.rpn = RegionProposalNetwork(
             AnchorGenerator((tuple(anchor_sizes),), (tuple(aspect_ratios),)),
-            LiteRPNHead(channels, len(anchor_sizes) * len(aspect_ratios)),
+            LiteRPNHead(
+                channels, len(anchor_sizes) * len(aspect_ratios), make_divisible(RPN_CHANNELS * width)
+            ),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
@@ -92,7 +105,7 @@ class LiteRCNN(SearchedModel):
             post_nms_top_n={"training": train_proposals[1], "testing": test_proposals[1]},
             nms_thresh=0.7,
         )
-        box_head = LiteBoxHead(channels)
+        box_head = LiteBoxHead(channels, [make_divisible(own * width) for own in BOX_CHANNELS])
         self.roi_head = ROIHead(
             box_head,
             BoxPredictor(box_head.out_channels, num_classes),

@@ -70,7 +70,7 @@ def test_the_command_trains_and_goes_on(budgets, tmp_path, monkeypatch, capsys):
     ]
     assert row["network"] == dense.text(", ") and row["rivals"] == 1
     assert abs(row["their MFLOPs"] / row["MFLOPs"] - 1) <= 0.05
-    kept = json.loads((tmp_path / "runs" / "quick" / "results" / "trained_digits_det.json").read_text())
+    kept = json.loads((tmp_path / "runs" / "quick" / "results" / "trained_det_digits_light.json").read_text())
     assert len(kept) == 2
     capsys.readouterr()
     budgets.main()

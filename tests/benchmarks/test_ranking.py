@@ -75,10 +75,10 @@ def test_what_was_trained_is_kept_and_not_trained_again(ranking, tmp_path, monke
     assert trainer("det", topology, "8000", 0) == trainer("det", topology, "8000", 0) == 0.25
     assert trainer("det", topology, "scratch", 0, doublings=1) == 0.5
     assert trainer("det", topology, "8000", 1) == 0.75
-    assert [config for config, _ in seen] == ["det/det_fashion.yaml"] * 3
+    assert [config for config, _ in seen] == ["det/det_fashion_light.yaml"] * 3
     assert [options["SOLVER.MAX_ITER"] for _, options in seen] == [600, 1200, 600]
     assert [options["MODEL.WEIGHTS"] for _, options in seen] == [tmp_path / "a.pth", "", tmp_path / "a.pth"]
-    kept = json.loads((tmp_path / "trained_fashion_det.json").read_text())
+    kept = json.loads((tmp_path / "trained_det_fashion_light.json").read_text())
     assert sorted(kept.values()) == [0.25, 0.5, 0.75] and all("64 images" in key for key in kept)
     # What was trained otherwise does not count.
     assert trainer.kept("det", "8000", 0) == {topology.prune(["path1"]): 0.25}

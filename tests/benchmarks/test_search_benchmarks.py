@@ -154,7 +154,7 @@ def test_what_is_added_later_is_set_beside_a_search_at_once_copies_and_chance(tm
     ]
     assert {row["metric"] for row in rows} == {"delta1"}
     # A topology is trained once, whoever found it.
-    kept = json.loads((tmp_path / "quick" / "results" / "trained_digits_depth.json").read_text())
+    kept = json.loads((tmp_path / "quick" / "results" / "trained_depth_digits.json").read_text())
     assert len(kept) == len({row["network"] for row in content["runs"]})
     again, _ = run(*arguments)
     assert again["runs"] == content["runs"]

@@ -3,6 +3,7 @@ import torch
 
 from d2go_fbnetv5.arch import Backbone, Topology
 from d2go_fbnetv5.models import ImageClassifier, LiteMaskFormer, LiteRCNN
+from d2go_fbnetv5.utils.errors import InputError
 
 KINDS = [ImageClassifier, LiteRCNN, LiteMaskFormer]
 LABELS = {ImageClassifier: "class_label", LiteRCNN: "boxes", LiteMaskFormer: "sem_seg"}
@@ -94,6 +95,19 @@ def test_one_pixel_in_families_that_pad_unusually(family, scene):
     assert all(loss.isfinite() for loss in model(sample).values())
     model = ImageClassifier(Backbone(family, Topology.named("linear"), ("path3",)), 4)
     assert model(sample)["loss_class"].isfinite()
+
+
+def test_the_width_of_a_detectors_heads(small_model, scene):
+    model = small_model(LiteRCNN, width=0.25)
+    widths = [block.pwl.conv.out_channels for block in model.roi_head.box_head.blocks]
+    assert widths == [32, 32, 32, 40]
+    assert model.rpn.head.objectness.in_channels == 24
+    assert all(loss.isfinite() for loss in model.train()([scene(0)]).values())
+    same, paper = small_model(LiteRCNN, width=1.0), small_model(LiteRCNN)
+    assert [p.shape for p in same.parameters()] == [p.shape for p in paper.parameters()]
+    for wrong in (0.0, -1.0, 9.0):
+        with pytest.raises(InputError, match=f"'width' is {wrong}, allowed"):
+            small_model(LiteRCNN, width=wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -174,14 +174,19 @@ def test_a_trainings_folder_describes_its_model(cfg, tmp_path, kind):
     from d2go_fbnetv5.plugins.detectron2 import FBNetV5Trainer
 
     if kind == "SeveralHeads":
-        heads = {"cls": {}, "det": {"score_threshold": 0.01, "max_detections": 7}, "seg": {"num_queries": 6}}
-        cfg.MODEL.FBNETV5.HEAD.heads = type(cfg)(heads)
+        det = {"score_threshold": 0.01, "max_detections": 7, "width": 0.5}
+        cfg.MODEL.FBNETV5.HEAD.heads = type(cfg)({"cls": {}, "det": det, "seg": {"num_queries": 6}})
+    if kind == "LiteRCNN":
+        cfg.MODEL.FBNETV5.HEAD.width = 0.25
     cfg.MODEL.META_ARCHITECTURE, cfg.OUTPUT_DIR = kind, str(tmp_path / "run")
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.DATALOADER.NUM_WORKERS = 2, 1, 0
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 0.01, 7
     (tmp_path / "run").mkdir()
     trainer = FBNetV5Trainer(cfg)
     trainer.train()
+    if kind == "LiteRCNN":
+        assert trainer.model.roi_heads.box_head.out_channels == 40
+        assert trainer.model.proposal_generator.rpn_head.objectness.in_channels == 24
     (tmp_path / "run").rename(tmp_path / "moved")
     image = DigitScenes("train", size=64, num_images=1)[0]["image"]
     with torch.no_grad():

@@ -17,6 +17,7 @@ from detectron2.modeling.anchor_generator import (
 )
 from torch import Tensor, nn
 
+from d2go_fbnetv5.arch.blocks import make_divisible
 from d2go_fbnetv5.models import (
     LiteBoxHead,
     PixelDecoder,
@@ -24,6 +25,7 @@ from d2go_fbnetv5.models import (
     TransformerDecoder,
 )
 from d2go_fbnetv5.models import LiteRPNHead as _LiteRPNHead
+from d2go_fbnetv5.models.lite_heads import BOX_CHANNELS, RPN_CHANNELS
 from d2go_fbnetv5.models.lite_maskformer import segment_scores
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, segments_of
 from d2go_fbnetv5.utils.errors import InputError
@@ -49,13 +51,19 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
         return torch.tensor(anchors).round()
 
 
+def _width(cfg: CfgNode) -> float:
+    """MODEL.FBNETV5.HEAD.width; of a detector with another backbone, whose configuration may lack our keys, 1."""
+    ours = cfg.MODEL.get("FBNETV5")
+    return 1.0 if ours is None else ours.HEAD.get("width", 1.0)
+
+
 @RPN_HEAD_REGISTRY.register()
 class LiteRPNHead(_LiteRPNHead):
     """Lite R-CNN's RPN head; its levels share weights, so they must have the same channels."""
 
     @configurable
-    def __init__(self, in_channels: int, num_anchors: int = 15) -> None:
-        super().__init__(in_channels, num_anchors)
+    def __init__(self, in_channels: int, num_anchors: int = 15, width: float = 1.0) -> None:
+        super().__init__(in_channels, num_anchors, make_divisible(RPN_CHANNELS * width))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> dict[str, Any]:
@@ -66,7 +74,7 @@ class LiteRPNHead(_LiteRPNHead):
                 f"MODEL.RPN.IN_FEATURES have {sorted(channels)} channels and {sorted(anchors)} anchors, allowed for "
                 "LiteRPNHead: one number of each"
             )
-        return {"in_channels": channels.pop(), "num_anchors": anchors.pop()}
+        return {"in_channels": channels.pop(), "num_anchors": anchors.pop(), "width": _width(cfg)}
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -74,12 +82,12 @@ class LiteRoIBoxHead(LiteBoxHead):
     """Lite R-CNN's box head on a region's 6 x 6 features."""
 
     @configurable
-    def __init__(self, in_channels: int) -> None:
-        super().__init__(in_channels)
+    def __init__(self, in_channels: int, width: float = 1.0) -> None:
+        super().__init__(in_channels, [make_divisible(own * width) for own in BOX_CHANNELS])
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        return {"in_channels": input_shape.channels}
+        return {"in_channels": input_shape.channels, "width": _width(cfg)}
 
     @property
     @torch.jit.unused

@@ -43,7 +43,8 @@ def configured(file, folder, **more):
 
 def adding(folder, earlier, tasks, **more):
     more = {**ADDED, "SEARCH.FROM": earlier, "SEARCH.TASKS": tasks, **more}
-    return configured("search_digits_addition.yaml", folder, **more)
+    depth = "_depth" if tasks == "[depth]" else ""
+    return configured(f"search_digits_addition{depth}.yaml", folder, **more)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,17 @@ def weights(folder):
 def refused(cfg, message, kind=ValueError):
     with pytest.raises(kind, match=message):
         prepare(cfg, 1)
+
+
+@pytest.mark.slow
+def test_depth_is_added_at_the_recipes_rate(searched, tmp_path):
+    """A trained supernet's features are large, and the loss a square: depth's head was thrown off in 18 steps."""
+    more = {"SOLVER.MAX_ITER": 40, "SEARCH.ARCH_WARMUP_ITERS": 39, "SOLVER.IMS_PER_BATCH": 16}
+    cfg = adding(tmp_path / "depth", searched, "[depth]", **{"SOLVER.STEPS": "[]", **more})
+    train(prepare(cfg, 1))
+    records = (tmp_path / "depth" / "metrics.json").read_text().splitlines()
+    losses = [json.loads(line)["loss_depth"] for line in records if "loss_depth" in line]
+    assert len(losses) == 40 and sum(losses[30:]) / 10 < sum(losses[:10]) / 10
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,8 @@ def check_continued(cfg: CfgNode, eval_only: bool) -> dict[str, Any]:
             continue
         if key == "SEED" and value < 0:
             continue
+        if _is_another_tasks_head(key, now["SEARCH.TASKS"]):
+            continue
         if key == "MODEL.WEIGHTS":
             if value and os.path.abspath(value) != os.path.abspath(str(had)):
                 raise InputError(
@@ -163,6 +165,12 @@ def check_continued(cfg: CfgNode, eval_only: bool) -> dict[str, Any]:
             )
         changed[key] = None if value is _ABSENT else value
     return changed
+
+
+def _is_another_tasks_head(key: str, tasks: Sequence[str]) -> bool:
+    """Whether a key is an option of a head that a search of these tasks does not have: recipes share their heads."""
+    parts = key.split(".")
+    return parts[:2] == ["SEARCH", "HEADS"] and len(parts) > 2 and parts[2] not in tasks
 
 
 def _check_processes(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:

@@ -3,11 +3,15 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 import yaml
 
+from d2go_fbnetv5.engine.config import load_cfg
+from d2go_fbnetv5.engine.continuing import check_continued
 from d2go_fbnetv5.engine.validate import scale_to_world_size as scale
 from d2go_fbnetv5.reports.history import read_history
+from d2go_fbnetv5.utils.errors import InputError
 
 
 def files(folder):
@@ -104,6 +108,24 @@ def test_other_numbers_of_processes(stub, stub_args, tmp_path, monkeypatch, caps
     )
     refused(capsys, stub, stub_args("scaled", *scaled, "--resume"), "counts its iterations for 1 process;")
     assert stub.main(stub_args("scaled", *scaled, "--eval-only")) == 0
+
+
+def test_a_head_that_a_search_does_not_have_is_no_part_of_it(tmp_path):
+    """A recipe that came to know of one more task's head goes on with the searches that it began without it."""
+
+    def search(*opts):
+        return load_cfg(
+            "search_digits.yaml", ["OUTPUT_DIR", str(tmp_path), "SEARCH.TASKS", "[cls,seg]", *opts]
+        )
+
+    (tmp_path / "config.yaml").write_text(search().dump())
+    for opts in (["SEARCH.HEADS.pose.width", "3"], ["SEARCH.HEADS.det.feature", "path2"]):
+        for eval_only in (False, True):
+            assert check_continued(search(*opts), eval_only) == {}
+    with pytest.raises(
+        InputError, match="SEARCH.HEADS.seg.feature is 'path2', allowed with --resume: 'path1'"
+    ):
+        check_continued(search("SEARCH.HEADS.seg.feature", "path2"), False)
 
 
 def test_a_damaged_configuration_is_named(stub, stub_args, tmp_path, capsys):

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import CONFIGS, build_run, finish, finished, mean_and_spread, parser
+from common import CONFIGS, build_run, by_seed, finish, finished, mean_and_spread, parser
 from networks import SCENES, Scenes, Trainer, add_training_options, judge_with, pretrained, steps_by_task
 
 from d2go_fbnetv5.arch import Topology, block_costs
@@ -172,19 +172,14 @@ def main() -> None:
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line for each task, origin and topology: the mean of each seed's, and their spread over the seeds."""
-    groups: dict[tuple[str, str, str], dict[int, list[dict[str, Any]]]] = {}
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        key = (row["task"], row["origin"], row["topology"])
-        groups.setdefault(key, {}).setdefault(row["seed"], []).append(row)
+        groups.setdefault((row["task"], row["origin"], row["topology"]), []).append(row)
     table = []
-    for (task, origin, which), seeds in groups.items():
-        means = {
-            key: [statistics.fmean(row[key] for row in found) for found in seeds.values()]
-            for key in ("MFLOPs", "supernet", "trained", "cpu")
-        }
+    for (task, origin, which), own in groups.items():
+        trained, price = by_seed(own, "trained"), by_seed(own, "MFLOPs")
         better = []
-        for seed, found in seeds.items():
-            mine, cost = (statistics.fmean(row[key] for row in found) for key in ("trained", "MFLOPs"))
+        for seed, mine, cost in zip(dict.fromkeys(row["seed"] for row in own), trained, price, strict=True):
             others = [
                 row
                 for row in rows
@@ -199,11 +194,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "task": task,
                 "origin": origin,
                 "topology": which,
-                "MFLOPs": mean_and_spread(means["MFLOPs"]),
-                "with supernet": mean_and_spread(means["supernet"]),
-                "trained": mean_and_spread(means["trained"]),
+                "MFLOPs": mean_and_spread(price),
+                "with supernet": mean_and_spread(by_seed(own, "supernet")),
+                "trained": mean_and_spread(trained),
                 "cost as much and are better, by seed": ", ".join(better),
-                "search, CPU s": round(statistics.fmean(means["cpu"])),
+                "search, CPU s": round(statistics.fmean(by_seed(own, "cpu"))),
             }
         )
     return table

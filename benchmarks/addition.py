@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from ablation import draw
-from common import finish, finished, mean_and_spread, parser
+from common import by_seed, finish, finished, mean_and_spread, parser
 from networks import IN_FEATURES, METRICS, SCENES, Trainer, add_training_options, pretrained, steps_by_task
 
 from d2go_fbnetv5.arch import Topology, block_costs
@@ -158,14 +158,11 @@ def summarise(rows: Sequence[dict[str, Any]], added: str) -> list[dict[str, Any]
     table = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
         own = [row for row in rows if row["kind"] == kind]
-        seeds = {seed: [row for row in own if row["seed"] == seed] for seed in {row["seed"] for row in own}}
-        trained = [statistics.fmean(row["trained"] for row in each) for each in seeds.values()]
+        trained = by_seed(own, "trained")
         table.append(
             {
                 "topology": kind,
-                "MFLOPs": mean_and_spread(
-                    [statistics.fmean(row["MFLOPs"] for row in each) for each in seeds.values()]
-                ),
+                "MFLOPs": mean_and_spread(by_seed(own, "MFLOPs")),
                 "metric": METRICS[added],
                 "trained": mean_and_spread(trained),
                 "by seed": ", ".join(f"{value:.3f}" for value in trained),

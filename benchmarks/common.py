@@ -92,6 +92,12 @@ def take_turns(steps: Mapping[Any, Callable[[], None]], rounds: int) -> dict[Any
     return found
 
 
+def by_seed(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """A figure of each "seed" of the rows, in their order: the mean over its rows."""
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    return [statistics.fmean(row[key] for row in rows if row["seed"] == seed) for seed in seeds]
+
+
 def mean_and_spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation over seeds."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0

@@ -13,7 +13,7 @@ of cost. Standard errors are the jackknife's, over networks.
 with twice the steps, whether training was long enough; and from random weights with twice the steps, whether
 the common start decides the order.
 
-With --trained nothing is trained: the networks are those of which the results have trainings with seed 0 already, by
+With --trained nothing is trained: the networks are those of which the results have trainings with --seed already, by
 whichever benchmark.
 
 Figures are kept in benchmarks/results as they come, what is under way in --folder: stopped, the same command goes on.
@@ -117,16 +117,16 @@ def agreement(
 
 
 def repeated(
-    trainer: Trainer, task: str, networks: Sequence[Topology], start: str, count: int
+    trainer: Trainer, task: str, networks: Sequence[Topology], start: str, count: int, seed: int
 ) -> list[dict[str, Any]]:
     """What ``count`` networks, evenly over the costs, come to under other conditions than the ranking's."""
     few = [networks[round(i * (len(networks) - 1) / max(count - 1, 1))] for i in range(count)]
     conditions = {
-        "a second seed": lambda t: trainer(task, t, start, 1),
-        "twice the steps": lambda t: trainer(task, t, start, 0, doublings=1),
-        "from random weights, twice the steps": lambda t: trainer(task, t, SCRATCH, 0, doublings=1),
+        "a second seed": lambda t: trainer(task, t, start, seed + 1),
+        "twice the steps": lambda t: trainer(task, t, start, seed, doublings=1),
+        "from random weights, twice the steps": lambda t: trainer(task, t, SCRATCH, seed, doublings=1),
     }
-    first = [trainer(task, t, start, 0) for t in few]
+    first = [trainer(task, t, start, seed) for t in few]
     pairs, rows = list(itertools.combinations(range(count), 2)), []
     for name, train in conditions.items():
         other = [train(t) for t in few]
@@ -152,6 +152,7 @@ def main() -> None:
     parse.add_argument("--supernets", type=int, nargs="+", default=[700, 2000, 8000], help="their steps")
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--networks", type=int, default=30, help="of each task")
+    parse.add_argument("--seed", type=int, default=0, help="of the trainings that are ranked")
     parse.add_argument("--repeats", type=int, default=6, help="networks that are trained in other ways too")
     parse.add_argument(
         "--trained",
@@ -178,7 +179,7 @@ def main() -> None:
         args.images,
         args.results,
     )
-    kept = {task: trainer.kept(task, start, 0) if args.trained else {} for task in args.tasks}
+    kept = {task: trainer.kept(task, start, args.seed) if args.trained else {} for task in args.tasks}
     for task, found in kept.items():
         if args.trained and len(found) < THIRDS:
             raise ValueError(
@@ -199,7 +200,9 @@ def main() -> None:
     rows, more, figures = [], [], {}
     for task in args.tasks:
         price = [costs.network(t, in_features[task]) for t in networks[task]]
-        trained = [kept[task][t] if args.trained else trainer(task, t, start, 0) for t in networks[task]]
+        trained = [
+            kept[task][t] if args.trained else trainer(task, t, start, args.seed) for t in networks[task]
+        ]
         for name in supernets:
             metrics = [judged[name][task][repr(t)]["metric"] for t in networks[task]]
             row = {"task": task, "ranked by": f"supernet of {name} steps"}
@@ -207,7 +210,7 @@ def main() -> None:
         rows.append({"task": task, "ranked by": "cost"} | agreement(price, trained, price, price))
         del rows[-1]["lead over cost within thirds"]
         if not args.trained:
-            more += repeated(trainer, task, networks[task], start, args.repeats)
+            more += repeated(trainer, task, networks[task], start, args.repeats, args.seed)
         figures[task] = [
             {
                 "network": t.text("-"),

@@ -168,7 +168,7 @@ def check_continued(cfg: CfgNode, eval_only: bool) -> dict[str, Any]:
 
 
 def _is_another_tasks_head(key: str, tasks: Sequence[str]) -> bool:
-    """Whether a key is an option of a head that a search of these tasks does not have: recipes share their heads."""
+    """Return whether a key is an option of a head that a search of these tasks lacks: recipes share their heads."""
     parts = key.split(".")
     return parts[:2] == ["SEARCH", "HEADS"] and len(parts) > 2 and parts[2] not in tasks
 

@@ -28,7 +28,7 @@ CONFIGS = sorted(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_configuration_is_valid_at_any_number_of_processes(name, tmp_path):
     opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)]
-    if name.endswith(("digits.yaml", "fashion.yaml")):  # which name what a search of the user's has found
+    if "digits" in name or "fashion" in name:  # which name what a search of the user's has found
         opts += ["MODEL.FBNETV5.TOPOLOGY", "", "MODEL.FBNETV5.TOPOLOGY_TASK", ""]
     cfg = load_cfg(name, opts)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE or 1

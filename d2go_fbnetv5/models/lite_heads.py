@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from d2go_fbnetv5.arch.blocks import InvertedResidual, zero_bias
+from d2go_fbnetv5.utils.rules import between
 
-# The paper's.
+# The paper's, and what they may be multiplied by.
 RPN_CHANNELS = 96
 BOX_CHANNELS = (128, 128, 128, 160)
+WIDTHS = between(0.05, 8)
 
 
 class LiteRPNHead(nn.Module):

@@ -26,6 +26,7 @@ from d2go_fbnetv5.models.base import (
 from d2go_fbnetv5.models.lite_heads import (
     BOX_CHANNELS,
     RPN_CHANNELS,
+    WIDTHS,
     BoxPredictor,
     LiteBoxHead,
     LiteRPNHead,
@@ -89,7 +90,7 @@ class LiteRCNN(SearchedModel):
             require_each(between(1, 100), **{f"len({name})": len(values)})
         require_each(between(1, MOST), regions_per_image=regions_per_image, max_detections=max_detections)
         require_each(between(0, 1), score_threshold=score_threshold)
-        require_each(between(0.05, 8), width=width)
+        require_each(WIDTHS, width=width)
         self.test_proposals = test_proposals[1]
         channels, stride = backbone.channels["path1"], backbone.strides["path1"]
         self.rpn = RegionProposalNetwork(

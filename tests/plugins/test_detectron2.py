@@ -226,6 +226,18 @@ def test_unlabelled_images_have_no_part_in_the_detectors_loss(cfg):
     assert not any(losses.values())
 
 
+@pytest.mark.parametrize("kind", ["LiteRCNN", "GeneralizedRCNN"])
+def test_a_width_out_of_range_is_named(cfg, kind):
+    from detectron2.modeling import build_model
+
+    from d2go_fbnetv5.plugins.detectron2 import use_lite_rcnn
+
+    use_lite_rcnn(cfg)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.FBNETV5.HEAD.width = kind, 9.0
+    with pytest.raises(ValueError, match="'width' of MODEL.FBNETV5.HEAD is 9.0, allowed: 0.05 or more"):
+        build_model(cfg)
+
+
 def test_sets_of_the_configuration_in_the_catalogs(cfg, tmp_path):
     from detectron2.data import DatasetCatalog, MetadataCatalog
 

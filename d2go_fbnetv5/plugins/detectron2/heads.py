@@ -25,10 +25,11 @@ from d2go_fbnetv5.models import (
     TransformerDecoder,
 )
 from d2go_fbnetv5.models import LiteRPNHead as _LiteRPNHead
-from d2go_fbnetv5.models.lite_heads import BOX_CHANNELS, RPN_CHANNELS
+from d2go_fbnetv5.models.lite_heads import BOX_CHANNELS, RPN_CHANNELS, WIDTHS
 from d2go_fbnetv5.models.lite_maskformer import segment_scores
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, segments_of
 from d2go_fbnetv5.utils.errors import InputError
+from d2go_fbnetv5.utils.rules import require_each
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
@@ -54,7 +55,9 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
 def _width(cfg: CfgNode) -> float:
     """MODEL.FBNETV5.HEAD.width; of a detector with another backbone, whose configuration may lack our keys, 1."""
     ours = cfg.MODEL.get("FBNETV5")
-    return 1.0 if ours is None else ours.HEAD.get("width", 1.0)
+    width = 1.0 if ours is None else ours.HEAD.get("width", 1.0)
+    require_each(WIDTHS, " of MODEL.FBNETV5.HEAD", width=width)
+    return width
 
 
 @RPN_HEAD_REGISTRY.register()

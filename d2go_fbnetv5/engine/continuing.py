@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +169,7 @@ def check_continued(cfg: CfgNode, eval_only: bool) -> dict[str, Any]:
 
 def _is_another_tasks_head(key: str, tasks: Sequence[str]) -> bool:
     """Return whether a key is an option of a head that a search of these tasks lacks: recipes share their heads."""
-    parts = key.split(".")
-    return parts[:2] == ["SEARCH", "HEADS"] and len(parts) > 2 and parts[2] not in tasks
+    return _within(key, ("SEARCH.HEADS",)) and not _within(key, [f"SEARCH.HEADS.{task}" for task in tasks])
 
 
 def _check_processes(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
@@ -187,7 +186,7 @@ def _free(key: str) -> bool:
     return _within(key, _MAY_CHANGE) and not _within(key, _MAY_NOT)
 
 
-def _within(key: str, groups: tuple[str, ...]) -> bool:
+def _within(key: str, groups: Iterable[str]) -> bool:
     return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 

@@ -9,13 +9,22 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from d2go_fbnetv5.arch.blocks import InvertedResidual, zero_bias
+from d2go_fbnetv5.arch.blocks import InvertedResidual, make_divisible, zero_bias
 from d2go_fbnetv5.utils.rules import between
 
-# The paper's, and what they may be multiplied by.
-RPN_CHANNELS = 96
-BOX_CHANNELS = (128, 128, 128, 160)
-WIDTHS = between(0.05, 8)
+_RPN_CHANNELS = 96
+_BOX_CHANNELS = (128, 128, 128, 160)
+WIDTHS = between(0.05, 8)  # what the paper's channels may be multiplied by
+
+
+def rpn_channels(width: float) -> int:
+    """Return the channels of the paper's RPN head times ``width``, rounded by the families' rule."""
+    return make_divisible(_RPN_CHANNELS * width)
+
+
+def box_channels(width: float) -> list[int]:
+    """Return the channels of the blocks of the paper's box head times ``width``, by the same rule."""
+    return [make_divisible(channels * width) for channels in _BOX_CHANNELS]
 
 
 class LiteRPNHead(nn.Module):
@@ -29,7 +38,7 @@ class LiteRPNHead(nn.Module):
         self,
         in_channels: int,
         num_anchors: int = 15,
-        channels: int = RPN_CHANNELS,
+        channels: int = _RPN_CHANNELS,
         num_blocks: int = 3,
         expansion: float = 3,
     ) -> None:
@@ -64,7 +73,7 @@ class LiteBoxHead(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        channels: Sequence[int] = BOX_CHANNELS,
+        channels: Sequence[int] = _BOX_CHANNELS,
         expansions: Sequence[float] = (4, 6, 6, 6),
     ) -> None:
         super().__init__()

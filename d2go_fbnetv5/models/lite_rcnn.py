@@ -12,7 +12,6 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import remove_small_boxes
 
 from d2go_fbnetv5.arch import Backbone
-from d2go_fbnetv5.arch.blocks import make_divisible
 from d2go_fbnetv5.models.base import (
     MOST,
     PIXEL_MEAN,
@@ -24,12 +23,12 @@ from d2go_fbnetv5.models.base import (
     zero_loss,
 )
 from d2go_fbnetv5.models.lite_heads import (
-    BOX_CHANNELS,
-    RPN_CHANNELS,
     WIDTHS,
     BoxPredictor,
     LiteBoxHead,
     LiteRPNHead,
+    box_channels,
+    rpn_channels,
 )
 from d2go_fbnetv5.models.roi_head import BoxTargets, ROIHead
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
@@ -95,9 +94,7 @@ class LiteRCNN(SearchedModel):
         channels, stride = backbone.channels["path1"], backbone.strides["path1"]
         self.rpn = RegionProposalNetwork(
             AnchorGenerator((tuple(anchor_sizes),), (tuple(aspect_ratios),)),
-            LiteRPNHead(
-                channels, len(anchor_sizes) * len(aspect_ratios), make_divisible(RPN_CHANNELS * width)
-            ),
+            LiteRPNHead(channels, len(anchor_sizes) * len(aspect_ratios), rpn_channels(width)),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
@@ -106,7 +103,7 @@ class LiteRCNN(SearchedModel):
             post_nms_top_n={"training": train_proposals[1], "testing": test_proposals[1]},
             nms_thresh=0.7,
         )
-        box_head = LiteBoxHead(channels, [make_divisible(own * width) for own in BOX_CHANNELS])
+        box_head = LiteBoxHead(channels, box_channels(width))
         self.roi_head = ROIHead(
             box_head,
             BoxPredictor(box_head.out_channels, num_classes),

@@ -17,7 +17,6 @@ from detectron2.modeling.anchor_generator import (
 )
 from torch import Tensor, nn
 
-from d2go_fbnetv5.arch.blocks import make_divisible
 from d2go_fbnetv5.models import (
     LiteBoxHead,
     PixelDecoder,
@@ -25,7 +24,7 @@ from d2go_fbnetv5.models import (
     TransformerDecoder,
 )
 from d2go_fbnetv5.models import LiteRPNHead as _LiteRPNHead
-from d2go_fbnetv5.models.lite_heads import BOX_CHANNELS, RPN_CHANNELS, WIDTHS
+from d2go_fbnetv5.models.lite_heads import WIDTHS, box_channels, rpn_channels
 from d2go_fbnetv5.models.lite_maskformer import segment_scores
 from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, segments_of
 from d2go_fbnetv5.utils.errors import InputError
@@ -66,7 +65,7 @@ class LiteRPNHead(_LiteRPNHead):
 
     @configurable
     def __init__(self, in_channels: int, num_anchors: int = 15, width: float = 1.0) -> None:
-        super().__init__(in_channels, num_anchors, make_divisible(RPN_CHANNELS * width))
+        super().__init__(in_channels, num_anchors, rpn_channels(width))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> dict[str, Any]:
@@ -86,7 +85,7 @@ class LiteRoIBoxHead(LiteBoxHead):
 
     @configurable
     def __init__(self, in_channels: int, width: float = 1.0) -> None:
-        super().__init__(in_channels, [make_divisible(own * width) for own in BOX_CHANNELS])
+        super().__init__(in_channels, box_channels(width))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:

@@ -71,9 +71,8 @@ def _score_threshold(cfg: CfgNode, score: float) -> None:
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score
 
 
-def _width(cfg: CfgNode, width: float) -> None:
-    """Detectron2 has no key for it: our heads read ours."""
-    cfg.MODEL.FBNETV5.HEAD.width = width
+def _read_by_our_heads(cfg: CfgNode, value: Any) -> None:
+    """Leave everything as it is: Detectron2 has no such key, and our heads read ours."""
 
 
 def _max_detections(cfg: CfgNode, count: int) -> None:
@@ -88,7 +87,7 @@ _OPTIONS: dict[str, Callable[[CfgNode, Any], None]] = {
     "regions_per_image": _regions_per_image,
     "score_threshold": _score_threshold,
     "max_detections": _max_detections,
-    "width": _width,
+    "width": _read_by_our_heads,
 }
 
 

@@ -69,8 +69,8 @@ class Scenes:
         return [f"FBNETV5_DATA.DATASETS.{self.validation_set}.num_images", images]
 
 
-# Detectors with light heads: beside a backbone of family N the paper's take 97% of a model's FLOPs, where beside the
-# paper's backbones they take 25 to 46% (Table 7). So nearly nothing that a topology does could be seen.
+# Models with light heads: beside a backbone of family N the paper's detection heads take 97% of a model's FLOPs, where beside
+# the paper's backbones they take 25 to 46% (Table 7). So nearly nothing that a topology does could be seen.
 SCENES = {
     "digits": Scenes(
         "digits",
@@ -79,7 +79,12 @@ SCENES = {
         models={"det": "det/det_digits_light.yaml"},
         shipped={8000: CONFIGS / "pretrain" / "supernet_n_digits.safetensors"},
     ),
-    "fashion": Scenes("fashion", "fashion_scenes_val", 7, models={"det": "det/det_fashion_light.yaml"}),
+    "fashion": Scenes(
+        "fashion",
+        "fashion_scenes_val",
+        7,
+        models={"det": "det/det_fashion_light.yaml", "seg": "seg/seg_fashion_light.yaml"},
+    ),
 }
 
 

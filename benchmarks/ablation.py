@@ -179,14 +179,14 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (task, origin, which), own in groups.items():
         trained, price = by_seed(own, "trained"), by_seed(own, "MFLOPs")
         better = []
-        for seed, mine, cost in zip(dict.fromkeys(row["seed"] for row in own), trained, price, strict=True):
+        for seed, mine in trained.items():
             others = [
                 row
                 for row in rows
                 if (row["seed"], row["task"]) == (seed, task)
                 and (row["origin"], row["topology"]) != (origin, which)
                 and row["origin"] in ("random", "hand-made")
-                and row["MFLOPs"] >= cost
+                and row["MFLOPs"] >= price[seed]
             ]
             better.append(f"{sum(row['trained'] > mine for row in others)} of {len(others)}")
         table.append(
@@ -194,11 +194,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "task": task,
                 "origin": origin,
                 "topology": which,
-                "MFLOPs": mean_and_spread(price),
-                "with supernet": mean_and_spread(by_seed(own, "supernet")),
-                "trained": mean_and_spread(trained),
+                "MFLOPs": mean_and_spread(price.values()),
+                "with supernet": mean_and_spread(by_seed(own, "supernet").values()),
+                "trained": mean_and_spread(trained.values()),
                 "cost as much and are better, by seed": ", ".join(better),
-                "search, CPU s": round(statistics.fmean(by_seed(own, "cpu"))),
+                "search, CPU s": round(statistics.fmean(by_seed(own, "cpu").values())),
             }
         )
     return table

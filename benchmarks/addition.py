@@ -162,10 +162,10 @@ def summarise(rows: Sequence[dict[str, Any]], added: str) -> list[dict[str, Any]
         table.append(
             {
                 "topology": kind,
-                "MFLOPs": mean_and_spread(by_seed(own, "MFLOPs")),
+                "MFLOPs": mean_and_spread(by_seed(own, "MFLOPs").values()),
                 "metric": METRICS[added],
-                "trained": mean_and_spread(trained),
-                "by seed": ", ".join(f"{value:.3f}" for value in trained),
+                "trained": mean_and_spread(trained.values()),
+                "by seed": ", ".join(f"{value:.3f}" for value in trained.values()),
                 "search, CPU s": round(statistics.fmean(row["cpu"] for row in own)),
             }
         )

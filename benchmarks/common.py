@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +92,15 @@ def take_turns(steps: Mapping[Any, Callable[[], None]], rounds: int) -> dict[Any
     return found
 
 
-def by_seed(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """A figure of each "seed" of the rows, in their order: the mean over its rows."""
+def by_seed(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
+    """A figure by each "seed" of the rows, in their order: the mean over its rows."""
     seeds = dict.fromkeys(row["seed"] for row in rows)
-    return [statistics.fmean(row[key] for row in rows if row["seed"] == seed) for seed in seeds]
+    return {seed: statistics.fmean(row[key] for row in rows if row["seed"] == seed) for seed in seeds}
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(figures: Iterable[float]) -> str:
     """Mean and sample standard deviation over seeds."""
+    values = list(figures)
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):.3f} ± {spread:.3f}"
 

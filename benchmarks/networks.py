@@ -69,8 +69,8 @@ class Scenes:
         return [f"FBNETV5_DATA.DATASETS.{self.validation_set}.num_images", images]
 
 
-# Models with light heads: beside a backbone of family N the paper's detection heads take 97% of a model's FLOPs, where beside
-# the paper's backbones they take 25 to 46% (Table 7). So nearly nothing that a topology does could be seen.
+# Models with light heads: beside a backbone of family N the paper's detection heads take 97% of a model's FLOPs, where
+# beside the paper's backbones they take 25 to 46% (Table 7). So nearly nothing that a topology does could be seen.
 SCENES = {
     "digits": Scenes(
         "digits",
@@ -163,8 +163,8 @@ class Trainer:
         """The metric of a network after its training.
 
         Args:
-            topology: as it was found. Pruned for the search's head it would lack blocks that the model needs, whose
-                paths are others.
+            topology: is pruned for what the model reads. Where a supernet's figures are compared with this one, it is
+                to be pruned for the head of the supernet before, which does not see what only the model sees.
             start: name of the weights that it begins with.
             doublings: how often the steps are doubled.
         """

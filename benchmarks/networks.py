@@ -6,6 +6,7 @@ What has been trained is kept as figures in benchmarks/results, by all that it d
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,12 +125,15 @@ def judge_with(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Loss and metric of networks with a supernet's weights, by task and the topology's repr; kept in ``results``.
 
+    They are kept apart by what is in the file: a supernet that is pretrained anew is another.
+
     Args:
         name: of the supernet in the results.
         images: of the validation set.
         folder: of the run that opens the supernet.
     """
-    own = results / f"judged_{scenes.name}_{name}_{images}"
+    content = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
+    own = results / f"judged_{scenes.name}_{name}_{content}_{images}"
     own.mkdir(parents=True, exist_ok=True)
     run = build_run(scenes.search, folder, ["MODEL.WEIGHTS", weights, *scenes.validation(images)])
     return judge_all(run, networks, own, images)

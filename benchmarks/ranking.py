@@ -9,6 +9,8 @@ recipe, beginning with the weights of the last of the supernets. Kendall's tau b
 the orders are: over all networks and, since cost alone orders networks too, over the pairs within a third of the range
 of cost. Standard errors are the jackknife's, over networks.
 
+--weights ranks the same networks by further supernets' checkpoints, whatever their recipes.
+
 --repeats networks of each task are trained with a second seed, which says how far a trained order repeats itself;
 with twice the steps, whether training was long enough; and from random weights with twice the steps, whether
 the common start decides the order.
@@ -25,6 +27,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,6 +153,9 @@ def main() -> None:
     parse.add_argument("--scenes", choices=list(SCENES), default="fashion")
     add_training_options(parse)
     parse.add_argument("--supernets", type=int, nargs="+", default=[700, 2000, 8000], help="their steps")
+    parse.add_argument(
+        "--weights", type=Path, nargs="+", default=[], help="checkpoints of further supernets that rank them"
+    )
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--networks", type=int, default=30, help="of each task")
     parse.add_argument("--seed", type=int, default=0, help="of the trainings that are ranked")
@@ -192,9 +198,11 @@ def main() -> None:
         else draw_networks(costs, task, in_features[task], scenes.num_stages, args.networks)
         for task in args.tasks
     }
+    rankings = {f"supernet of {name} steps": (name, weights) for name, weights in supernets.items()}
+    rankings |= {str(weights): (weights.parent.name, weights) for weights in args.weights}
     judged = {
-        name: judge_with(scenes, weights, name, networks, args.images, args.folder / "judge", args.results)
-        for name, weights in supernets.items()
+        title: judge_with(scenes, weights, name, networks, args.images, args.folder / "judge", args.results)
+        for title, (name, weights) in rankings.items()
     }
 
     rows, more, figures = [], [], {}
@@ -203,10 +211,9 @@ def main() -> None:
         trained = [
             kept[task][t] if args.trained else trainer(task, t, start, args.seed) for t in networks[task]
         ]
-        for name in supernets:
-            metrics = [judged[name][task][repr(t)]["metric"] for t in networks[task]]
-            row = {"task": task, "ranked by": f"supernet of {name} steps"}
-            rows.append(row | agreement(metrics, trained, price, price))
+        for title, verdicts in judged.items():
+            metrics = [verdicts[task][repr(t)]["metric"] for t in networks[task]]
+            rows.append({"task": task, "ranked by": title} | agreement(metrics, trained, price, price))
         rows.append({"task": task, "ranked by": "cost"} | agreement(price, trained, price, price))
         del rows[-1]["lead over cost within thirds"]
         if not args.trained:
@@ -217,7 +224,7 @@ def main() -> None:
                 "model": t.prune(IN_FEATURES[task]).text("-"),
                 "MFLOPs": p / 1e6,
                 f"trained {METRICS[task]}": metric,
-                **{f"supernet {name}": judged[name][task][repr(t)] for name in supernets},
+                **{title: verdicts[task][repr(t)] for title, verdicts in judged.items()},
             }
             for t, p, metric in zip(networks[task], price, trained, strict=True)
         ]

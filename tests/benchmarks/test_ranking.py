@@ -98,6 +98,18 @@ def test_a_supernet_that_ships_is_not_trained_again(ranking, tmp_path, monkeypat
     assert trained == ["supernet_digits_700_0", "supernet_digits_8000_1", "supernet_fashion_8000_0"]
 
 
+def test_judgements_of_a_supernet_that_was_pretrained_anew_are_kept_apart(ranking, tmp_path, monkeypatch):
+    networks, judged = sys.modules["networks"], []
+    monkeypatch.setattr(networks, "build_run", lambda *_: None)
+    monkeypatch.setattr(networks, "judge_all", lambda run, asked, folder, images: judged.append(folder) or {})
+    weights = tmp_path / "model_final.pth"
+    for content in (b"first", b"second", b"first"):
+        weights.write_bytes(content)
+        networks.judge_with(networks.SCENES["digits"], weights, "8000", {}, 64, tmp_path, tmp_path)
+    assert judged[0] == judged[2] != judged[1]
+    assert all(folder.is_dir() and folder.name.startswith("judged_digits_8000_") for folder in judged)
+
+
 @pytest.mark.slow
 def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
     output = tmp_path / "ranking.json"
@@ -113,8 +125,12 @@ def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
     }
     assert "| ranked by |" in capsys.readouterr().out
     # What it has trained can be ranked without training.
-    monkeypatch.setattr(sys, "argv", [*argv, "--trained"])
+    again = tmp_path / "quick" / "supernet_digits_2_0" / "model_final.pth"
+    monkeypatch.setattr(sys, "argv", [*argv, "--trained", "--weights", str(again)])
     monkeypatch.setattr(sys.modules["networks"].Trainer, "_train", lambda *_: pytest.fail("trains"))
     ranking.main()
-    again = json.loads(output.read_text())
-    assert len(again["networks"]["seg"]) == 4 and "The same networks trained in other ways" not in again
+    found = json.loads(output.read_text())
+    # A checkpoint that is named is judged as the same one that the benchmark has trained.
+    for network in found["networks"]["seg"]:
+        assert network[str(again)] == network["supernet of 2 steps"]
+    assert len(found["networks"]["seg"]) == 4 and "The same networks trained in other ways" not in found

@@ -65,6 +65,10 @@ class Scenes:
         """The recipe of a task's ordinary model."""
         return self.models.get(task, f"{task}/{task}_{self.name}.yaml")
 
+    def model_name(self, task: str) -> str:
+        """The name of that recipe in names of files."""
+        return Path(self.model(task)).stem
+
     def validation(self, images: int) -> list[Any]:
         """Options that make the validation set that long."""
         return [f"FBNETV5_DATA.DATASETS.{self.validation_set}.num_images", images]
@@ -197,11 +201,11 @@ class Trainer:
         }
 
     def _file(self, task: str) -> Path:
-        return self.results / f"trained_{Path(self.scenes.model(task)).stem}.json"
+        return self.results / f"trained_{self.scenes.model_name(task)}.json"
 
     def _train(self, task: str, network: Topology, start: str, steps: int, seed: int) -> float:
-        recipe = self.scenes.model(task)
-        folder = self.folder / f"{Path(recipe).stem}_{network.text('-')}_{start}_{steps}_{seed}"
+        recipe, name = self.scenes.model(task), self.scenes.model_name(task)
+        folder = self.folder / f"{name}_{network.text('-')}_{start}_{steps}_{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "topology.json"
         paths = IN_FEATURES[task]

@@ -207,7 +207,7 @@ def main() -> None:
         args.folder, args.results = args.folder / "quick", args.folder / "quick" / "results"
 
     setting = f"{args.search_steps}_{args.steps}_{args.batch}_{args.rate}_{args.images}"
-    kept = Kept(args.results / f"several_{Path(SCENES['digits'].model('det')).stem}_{setting}.json")
+    kept = Kept(args.results / f"several_{SCENES['digits'].model_name('det')}_{setting}.json")
     for seed in args.seeds[:1] if args.latency else args.seeds:
         folder, trained = args.folder / setting / str(seed), kept.of(seed)
         if args.latency:

@@ -18,7 +18,14 @@ from d2go_fbnetv5.models.base import (
     chosen,
     require_labels,
 )
-from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, Segments, segments_of
+from d2go_fbnetv5.models.maskformer_loss import (
+    BIPARTITE,
+    FIXED,
+    MaskFormerLoss,
+    SegmentPrediction,
+    Segments,
+    segments_of,
+)
 from d2go_fbnetv5.models.transformer_decoder import TransformerDecoder
 from d2go_fbnetv5.tasks.base import DatasetInfo, Sample
 from d2go_fbnetv5.tasks.images import image_size, image_sizes, label_map, label_size
@@ -82,7 +89,7 @@ class LiteMaskFormer(SearchedModel):
         dropout: its dropout probability.
         auxiliary_loss: also score what each layer but the last predicts (with one layer there is none).
         class_weight, mask_weight, dice_weight, no_object_weight: of the loss, MaskFormer's by default.
-        over_ranks: see `MaskFormerLoss`.
+        over_ranks, matching: see `MaskFormerLoss`.
     """
 
     task, label, names_of = "seg", "sem_seg", "sem_seg_names"
@@ -108,6 +115,7 @@ class LiteMaskFormer(SearchedModel):
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 32,
         over_ranks: bool = True,
+        matching: str = BIPARTITE,
     ) -> None:
         super().__init__(backbone, num_classes, pixel_mean, pixel_std, size_divisibility)
         require_each(between(1, MOST), num_queries=num_queries, feedforward_dim=feedforward_dim)
@@ -126,8 +134,10 @@ class LiteMaskFormer(SearchedModel):
         )
         self.segmentation = SegmentationModule(num_classes, dim, dim)
         self.loss = MaskFormerLoss(
-            num_classes, class_weight, mask_weight, dice_weight, no_object_weight, over_ranks
+            num_classes, class_weight, mask_weight, dice_weight, no_object_weight, over_ranks, matching
         )
+        if matching == FIXED:
+            require_each(between(num_classes, MOST), num_queries=num_queries)
 
     def head(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> list[SegmentPrediction]:
         """Predict by each decoder layer from ``path1`` and ``path3``; ``valid`` as `TransformerDecoder` takes it."""

@@ -13,6 +13,9 @@ from d2go_fbnetv5.models.base import zero_loss
 from d2go_fbnetv5.models.matcher import FOCAL_ALPHA, FOCAL_GAMMA, hungarian_match, matching_cost
 from d2go_fbnetv5.tasks.images import image_size
 from d2go_fbnetv5.utils.ranks import is_distributed, world_size
+from d2go_fbnetv5.utils.rules import one_of, require_each
+
+BIPARTITE, FIXED = "bipartite", "fixed"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class MaskFormerLoss(nn.Module):
         class_weight, mask_weight, dice_weight: of the three terms, in the matching too.
         no_object_weight: of the queries that match nothing, within the classification.
         over_ranks: divide by the mean number of segments over all processes, each of which must then have a loss.
+        matching: which query a segment gets: the one that suits it best, no other having it ("bipartite"), or always
+            that of its class's number ("fixed"), with as many queries as classes or more (MaskFormer, section 3.2).
     """
 
     class_weights: Tensor
@@ -85,9 +90,11 @@ class MaskFormerLoss(nn.Module):
         dice_weight: float = 1.0,
         no_object_weight: float = 0.1,
         over_ranks: bool = True,
+        matching: str = BIPARTITE,
     ) -> None:
         super().__init__()
-        self.num_classes, self.over_ranks = num_classes, over_ranks
+        require_each(one_of(BIPARTITE, FIXED), matching=matching)
+        self.num_classes, self.over_ranks, self.matching = num_classes, over_ranks, matching
         self.weights = (class_weight, mask_weight, dice_weight)
         weight = torch.ones(num_classes + 1)
         weight[-1] = no_object_weight
@@ -167,6 +174,8 @@ class MaskFormerLoss(nn.Module):
         shapes = [(p.class_logits.shape[1], len(t.labels)) for p in predictions for t in targets]
         if not shapes:
             return [[] for _ in predictions]
+        if self.matching == FIXED:
+            return [self._by_class(targets, p.class_logits.device) for p in predictions]
         size = image_size(predictions[-1].mask_logits)
         # As large as the predictions, once for all layers.
         small = [(t.labels, _nearest(t.masks, size), _nearest(t.valid[None], size)[0]) for t in targets]
@@ -182,6 +191,10 @@ class MaskFormerLoss(nn.Module):
         indices = torch.cat([torch.stack(pair) for pair in pairs], dim=1).to(costs.device, non_blocking=True)
         found = iter(indices.split([len(queries) for queries, _ in pairs], dim=1))
         return [[(pair[0], pair[1]) for _, pair in zip(targets, found, strict=False)] for _ in predictions]
+
+    @staticmethod
+    def _by_class(targets: Sequence[Segments], device: torch.device) -> list[Pairs]:
+        return [(t.labels.to(device), torch.arange(len(t.labels), device=device)) for t in targets]
 
 
 def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:

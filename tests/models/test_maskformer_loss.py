@@ -69,6 +69,31 @@ def test_order_of_segments_does_not_matter():
         assert after[name].item() == pytest.approx(value.item(), rel=1e-5)
 
 
+def test_a_fixed_matching_gives_each_class_the_query_of_its_number():
+    outputs = prediction(queries=5, classes=3)
+    sem_seg = torch.zeros(8, 8, dtype=torch.int64)
+    sem_seg[:, 4:] = 2
+    loss = MaskFormerLoss(3, matching="fixed")
+    target = segments_of(sem_seg, 255)
+    [[(queries, segments)]] = loss.match([outputs], [target])
+    assert queries.tolist() == [0, 2] and target.labels[segments].tolist() == [0, 2]
+    # By hand: queries 0 and 2 have their class, 1, 3 and 4 see no object.
+    nll = -outputs.class_logits[0].log_softmax(1)
+    wanted, weights = [0, 3, 2, 3, 3], [1.0, 0.1, 1.0, 0.1, 0.1]
+    expected = sum(w * nll[q, c] for q, (w, c) in enumerate(zip(weights, wanted, strict=True))) / sum(weights)
+    losses = loss([outputs], [target])
+    assert losses["loss_class"].item() == pytest.approx(expected.item(), rel=1e-5)
+    masks = torch.stack([outputs.mask_logits[0, 0], outputs.mask_logits[0, 2]])
+    dice = dice_loss(masks, target.masks, target.valid.expand_as(masks)).mean()
+    assert losses["loss_dice"].item() == pytest.approx(dice.item(), rel=1e-5)
+    # What suits better does not count, as it does by default.
+    swapped = SegmentPrediction(outputs.class_logits.flip(1), outputs.mask_logits.flip(1))
+    default = MaskFormerLoss(3)
+    before, after = default([outputs], [target]), default([swapped], [target])
+    assert after["loss_dice"].item() == pytest.approx(before["loss_dice"].item(), rel=1e-5)
+    assert abs(loss([swapped], [target])["loss_dice"].item() - losses["loss_dice"].item()) > 1e-3
+
+
 def test_perfect_prediction_costs_nothing():
     sem_seg = torch.zeros(16, 16, dtype=torch.int64)
     sem_seg[:, 8:] = 1

@@ -135,6 +135,17 @@ def test_losses_are_named_as_in_detectron2(small_model, scene):
     assert set(shallow) == {"loss_class", "loss_mask", "loss_dice"}
 
 
+def test_a_segmenters_matching_is_known_and_has_a_query_for_each_class(small_model, scene):
+    model = small_model(LiteMaskFormer, num_queries=4, matching="fixed").train()
+    losses = model([scene(0), scene(1)])
+    assert set(losses) == {"loss_class", "loss_mask", "loss_dice"}
+    sum(losses.values()).backward()
+    with pytest.raises(InputError, match="'num_queries' is 3, allowed: 4 or more"):
+        small_model(LiteMaskFormer, num_queries=3, matching="fixed")
+    with pytest.raises(InputError, match="'matching' is best, allowed: bipartite, fixed"):
+        small_model(LiteMaskFormer, matching="best")
+
+
 @pytest.mark.parametrize(
     "kind,change,message",
     [

@@ -238,6 +238,16 @@ def test_a_width_out_of_range_is_named(cfg, kind):
         build_model(cfg)
 
 
+def test_a_segmenters_matching_is_an_option_here_too(cfg):
+    from detectron2.modeling import build_model
+
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.FBNETV5.HEAD.matching = "LiteMaskFormer", "fixed"
+    assert build_model(cfg).loss.matching == "fixed"
+    cfg.MODEL.FBNETV5.HEAD.matching = "best"
+    with pytest.raises(ValueError, match="'matching' is best, allowed: bipartite, fixed"):
+        build_model(cfg)
+
+
 def test_sets_of_the_configuration_in_the_catalogs(cfg, tmp_path):
     from detectron2.data import DatasetCatalog, MetadataCatalog
 

@@ -28,7 +28,16 @@ from typing import Any
 
 import torch
 from common import CONFIGS, build_run, by_seed, finish, finished, mean_and_spread, parser
-from networks import SCENES, Scenes, Trainer, add_training_options, judge_with, pretrained, steps_by_task
+from networks import (
+    SCENES,
+    Scenes,
+    Trainer,
+    add_training_options,
+    judge_with,
+    pretrained,
+    steps_by_task,
+    supernet_steps,
+)
 
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
@@ -115,7 +124,7 @@ def main() -> None:
     parse = parser(__doc__, "output/benchmarks/ablation.json")
     parse.add_argument("--scenes", choices=list(SCENES), default="fashion")
     add_training_options(parse)
-    parse.add_argument("--supernet", type=int, default=8000, help="its steps")
+    parse.add_argument("--supernet", type=supernet_steps, default="8000", help="its steps")
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--methods", nargs="+", choices=list(METHODS), default=["multitask", "single_task"])
@@ -128,7 +137,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.quick:
         args.folder, args.results = args.folder / "quick", args.folder / "quick" / "results"
-        args.scenes, args.supernet, args.seeds, args.tasks = "digits", 4, [0], ["det"]
+        args.scenes, args.supernet, args.seeds, args.tasks = "digits", "4", [0], ["det"]
         args.iterations, args.randoms, args.samples, args.steps, args.images = 2, 1, 1, [2], 16
 
     scenes = SCENES[args.scenes]
@@ -143,7 +152,7 @@ def main() -> None:
         )
         for task in args.tasks
     }
-    start = str(args.supernet)
+    start = args.supernet
     judged = judge_with(scenes, weights, start, networks, args.images, args.folder / "judge", args.results)
     steps = steps_by_task(scenes, args.tasks, args.steps)
     trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results)

@@ -33,7 +33,7 @@ from networks import IN_FEATURES, METRICS, SCENES, Trainer, add_training_options
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
 
-SUPERNET = 8000  # steps of the one that ships
+SUPERNET = "8000"  # steps of the one that ships
 EARLIER = {  # of each task that can be added: the earlier ones, and that of them which is most alike
     "det": (("cls", "seg"), "seg"),
     "seg": (("cls", "det"), "det"),
@@ -131,7 +131,7 @@ def compare(args: argparse.Namespace, opts: Sequence[Any]) -> list[dict[str, Any
     """Search and train; a row for each seed and network."""
     scenes, costs = SCENES["digits"], block_costs("N", (96, 96))
     weights = pretrained(scenes, SUPERNET, args.folder)
-    start, steps = str(SUPERNET), steps_by_task(scenes, [args.added], args.steps)
+    start, steps = SUPERNET, steps_by_task(scenes, [args.added], args.steps)
     trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results)
     rows = []
     for seed in args.seeds:

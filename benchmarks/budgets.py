@@ -87,7 +87,7 @@ def compare(args: argparse.Namespace, front: TopologyFile) -> list[dict[str, Any
     trainer = Trainer(
         scenes,
         args.folder,
-        {START: scenes.shipped[int(START)]},
+        {START: scenes.shipped[START]},
         steps_by_task(scenes, args.tasks, args.steps),
         args.images,
         args.results,

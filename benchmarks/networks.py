@@ -42,14 +42,15 @@ class Scenes:
         validation_set: of them.
         num_stages: of their supernet.
         models: recipes of tasks' models, under configs/, where they are not ``task/task_name.yaml``.
-        shipped: the supernet that comes with the package, by its steps; trained by their recipe with seed 0.
+        shipped: the supernet that comes with the package, by its steps as `pretrained` has them; trained by their
+            recipe with seed 0.
     """
 
     name: str
     validation_set: str
     num_stages: int
     models: Mapping[str, str] = field(default_factory=dict)
-    shipped: Mapping[int, Path] = field(default_factory=dict)
+    shipped: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def pretraining(self) -> str:
@@ -82,7 +83,7 @@ SCENES = {
         "digit_scenes_val",
         4,
         models={"det": "det/det_digits_light.yaml"},
-        shipped={8000: CONFIGS / "pretrain" / "supernet_n_digits.safetensors"},
+        shipped={"8000": CONFIGS / "pretrain" / "supernet_n_digits.safetensors"},
     ),
     "fashion": Scenes(
         "fashion",
@@ -103,16 +104,30 @@ def add_training_options(parse: argparse.ArgumentParser) -> None:
     parse.add_argument("--images", type=int, default=1024, help="of the validation set")
 
 
-def pretrained(scenes: Scenes, steps: int, folder: Path, seed: int = 0) -> Path:
+def supernet_steps(text: str) -> str:
+    """An argument of a command: steps of a supernet's pretraining as `pretrained` has them."""
+    if not all(part.isdecimal() and int(part) > 0 for part in text.split("+")):
+        raise argparse.ArgumentTypeError(f"{text!r}, allowed: numbers of steps such as 8000 or 8000+8000")
+    return text
+
+
+def pretrained(scenes: Scenes, steps: str, folder: Path, seed: int = 0) -> Path:
     """The checkpoint of a supernet that was trained for so many steps; trained in ``folder`` if it is not there.
 
     The whole recipe is scaled: its rate falls to zero whatever the steps. One that ships is not trained again.
+
+    Args:
+        steps: such as "8000". "8000+8000" goes on from that one by the whole recipe once more, with the next seed.
     """
     if seed == 0 and steps in scenes.shipped:
         return scenes.shipped[steps]
     own = folder / f"supernet_{scenes.name}_{steps}_{seed}"
-    opts = ["SEED", seed, "SOLVER.MAX_ITER", steps, "SEARCH.ARCH_WARMUP_ITERS", steps]
-    opts += ["SOLVER.WARMUP_ITERS", min(100, steps // 4)]
+    before, _, last = steps.rpartition("+")
+    opts = ["SOLVER.MAX_ITER", last, "SEARCH.ARCH_WARMUP_ITERS", last]
+    opts += ["SEED", seed + before.count("+") + 1 if before else seed]
+    if before:
+        opts += ["MODEL.WEIGHTS", pretrained(scenes, before, folder, seed)]
+    opts += ["SOLVER.WARMUP_ITERS", min(100, int(last) // 4)]
     opts += ["SEARCH.EVAL.RANDOM_TOPOLOGIES", 0, "SEARCH.EVAL.MAX_IMAGES", 64]
     finished(scenes.pretraining, own, opts)
     return own / "model_final.pth"

@@ -3,13 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/ranking.py
 
 Supernets of family N are trained on scenes of clothes (Debian's package dataset-fashion-mnist has the images) for
---supernets steps. For each task --networks different ones are drawn, one from each of as many equal parts of the range
-of costs, and judged with each supernet's weights, batch norm re-estimated; then each is trained by its task's ordinary
-recipe, beginning with the weights of the last of the supernets. Kendall's tau between the two metrics says how alike
-the orders are: over all networks and, since cost alone orders networks too, over the pairs within a third of the range
-of cost. Standard errors are the jackknife's, over networks.
-
---weights ranks the same networks by further supernets' checkpoints, whatever their recipes.
+--supernets steps; 8000+8000 is the one of 8000 steps after the whole recipe once more. For each task --networks
+different ones are drawn, one from each of as many equal parts of the range of costs, and judged with each supernet's
+weights, batch norm re-estimated; then each is trained by its task's ordinary recipe, beginning with the weights of the
+last of the supernets. Kendall's tau between the two metrics says how alike the orders are: over all networks and, since
+cost alone orders networks too, over the pairs within a third of the range of cost. Standard errors are the jackknife's,
+over networks.
 
 --repeats networks of each task are trained with a second seed, which says how far a trained order repeats itself;
 with twice the steps, whether training was long enough; and from random weights with twice the steps, whether
@@ -27,7 +26,6 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +40,7 @@ from networks import (
     judge_with,
     pretrained,
     steps_by_task,
+    supernet_steps,
 )
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
@@ -152,9 +151,12 @@ def main() -> None:
     parse = parser(__doc__, "output/benchmarks/ranking.json")
     parse.add_argument("--scenes", choices=list(SCENES), default="fashion")
     add_training_options(parse)
-    parse.add_argument("--supernets", type=int, nargs="+", default=[700, 2000, 8000], help="their steps")
     parse.add_argument(
-        "--weights", type=Path, nargs="+", default=[], help="checkpoints of further supernets that rank them"
+        "--supernets",
+        type=supernet_steps,
+        nargs="+",
+        default=["700", "2000", "8000"],
+        help="their steps; networks begin with the last one's weights",
     )
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--networks", type=int, default=30, help="of each task")
@@ -169,11 +171,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.quick:
         args.folder, args.results = args.folder / "quick", args.folder / "quick" / "results"
-        args.scenes, args.supernets, args.tasks, args.networks = "digits", [2, 4], ["seg"], 4
+        args.scenes, args.supernets, args.tasks, args.networks = "digits", ["2", "2+2"], ["seg"], 4
         args.steps, args.images, args.repeats = [2], 16, 2
 
     scenes = SCENES[args.scenes]
-    supernets = {str(steps): pretrained(scenes, steps, args.folder) for steps in args.supernets}
+    supernets = {steps: pretrained(scenes, steps, args.folder) for steps in args.supernets}
     start = list(supernets)[-1]
     run = build_run(scenes.search, args.folder / "judge", ["MODEL.WEIGHTS", supernets[start]])
     costs, in_features = block_costs("N", run.recipe.size), run.model.in_features
@@ -198,11 +200,9 @@ def main() -> None:
         else draw_networks(costs, task, in_features[task], scenes.num_stages, args.networks)
         for task in args.tasks
     }
-    rankings = {f"supernet of {name} steps": (name, weights) for name, weights in supernets.items()}
-    rankings |= {str(weights): (weights.parent.name, weights) for weights in args.weights}
     judged = {
-        title: judge_with(scenes, weights, name, networks, args.images, args.folder / "judge", args.results)
-        for title, (name, weights) in rankings.items()
+        name: judge_with(scenes, weights, name, networks, args.images, args.folder / "judge", args.results)
+        for name, weights in supernets.items()
     }
 
     rows, more, figures = [], [], {}
@@ -211,9 +211,10 @@ def main() -> None:
         trained = [
             kept[task][t] if args.trained else trainer(task, t, start, args.seed) for t in networks[task]
         ]
-        for title, verdicts in judged.items():
+        for name, verdicts in judged.items():
             metrics = [verdicts[task][repr(t)]["metric"] for t in networks[task]]
-            rows.append({"task": task, "ranked by": title} | agreement(metrics, trained, price, price))
+            row = {"task": task, "ranked by": f"supernet of {name} steps"}
+            rows.append(row | agreement(metrics, trained, price, price))
         rows.append({"task": task, "ranked by": "cost"} | agreement(price, trained, price, price))
         del rows[-1]["lead over cost within thirds"]
         if not args.trained:
@@ -224,7 +225,7 @@ def main() -> None:
                 "model": t.prune(IN_FEATURES[task]).text("-"),
                 "MFLOPs": p / 1e6,
                 f"trained {METRICS[task]}": metric,
-                **{title: verdicts[task][repr(t)] for title, verdicts in judged.items()},
+                **{f"supernet {name}": verdicts[task][repr(t)] for name, verdicts in judged.items()},
             }
             for t, p, metric in zip(networks[task], price, trained, strict=True)
         ]

@@ -42,7 +42,7 @@ from d2go_fbnetv5.utils.files import write_atomically
 from d2go_fbnetv5.utils.rules import get
 
 TASKS, STAGES, SIZE = ("cls", "det", "seg"), 4, (128, 128)
-RECIPE, SUPERNET = "several/several_digits.yaml", SCENES["digits"].shipped[8000]
+RECIPE, SUPERNET = "several/several_digits.yaml", SCENES["digits"].shipped["8000"]
 IN_COMMON = (
     "INPUT.MIN_SIZE_TRAIN",
     "INPUT.MIN_SIZE_TEST",

@@ -1,5 +1,6 @@
 """The ranking's arithmetic by hand, what it draws, and that its command runs to its tables."""
 
+import argparse
 import itertools
 import json
 import math
@@ -90,12 +91,34 @@ def test_a_supernet_that_ships_is_not_trained_again(ranking, tmp_path, monkeypat
     networks, trained = sys.modules["networks"], []
     monkeypatch.setattr(networks, "finished", lambda config, folder, opts: trained.append(folder.name))
     digits = networks.SCENES["digits"]
-    assert networks.pretrained(digits, 8000, tmp_path).name == "supernet_n_digits.safetensors"
-    assert networks.pretrained(digits, 8000, tmp_path).is_file() and not trained
-    assert networks.pretrained(digits, 700, tmp_path).name == "model_final.pth"
-    networks.pretrained(digits, 8000, tmp_path, seed=1)
-    networks.pretrained(networks.SCENES["fashion"], 8000, tmp_path)
+    assert networks.pretrained(digits, "8000", tmp_path).name == "supernet_n_digits.safetensors"
+    assert networks.pretrained(digits, "8000", tmp_path).is_file() and not trained
+    assert networks.pretrained(digits, "700", tmp_path).name == "model_final.pth"
+    networks.pretrained(digits, "8000", tmp_path, seed=1)
+    networks.pretrained(networks.SCENES["fashion"], "8000", tmp_path)
     assert trained == ["supernet_digits_700_0", "supernet_digits_8000_1", "supernet_fashion_8000_0"]
+
+
+def test_a_supernet_goes_on_from_one_of_fewer_steps(ranking, tmp_path, monkeypatch):
+    networks, options = sys.modules["networks"], {}
+
+    def finished(config, folder, opts):
+        options[folder.name] = dict(zip(opts[::2], opts[1::2], strict=True))
+
+    monkeypatch.setattr(networks, "finished", finished)
+    last = networks.pretrained(networks.SCENES["fashion"], "700+700+40", tmp_path)
+    names = ["supernet_fashion_700_0", "supernet_fashion_700+700_0", "supernet_fashion_700+700+40_0"]
+    assert list(options) == names and last == tmp_path / names[2] / "model_final.pth"
+    assert [options[name].get("MODEL.WEIGHTS") for name in names] == [
+        None,
+        tmp_path / names[0] / "model_final.pth",
+        tmp_path / names[1] / "model_final.pth",
+    ]
+    assert [options[name]["SEED"] for name in names] == [0, 1, 2]
+    assert [options[name]["SOLVER.WARMUP_ITERS"] for name in names] == [100, 100, 10]
+    for wrong in ("8000+", "-1", "0", "many"):
+        with pytest.raises(argparse.ArgumentTypeError, match="allowed: numbers of steps"):
+            networks.supernet_steps(wrong)
 
 
 def test_judgements_of_a_supernet_that_was_pretrained_anew_are_kept_apart(ranking, tmp_path, monkeypatch):
@@ -120,17 +143,13 @@ def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
     assert len(content["networks"]["seg"]) == 4
     assert {row["ranked by"] for row in content["Orders of networks, Kendall's tau ± standard error"]} == {
         "supernet of 2 steps",
-        "supernet of 4 steps",
+        "supernet of 2+2 steps",
         "cost",
     }
     assert "| ranked by |" in capsys.readouterr().out
     # What it has trained can be ranked without training.
-    again = tmp_path / "quick" / "supernet_digits_2_0" / "model_final.pth"
-    monkeypatch.setattr(sys, "argv", [*argv, "--trained", "--weights", str(again)])
+    monkeypatch.setattr(sys, "argv", [*argv, "--trained"])
     monkeypatch.setattr(sys.modules["networks"].Trainer, "_train", lambda *_: pytest.fail("trains"))
     ranking.main()
-    found = json.loads(output.read_text())
-    # A checkpoint that is named is judged as the same one that the benchmark has trained.
-    for network in found["networks"]["seg"]:
-        assert network[str(again)] == network["supernet of 2 steps"]
-    assert len(found["networks"]["seg"]) == 4 and "The same networks trained in other ways" not in found
+    again = json.loads(output.read_text())
+    assert len(again["networks"]["seg"]) == 4 and "The same networks trained in other ways" not in again

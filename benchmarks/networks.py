@@ -124,7 +124,7 @@ def pretrained(scenes: Scenes, steps: str, folder: Path, seed: int = 0) -> Path:
     own = folder / f"supernet_{scenes.name}_{steps}_{seed}"
     before, _, last = steps.rpartition("+")
     opts = ["SOLVER.MAX_ITER", last, "SEARCH.ARCH_WARMUP_ITERS", last]
-    opts += ["SEED", seed + before.count("+") + 1 if before else seed]
+    opts += ["SEED", seed + steps.count("+")]
     if before:
         opts += ["MODEL.WEIGHTS", pretrained(scenes, before, folder, seed)]
     opts += ["SOLVER.WARMUP_ITERS", min(100, int(last) // 4)]

@@ -118,7 +118,8 @@ class LiteMaskFormer(SearchedModel):
         matching: str = BIPARTITE,
     ) -> None:
         super().__init__(backbone, num_classes, pixel_mean, pixel_std, size_divisibility)
-        require_each(between(1, MOST), num_queries=num_queries, feedforward_dim=feedforward_dim)
+        require_each(between(1, MOST), feedforward_dim=feedforward_dim)
+        require_each(between(num_classes if matching == FIXED else 1, MOST), num_queries=num_queries)
         require_each(between(1, 100), num_layers=num_layers, num_heads=num_heads)
         require_each(between(_GROUPS, 64 * _GROUPS), dim=dim)
         if dim % _GROUPS:
@@ -136,8 +137,6 @@ class LiteMaskFormer(SearchedModel):
         self.loss = MaskFormerLoss(
             num_classes, class_weight, mask_weight, dice_weight, no_object_weight, over_ranks, matching
         )
-        if matching == FIXED:
-            require_each(between(num_classes, MOST), num_queries=num_queries)
 
     def head(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> list[SegmentPrediction]:
         """Predict by each decoder layer from ``path1`` and ``path3``; ``valid`` as `TransformerDecoder` takes it."""

@@ -171,11 +171,16 @@ class MaskFormerLoss(nn.Module):
 
         A GPU has to catch up before the host sees a cost: it does so once, for all of them.
         """
+        if self.matching == FIXED:
+            device = predictions[-1].class_logits.device
+            by_class = [
+                (t.labels.to(device, non_blocking=True), torch.arange(len(t.labels), device=device))
+                for t in targets
+            ]
+            return [by_class for _ in predictions]
         shapes = [(p.class_logits.shape[1], len(t.labels)) for p in predictions for t in targets]
         if not shapes:
             return [[] for _ in predictions]
-        if self.matching == FIXED:
-            return [self._by_class(targets, p.class_logits.device) for p in predictions]
         size = image_size(predictions[-1].mask_logits)
         # As large as the predictions, once for all layers.
         small = [(t.labels, _nearest(t.masks, size), _nearest(t.valid[None], size)[0]) for t in targets]
@@ -191,10 +196,6 @@ class MaskFormerLoss(nn.Module):
         indices = torch.cat([torch.stack(pair) for pair in pairs], dim=1).to(costs.device, non_blocking=True)
         found = iter(indices.split([len(queries) for queries, _ in pairs], dim=1))
         return [[(pair[0], pair[1]) for _, pair in zip(targets, found, strict=False)] for _ in predictions]
-
-    @staticmethod
-    def _by_class(targets: Sequence[Segments], device: torch.device) -> list[Pairs]:
-        return [(t.labels.to(device), torch.arange(len(t.labels), device=device)) for t in targets]
 
 
 def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,12 +2,14 @@
 
     d2go_fbnetv5.front output/demo
     OMP_NUM_THREADS=1 python benchmarks/budgets.py output/demo
+    OMP_NUM_THREADS=1 python benchmarks/budgets.py SEARCH --scenes fashion --supernet 8000+8000
 
 Of each task's front the network is taken that a budget gives, for --budgets budgets: evenly from the cheapest network
 of the front, which no random one can rival, to the dearest. Beside each are --rivals others, each as likely as any, of
-all different networks whose FLOPs are within --within of its own. All are trained by their task's ordinary recipe from
-the search's supernet, over --seeds, and judged on --images validation images. The metric should rise with the budget,
-and each network from the front be better than its rivals' mean.
+all different networks whose FLOPs are within --within of its own; of seven stages, which have too many to be listed,
+of 20000 that are drawn. All are trained by their task's ordinary recipe from the search's supernet, over --seeds, and
+judged on --images validation images. The metric should rise with the budget, and each network from the front be better
+than its rivals' mean.
 
 Figures are kept in benchmarks/results as they come, what is under way in --folder: stopped, the same command goes on.
 """
@@ -24,13 +26,13 @@ from typing import Any
 import torch
 from common import finish, mean_and_spread, parser
 from exhaustive import distinct_networks
-from networks import SCENES, Trainer, add_training_options, steps_by_task
+from networks import SCENES, Trainer, add_training_options, pretrained, steps_by_task, supernet_steps
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import TopologyFile, load_topologies
 from d2go_fbnetv5.utils.seeding import derive_generator
 
-START = "8000"  # steps of the supernet that ships, by which the results call it
+MOST_STAGES, DRAWN = 4, 20_000  # of which all networks are listed; how many are drawn where there are more
 
 
 def picked(front: TopologyFile, task: str, costs: BlockCosts, count: int) -> list[Topology]:
@@ -41,6 +43,17 @@ def picked(front: TopologyFile, task: str, costs: BlockCosts, count: int) -> lis
     budgets = [least + (most - least) * part / count for part in range(1, count + 1)]
     networks = [front.task(task, {costs.metric: budget}).topology.prune(outputs) for budget in budgets]
     return list(dict.fromkeys(networks))
+
+
+def candidates(outputs: Sequence[str], stages: int) -> list[Topology]:
+    """All networks that differ for a head that reads ``outputs``, or where those are too many, some of any cost."""
+    if stages <= MOST_STAGES:
+        return distinct_networks(outputs, stages)
+    generator = derive_generator("budgets", *outputs)
+    # Blocks that are kept with one probability for all would all cost about the same.
+    probs = torch.rand(DRAWN, generator=generator).tolist()
+    drawn = (Topology.random(stages, prob=prob, generator=generator).prune(outputs) for prob in probs)
+    return list(dict.fromkeys(drawn))
 
 
 def rivals(
@@ -60,7 +73,9 @@ def rivals(
 
 def main() -> None:
     parse = parser(__doc__, "output/benchmarks/budgets.json")
-    parse.add_argument("search", type=Path, help="its folder, of configs/search_digits.yaml, with a front")
+    parse.add_argument("search", type=Path, help="its folder, with a front")
+    parse.add_argument("--scenes", choices=list(SCENES), default="digits", help="of the search")
+    parse.add_argument("--supernet", type=supernet_steps, default="8000", help="steps of the search's")
     add_training_options(parse)
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--budgets", type=int, default=3)
@@ -83,11 +98,12 @@ def main() -> None:
 
 def compare(args: argparse.Namespace, front: TopologyFile) -> list[dict[str, Any]]:
     """Train what is picked and its rivals; a row for each that is picked."""
-    scenes, costs = SCENES["digits"], block_costs(front.family, front.size)
+    scenes, costs = SCENES[args.scenes], block_costs(front.family, front.size)
+    start = args.supernet
     trainer = Trainer(
         scenes,
         args.folder,
-        {START: scenes.shipped[START]},
+        {start: pretrained(scenes, start, args.folder)},
         steps_by_task(scenes, args.tasks, args.steps),
         args.images,
         args.results,
@@ -96,11 +112,11 @@ def compare(args: argparse.Namespace, front: TopologyFile) -> list[dict[str, Any
     for task in args.tasks:
         outputs = front.tasks[task].outputs
         cost = partial(costs.network, outputs=outputs)
-        everything = distinct_networks(outputs, front.num_stages)
+        everything = candidates(outputs, front.num_stages)
         for network in picked(front, task, costs, args.budgets):
             others = rivals(network, everything, cost, args.within, args.rivals, task, network.text("-"))
-            own = [trainer(task, network, START, seed) for seed in args.seeds]
-            theirs = [[trainer(task, other, START, seed) for other in others] for seed in args.seeds]
+            own = [trainer(task, network, start, seed) for seed in args.seeds]
+            theirs = [[trainer(task, other, start, seed) for other in others] for seed in args.seeds]
             rows.append(
                 {
                     "task": task,

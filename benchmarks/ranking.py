@@ -161,7 +161,9 @@ def main() -> None:
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--networks", type=int, default=30, help="of each task")
     parse.add_argument("--seed", type=int, default=0, help="of the trainings that are ranked")
-    parse.add_argument("--repeats", type=int, default=6, help="networks that are trained in other ways too")
+    parse.add_argument(
+        "--repeats", type=int, default=6, help="networks that are trained in other ways too; 0 none"
+    )
     parse.add_argument(
         "--trained",
         action="store_true",
@@ -172,7 +174,7 @@ def main() -> None:
     if args.quick:
         args.folder, args.results = args.folder / "quick", args.folder / "quick" / "results"
         args.scenes, args.supernets, args.tasks, args.networks = "digits", ["2", "2+2"], ["seg"], 4
-        args.steps, args.images, args.repeats = [2], 16, 2
+        args.steps, args.images, args.repeats = [2], 16, min(args.repeats, 2)
 
     scenes = SCENES[args.scenes]
     supernets = {steps: pretrained(scenes, steps, args.folder) for steps in args.supernets}
@@ -217,7 +219,7 @@ def main() -> None:
             rows.append(row | agreement(metrics, trained, price, price))
         rows.append({"task": task, "ranked by": "cost"} | agreement(price, trained, price, price))
         del rows[-1]["lead over cost within thirds"]
-        if not args.trained:
+        if args.repeats and not args.trained:
             more += repeated(trainer, task, networks[task], start, args.repeats, args.seed)
         figures[task] = [
             {

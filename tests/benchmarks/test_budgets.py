@@ -52,6 +52,16 @@ def test_rivals_cost_the_same_and_are_others(budgets):
     assert len(budgets.rivals(everything[1], everything, cost, 1.0, 9, "det")) == 4
 
 
+def test_of_few_stages_all_networks_are_candidates_and_of_more_some_of_any_cost(budgets, monkeypatch):
+    assert budgets.candidates(("path1",), 2) == budgets.distinct_networks(("path1",), 2)
+    monkeypatch.setattr(budgets, "DRAWN", 300)
+    found = budgets.candidates(("path1",), 7)
+    assert found == budgets.candidates(("path1",), 7) and len(set(found)) == len(found) <= 300
+    assert all(network == network.prune(("path1",)) for network in found)
+    kept = sorted(sum(map(sum, network.mask)) for network in found)
+    assert kept[0] == 0 and kept[-1] >= 24  # of the 25 that Path 1 can see
+
+
 @pytest.mark.slow
 def test_the_command_trains_and_goes_on(budgets, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()

@@ -148,8 +148,9 @@ def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
     }
     assert "| ranked by |" in capsys.readouterr().out
     # What it has trained can be ranked without training.
-    monkeypatch.setattr(sys, "argv", [*argv, "--trained"])
     monkeypatch.setattr(sys.modules["networks"].Trainer, "_train", lambda *_: pytest.fail("trains"))
-    ranking.main()
-    again = json.loads(output.read_text())
-    assert len(again["networks"]["seg"]) == 4 and "The same networks trained in other ways" not in again
+    for more in (["--trained"], ["--repeats", "0"]):
+        monkeypatch.setattr(sys, "argv", [*argv, *more])
+        ranking.main()
+        again = json.loads(output.read_text())
+        assert len(again["networks"]["seg"]) == 4 and "The same networks trained in other ways" not in again

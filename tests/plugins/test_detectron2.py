@@ -248,6 +248,33 @@ def test_a_segmenters_matching_is_an_option_here_too(cfg):
         build_model(cfg)
 
 
+def test_the_head_of_detectron2s_segmentor_has_the_models_options(cfg):
+    from detectron2.modeling import build_model
+
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = "SemanticSegmentor", "FBNetV5Backbone"
+    cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "LiteMaskFormerHead", 11
+    assert build_model(cfg).sem_seg_head.loss.matching == "bipartite"
+    options = {"matching": "fixed", "dim": 64, "num_queries": 12, "num_layers": 2, "auxiliary_loss": False}
+    cfg.MODEL.FBNETV5.HEAD = type(cfg)(options)
+    head = build_model(cfg).sem_seg_head
+    assert head.loss.matching == "fixed" and head.pixel_decoder.conv.out_channels == 64
+    features = {name: torch.rand(1, channels, 8, 8) for name, channels in _channels(head).items()}
+    assert head.eval()(features)[0].shape == (1, 11, 64, 64)
+    # The first of two layers is not scored, as it is not in our own model.
+    _, losses = head.train()(features, torch.zeros(1, 64, 64, dtype=torch.int64))
+    assert sorted(losses) == ["loss_class", "loss_dice", "loss_mask"]
+    cfg.MODEL.FBNETV5.HEAD = type(cfg)({"width": 0.5})
+    with pytest.raises(ValueError, match="MODEL.FBNETV5.HEAD has no option 'width'; its options are"):
+        build_model(cfg)
+
+
+def _channels(head):
+    return {
+        "path1": head.pixel_decoder.conv.in_channels,
+        "path3": head.transformer_decoder.input_projection.in_channels,
+    }
+
+
 def test_sets_of_the_configuration_in_the_catalogs(cfg, tmp_path):
     from detectron2.data import DatasetCatalog, MetadataCatalog
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -17,16 +17,15 @@ from detectron2.modeling.anchor_generator import (
 )
 from torch import Tensor, nn
 
-from d2go_fbnetv5.models import (
-    LiteBoxHead,
-    PixelDecoder,
-    SegmentationModule,
-    TransformerDecoder,
-)
+from d2go_fbnetv5.arch import Backbone
+from d2go_fbnetv5.engine.config import as_dict
+from d2go_fbnetv5.engine.network import checked_head
+from d2go_fbnetv5.models import LiteBoxHead, LiteMaskFormer
 from d2go_fbnetv5.models import LiteRPNHead as _LiteRPNHead
 from d2go_fbnetv5.models.lite_heads import WIDTHS, box_channels, rpn_channels
 from d2go_fbnetv5.models.lite_maskformer import segment_scores
-from d2go_fbnetv5.models.maskformer_loss import MaskFormerLoss, SegmentPrediction, segments_of
+from d2go_fbnetv5.models.maskformer_loss import SegmentPrediction, segments_of
+from d2go_fbnetv5.models.search_heads import Features
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.rules import require_each
 
@@ -51,10 +50,14 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
         return torch.tensor(anchors).round()
 
 
-def _width(cfg: CfgNode) -> float:
-    """MODEL.FBNETV5.HEAD.width; of a detector with another backbone, whose configuration may lack our keys, 1."""
+def _options(cfg: CfgNode) -> dict[str, Any]:
+    """MODEL.FBNETV5.HEAD; of a model with another backbone, whose configuration may lack our keys, none."""
     ours = cfg.MODEL.get("FBNETV5")
-    width = 1.0 if ours is None else ours.HEAD.get("width", 1.0)
+    return {} if ours is None else as_dict(ours.HEAD)
+
+
+def _width(cfg: CfgNode) -> float:
+    width = _options(cfg).get("width", 1.0)
     require_each(WIDTHS, " of MODEL.FBNETV5.HEAD", width=width)
     return width
 
@@ -105,24 +108,35 @@ class LiteMaskFormerHead(nn.Module):
         input_shape: of the features, with ``path1`` and ``path3`` among them.
         num_classes: K.
         ignore_value: the label of pixels that have no part in the loss.
+        options: of `LiteMaskFormer`, as MODEL.FBNETV5.HEAD has them.
     """
 
     @configurable
     def __init__(
-        self, input_shape: Mapping[str, ShapeSpec], num_classes: int, ignore_value: int = 255
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        num_classes: int,
+        ignore_value: int = 255,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        missing = [name for name in ("path1", "path3") if name not in input_shape]
+        missing = [name for name in LiteMaskFormer.in_features if name not in input_shape]
         if missing:
             raise InputError(
                 f"LiteMaskFormerHead needs {missing[0]}, the backbone gives {', '.join(input_shape)}"
             )
         self.ignore_value = ignore_value
         self.stride = input_shape["path1"].stride
-        self.pixel_decoder = PixelDecoder(input_shape["path1"].channels)
-        self.transformer_decoder = TransformerDecoder(input_shape["path3"].channels)
-        self.segmentation = SegmentationModule(num_classes)
-        self.loss = MaskFormerLoss(num_classes)
+        # Of its backbone the model asks channels alone, and its head is what it is in all else.
+        channels = {name: input_shape[name].channels for name in LiteMaskFormer.in_features}
+        model = LiteMaskFormer(
+            cast(Backbone, Features(channels)), num_classes, ignore_value, **(options or {})
+        )
+        self.auxiliary_loss = model.auxiliary_loss
+        self.pixel_decoder = model.pixel_decoder
+        self.transformer_decoder = model.transformer_decoder
+        self.segmentation = model.segmentation
+        self.loss = model.loss
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -130,6 +144,7 @@ class LiteMaskFormerHead(nn.Module):
             "input_shape": input_shape,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "options": checked_head(LiteMaskFormer, _options(cfg), "MODEL.FBNETV5.HEAD"),
         }
 
     def forward(
@@ -148,7 +163,7 @@ class LiteMaskFormerHead(nn.Module):
         ]
         if self.training:
             segments = [segments_of(target, self.ignore_value) for target in targets]
-            return None, self.loss(predictions, segments)
+            return None, self.loss(predictions if self.auxiliary_loss else predictions[-1:], segments)
         height, width = (side * self.stride for side in features["path1"].shape[-2:])
         size = (height, width)
         last = zip(predictions[-1].class_logits, predictions[-1].mask_logits, strict=True)

@@ -155,7 +155,7 @@ def main() -> None:
     start = args.supernet
     judged = judge_with(scenes, weights, start, networks, args.images, args.folder / "judge", args.results)
     steps = steps_by_task(scenes, args.tasks, args.steps)
-    trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results)
+    trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results, args.device)
 
     rows = []
     for seed, task, origin, which, topology, cpu in everyone:

@@ -132,7 +132,7 @@ def compare(args: argparse.Namespace, opts: Sequence[Any]) -> list[dict[str, Any
     scenes, costs = SCENES["digits"], block_costs("N", (96, 96))
     weights = pretrained(scenes, SUPERNET, args.folder)
     start, steps = SUPERNET, steps_by_task(scenes, [args.added], args.steps)
-    trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results)
+    trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results, args.device)
     rows = []
     for seed in args.seeds:
         searches = Searches(args.folder, weights, args.added, seed, opts)

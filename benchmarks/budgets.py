@@ -107,6 +107,7 @@ def compare(args: argparse.Namespace, front: TopologyFile) -> list[dict[str, Any
         steps_by_task(scenes, args.tasks, args.steps),
         args.images,
         args.results,
+        args.device,
     )
     rows = []
     for task in args.tasks:

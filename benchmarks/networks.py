@@ -102,6 +102,7 @@ def add_training_options(parse: argparse.ArgumentParser) -> None:
         "--steps", type=int, nargs="+", help="of a network's training, per task (default: its recipe's)"
     )
     parse.add_argument("--images", type=int, default=1024, help="of the validation set")
+    parse.add_argument("--device", default="cpu", help="that networks are trained on: cpu or cuda")
 
 
 def supernet_steps(text: str) -> str:
@@ -168,6 +169,8 @@ class Trainer:
         steps: of a training, by task.
         images: of the validation set.
         results: where the figures are kept, one file a task.
+        device: that networks are trained on. It is no part of a figure's name: a seed's figures on two differ by less
+            than those of two seeds.
     """
 
     def __init__(
@@ -178,9 +181,10 @@ class Trainer:
         steps: Mapping[str, int],
         images: int,
         results: Path = RESULTS,
+        device: str = "cpu",
     ) -> None:
         self.scenes, self.folder, self.start = scenes, folder, start
-        self.steps, self.images, self.results = steps, images, results
+        self.steps, self.images, self.results, self.device = steps, images, results, device
 
     def __call__(self, task: str, topology: Topology, start: str, seed: int, doublings: int = 0) -> float:
         """The metric of a network after its training.
@@ -228,7 +232,7 @@ class Trainer:
             file, "N", self.scenes.num_stages, (96, 96), {task: {"topology": network, "outputs": paths}}
         )
         opts = ["MODEL.FBNETV5.TOPOLOGY", file, "MODEL.FBNETV5.TOPOLOGY_TASK", task]
-        opts += ["SEED", seed, "SOLVER.MAX_ITER", steps]
+        opts += ["SEED", seed, "SOLVER.MAX_ITER", steps, "MODEL.DEVICE", self.device]
         opts += ["MODEL.WEIGHTS", "" if start == SCRATCH else self.start[start]]
         opts += [
             "SOLVER.WARMUP_ITERS",

@@ -7,8 +7,8 @@ Supernets of family N are trained on scenes of clothes (Debian's package dataset
 different ones are drawn, one from each of as many equal parts of the range of costs, and judged with each supernet's
 weights, batch norm re-estimated; then each is trained by its task's ordinary recipe, beginning with the weights of the
 last of the supernets. Kendall's tau between the two metrics says how alike the orders are: over all networks and, since
-cost alone orders networks too, over the pairs within a third of the range of cost. Standard errors are the jackknife's,
-over networks.
+cost alone orders networks too, over the pairs within a third of the range of cost; beside it that of the supernet's
+loss, by which a search goes. Standard errors are the jackknife's, over networks.
 
 --repeats networks of each task are trained with a second seed, which says how far a trained order repeats itself;
 with twice the steps, whether training was long enough; and from random weights with twice the steps, whether
@@ -188,6 +188,7 @@ def main() -> None:
         steps_by_task(scenes, args.tasks, args.steps),
         args.images,
         args.results,
+        args.device,
     )
     kept = {task: trainer.kept(task, start, args.seed) if args.trained else {} for task in args.tasks}
     for task, found in kept.items():
@@ -214,9 +215,10 @@ def main() -> None:
             kept[task][t] if args.trained else trainer(task, t, start, args.seed) for t in networks[task]
         ]
         for name, verdicts in judged.items():
-            metrics = [verdicts[task][repr(t)]["metric"] for t in networks[task]]
-            row = {"task": task, "ranked by": f"supernet of {name} steps"}
-            rows.append(row | agreement(metrics, trained, price, price))
+            found = [verdicts[task][repr(t)] for t in networks[task]]
+            for what, order in (("", [v["metric"] for v in found]), (", loss", [-v["loss"] for v in found])):
+                row = {"task": task, "ranked by": f"supernet of {name} steps{what}"}
+                rows.append(row | agreement(order, trained, price, price))
         rows.append({"task": task, "ranked by": "cost"} | agreement(price, trained, price, price))
         del rows[-1]["lead over cost within thirds"]
         if args.repeats and not args.trained:

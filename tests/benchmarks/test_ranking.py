@@ -78,6 +78,7 @@ def test_what_was_trained_is_kept_and_not_trained_again(ranking, tmp_path, monke
     assert trainer("det", topology, "8000", 1) == 0.75
     assert [config for config, _ in seen] == ["det/det_fashion_light.yaml"] * 3
     assert [options["SOLVER.MAX_ITER"] for _, options in seen] == [600, 1200, 600]
+    assert {options["MODEL.DEVICE"] for _, options in seen} == {"cpu"}
     assert [options["MODEL.WEIGHTS"] for _, options in seen] == [tmp_path / "a.pth", "", tmp_path / "a.pth"]
     kept = json.loads((tmp_path / "trained_det_fashion_light.json").read_text())
     assert sorted(kept.values()) == [0.25, 0.5, 0.75] and all("64 images" in key for key in kept)
@@ -143,7 +144,9 @@ def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
     assert len(content["networks"]["seg"]) == 4
     assert {row["ranked by"] for row in content["Orders of networks, Kendall's tau ± standard error"]} == {
         "supernet of 2 steps",
+        "supernet of 2 steps, loss",
         "supernet of 2+2 steps",
+        "supernet of 2+2 steps, loss",
         "cost",
     }
     assert "| ranked by |" in capsys.readouterr().out

@@ -35,7 +35,6 @@ from networks import (
     add_training_options,
     judge_with,
     pretrained,
-    steps_by_task,
     supernet_steps,
 )
 
@@ -154,8 +153,7 @@ def main() -> None:
     }
     start = args.supernet
     judged = judge_with(scenes, weights, start, networks, args.images, args.folder / "judge", args.results)
-    steps = steps_by_task(scenes, args.tasks, args.steps)
-    trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results, args.device)
+    trainer = Trainer.of(args, scenes, {start: weights}, args.tasks)
 
     rows = []
     for seed, task, origin, which, topology, cpu in everyone:

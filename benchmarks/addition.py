@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from ablation import draw
 from common import by_seed, finish, finished, mean_and_spread, parser
-from networks import IN_FEATURES, METRICS, SCENES, Trainer, add_training_options, pretrained, steps_by_task
+from networks import IN_FEATURES, METRICS, SCENES, Trainer, add_training_options, pretrained
 
 from d2go_fbnetv5.arch import Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import load_topologies
@@ -131,8 +131,8 @@ def compare(args: argparse.Namespace, opts: Sequence[Any]) -> list[dict[str, Any
     """Search and train; a row for each seed and network."""
     scenes, costs = SCENES["digits"], block_costs("N", (96, 96))
     weights = pretrained(scenes, SUPERNET, args.folder)
-    start, steps = SUPERNET, steps_by_task(scenes, [args.added], args.steps)
-    trainer = Trainer(scenes, args.folder, {start: weights}, steps, args.images, args.results, args.device)
+    start = SUPERNET
+    trainer = Trainer.of(args, scenes, {start: weights}, [args.added])
     rows = []
     for seed in args.seeds:
         searches = Searches(args.folder, weights, args.added, seed, opts)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from common import finish, mean_and_spread, parser
 from exhaustive import distinct_networks
-from networks import SCENES, Trainer, add_training_options, pretrained, steps_by_task, supernet_steps
+from networks import SCENES, Trainer, add_training_options, pretrained, supernet_steps
 
 from d2go_fbnetv5.arch import BlockCosts, Topology, block_costs
 from d2go_fbnetv5.arch.topology_file import TopologyFile, load_topologies
@@ -100,15 +100,7 @@ def compare(args: argparse.Namespace, front: TopologyFile) -> list[dict[str, Any
     """Train what is picked and its rivals; a row for each that is picked."""
     scenes, costs = SCENES[args.scenes], block_costs(front.family, front.size)
     start = args.supernet
-    trainer = Trainer(
-        scenes,
-        args.folder,
-        {start: pretrained(scenes, start, args.folder)},
-        steps_by_task(scenes, args.tasks, args.steps),
-        args.images,
-        args.results,
-        args.device,
-    )
+    trainer = Trainer.of(args, scenes, {start: pretrained(scenes, start, args.folder)}, args.tasks)
     rows = []
     for task in args.tasks:
         outputs = front.tasks[task].outputs

@@ -186,6 +186,14 @@ class Trainer:
         self.scenes, self.folder, self.start = scenes, folder, start
         self.steps, self.images, self.results, self.device = steps, images, results, device
 
+    @classmethod
+    def of(
+        cls, args: argparse.Namespace, scenes: Scenes, start: Mapping[str, Path], tasks: Sequence[str]
+    ) -> Trainer:
+        """As the options say that `add_training_options` has added."""
+        steps = steps_by_task(scenes, tasks, args.steps)
+        return cls(scenes, args.folder, start, steps, args.images, args.results, args.device)
+
     def __call__(self, task: str, topology: Topology, start: str, seed: int, doublings: int = 0) -> float:
         """The metric of a network after its training.
 

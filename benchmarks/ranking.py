@@ -39,7 +39,6 @@ from networks import (
     add_training_options,
     judge_with,
     pretrained,
-    steps_by_task,
     supernet_steps,
 )
 
@@ -181,15 +180,7 @@ def main() -> None:
     start = list(supernets)[-1]
     run = build_run(scenes.search, args.folder / "judge", ["MODEL.WEIGHTS", supernets[start]])
     costs, in_features = block_costs("N", run.recipe.size), run.model.in_features
-    trainer = Trainer(
-        scenes,
-        args.folder,
-        supernets,
-        steps_by_task(scenes, args.tasks, args.steps),
-        args.images,
-        args.results,
-        args.device,
-    )
+    trainer = Trainer.of(args, scenes, supernets, args.tasks)
     kept = {task: trainer.kept(task, start, args.seed) if args.trained else {} for task in args.tasks}
     for task, found in kept.items():
         if args.trained and len(found) < THIRDS:

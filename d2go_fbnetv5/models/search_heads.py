@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ from d2go_fbnetv5.tasks.base import DatasetInfo, Evaluator, Sample, Task, regist
 from d2go_fbnetv5.tasks.detection import STRIDES
 from d2go_fbnetv5.tasks.images import padded_size
 from d2go_fbnetv5.utils.options import bind_options
+
+_Model = TypeVar("_Model", bound=SearchedModel)
 
 # A model's arguments that are no options of its head: a configuration has other keys for them, or the data set.
 SET_ELSEWHERE = (
@@ -39,6 +41,21 @@ class Features(nn.Module):
         self.strides = {name: STRIDES[name] for name in channels}
 
 
+def without_backbone(
+    kind: type[_Model], channels: Mapping[str, int], num_classes: int, **options: Any
+) -> _Model:
+    """Build a model for the sake of its head, whose features come from elsewhere.
+
+    Args:
+        kind: the model's class.
+        channels: of each path, those that the model reads among them.
+        options: of the class.
+    """
+    # Of its backbone a head asks channels and strides, and the losses of a head's features nothing.
+    features = cast(Backbone, Features({name: channels[name] for name in kind.in_features}))
+    return kind(features, num_classes, **options)
+
+
 class ModelHead(Task):
     """The head of a model for one task, trained on a supernet's features by the model's own losses.
 
@@ -59,9 +76,7 @@ class ModelHead(Task):
         names = require_names(self.name, self.kind.names_of, info)
         self.options = bind_options(f"head 'lite' of task {self.name!r}", self.kind, options, SET_ELSEWHERE)
         self.in_features = self.kind.in_features
-        # Of its backbone a head asks channels and strides, and the losses of a head's features nothing.
-        features = cast(Backbone, Features({name: channels[name] for name in self.in_features}))
-        self.model = self.kind(features, len(names), **self.options, **self.more(info))
+        self.model = without_backbone(self.kind, channels, len(names), **self.options, **self.more(info))
 
     def more(self, info: DatasetInfo) -> dict[str, Any]:
         """Return the model's arguments that the data set says."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -17,7 +17,6 @@ from detectron2.modeling.anchor_generator import (
 )
 from torch import Tensor, nn
 
-from d2go_fbnetv5.arch import Backbone
 from d2go_fbnetv5.engine.config import as_dict
 from d2go_fbnetv5.engine.network import checked_head
 from d2go_fbnetv5.models import LiteBoxHead, LiteMaskFormer
@@ -25,7 +24,7 @@ from d2go_fbnetv5.models import LiteRPNHead as _LiteRPNHead
 from d2go_fbnetv5.models.lite_heads import WIDTHS, box_channels, rpn_channels
 from d2go_fbnetv5.models.lite_maskformer import segment_scores
 from d2go_fbnetv5.models.maskformer_loss import SegmentPrediction, segments_of
-from d2go_fbnetv5.models.search_heads import Features
+from d2go_fbnetv5.models.search_heads import without_backbone
 from d2go_fbnetv5.utils.errors import InputError
 from d2go_fbnetv5.utils.rules import require_each
 
@@ -127,10 +126,9 @@ class LiteMaskFormerHead(nn.Module):
             )
         self.ignore_value = ignore_value
         self.stride = input_shape["path1"].stride
-        # Of its backbone the model asks channels alone, and its head is what it is in all else.
-        channels = {name: input_shape[name].channels for name in LiteMaskFormer.in_features}
-        model = LiteMaskFormer(
-            cast(Backbone, Features(channels)), num_classes, ignore_value, **(options or {})
+        channels = {name: shape.channels for name, shape in input_shape.items()}
+        model = without_backbone(
+            LiteMaskFormer, channels, num_classes, ignore=ignore_value, **(options or {})
         )
         self.auxiliary_loss = model.auxiliary_loss
         self.pixel_decoder = model.pixel_decoder

@@ -5,16 +5,17 @@
 Supernets of family N are trained on scenes of clothes (Debian's package dataset-fashion-mnist has the images) for
 --supernets steps; 8000+8000 is the one of 8000 steps after the whole recipe once more. For each task --networks
 different ones are drawn, one from each of as many equal parts of the range of costs, and judged with each supernet's
-weights, batch norm re-estimated; then each is trained by its task's ordinary recipe, beginning with the weights of the
-last of the supernets. Kendall's tau between the two metrics says how alike the orders are: over all networks and, since
-cost alone orders networks too, over the pairs within a third of the range of cost; beside it that of the supernet's
-loss, by which a search goes. Standard errors are the jackknife's, over networks.
+weights, batch norm re-estimated; then each is trained by its task's ordinary recipe with each of --seeds, beginning
+with the weights of --start. Kendall's tau between the two metrics, of trainings their mean over the seeds, says how
+alike the orders are: over all networks and, since cost alone orders networks too, over the pairs within a third of the
+range of cost; beside it that of the supernet's loss, by which a search goes, and that of trainings with one seed by
+those with another: no judge can be expected to agree much better with them than they do. Standard errors are the
+jackknife's, over networks.
 
---repeats networks of each task are trained with a second seed, which says how far a trained order repeats itself;
-with twice the steps, whether training was long enough; and from random weights with twice the steps, whether
-the common start decides the order.
+--repeats networks of each task are trained with one more seed; with twice the steps, which says whether training was
+long enough; and from random weights with twice the steps, whether the common start decides the order.
 
-With --trained nothing is trained: the networks are those of which the results have trainings with --seed already, by
+With --trained no network is trained: they are those of which the results have trainings with all --seeds already, by
 whichever benchmark.
 
 Figures are kept in benchmarks/results as they come, what is under way in --folder: stopped, the same command goes on.
@@ -92,6 +93,12 @@ def jackknife(statistic: Callable[[Sequence[int]], float], count: int) -> tuple[
     return statistic(everything), math.sqrt(variance)
 
 
+def repetition(trained: Sequence[Sequence[float]], costs: Sequence[float]) -> dict[str, Any]:
+    """Tau of two seeds' trainings of the same networks, over all and within thirds of cost; of more, of each pair."""
+    rows = [agreement(a, b, costs, costs) for a, b in itertools.combinations(trained, 2)]
+    return {key: ", ".join(row[key] for row in rows) for key in ("tau", "tau within thirds")}
+
+
 def agreement(
     judged: Sequence[float], trained: Sequence[float], costs: Sequence[float], rival: Sequence[float]
 ) -> dict[str, Any]:
@@ -117,13 +124,31 @@ def agreement(
     return row | {"lead over cost within thirds": f"{lead:.2f} ± {error:.2f}"}
 
 
+def trained_already(trainer: Trainer, task: str, start: str, seeds: Sequence[int]) -> list[Topology]:
+    """The networks of which the results have trainings with all of the seeds.
+
+    Raises:
+        ValueError: they are too few to be ranked.
+    """
+    kept = [trainer.kept(task, start, seed) for seed in seeds]
+    found = [t for t in kept[0] if all(t in other for other in kept)]
+    if len(found) < THIRDS:
+        raise ValueError(
+            f"--trained: {trainer.results} has {len(found)} networks of {task} that were trained for "
+            f"{trainer.steps[task]} steps from a supernet of {start} with seeds {', '.join(map(str, seeds))}, "
+            f"needed are {THIRDS} at least"
+        )
+    return found
+
+
 def repeated(
-    trainer: Trainer, task: str, networks: Sequence[Topology], start: str, count: int, seed: int
+    trainer: Trainer, task: str, networks: Sequence[Topology], start: str, count: int, seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """What ``count`` networks, evenly over the costs, come to under other conditions than the ranking's."""
+    """What ``count`` networks, evenly over the costs, come to under other conditions than with the first seed."""
     few = [networks[round(i * (len(networks) - 1) / max(count - 1, 1))] for i in range(count)]
+    seed = seeds[0]
     conditions = {
-        "a second seed": lambda t: trainer(task, t, start, seed + 1),
+        "one more seed": lambda t: trainer(task, t, start, max(seeds) + 1),
         "twice the steps": lambda t: trainer(task, t, start, seed, doublings=1),
         "from random weights, twice the steps": lambda t: trainer(task, t, SCRATCH, seed, doublings=1),
     }
@@ -155,11 +180,16 @@ def main() -> None:
         type=supernet_steps,
         nargs="+",
         default=["700", "2000", "8000"],
-        help="their steps; networks begin with the last one's weights",
+        help="their steps",
+    )
+    parse.add_argument(
+        "--start",
+        type=supernet_steps,
+        help="the one of them whose weights networks begin with (default: the last)",
     )
     parse.add_argument("--tasks", nargs="+", default=["det", "seg"])
     parse.add_argument("--networks", type=int, default=30, help="of each task")
-    parse.add_argument("--seed", type=int, default=0, help="of the trainings that are ranked")
+    parse.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings that are ranked")
     parse.add_argument(
         "--repeats", type=int, default=6, help="networks that are trained in other ways too; 0 none"
     )
@@ -175,21 +205,16 @@ def main() -> None:
         args.scenes, args.supernets, args.tasks, args.networks = "digits", ["2", "2+2"], ["seg"], 4
         args.steps, args.images, args.repeats = [2], 16, min(args.repeats, 2)
 
+    start = args.start or args.supernets[-1]
+    if start not in args.supernets:
+        raise ValueError(f"--start {start}, allowed is one of --supernets: {', '.join(args.supernets)}")
     scenes = SCENES[args.scenes]
     supernets = {steps: pretrained(scenes, steps, args.folder) for steps in args.supernets}
-    start = list(supernets)[-1]
     run = build_run(scenes.search, args.folder / "judge", ["MODEL.WEIGHTS", supernets[start]])
     costs, in_features = block_costs("N", run.recipe.size), run.model.in_features
     trainer = Trainer.of(args, scenes, supernets, args.tasks)
-    kept = {task: trainer.kept(task, start, args.seed) if args.trained else {} for task in args.tasks}
-    for task, found in kept.items():
-        if args.trained and len(found) < THIRDS:
-            raise ValueError(
-                f"--trained: {args.results} has {len(found)} networks of {task} that were trained for "
-                f"{trainer.steps[task]} steps from a supernet of {start}, needed are {THIRDS} at least"
-            )
     networks = {
-        task: list(kept[task])
+        task: trained_already(trainer, task, start, args.seeds)
         if args.trained
         else draw_networks(costs, task, in_features[task], scenes.num_stages, args.networks)
         for task in args.tasks
@@ -202,9 +227,8 @@ def main() -> None:
     rows, more, figures = [], [], {}
     for task in args.tasks:
         price = [costs.network(t, in_features[task]) for t in networks[task]]
-        trained = [
-            kept[task][t] if args.trained else trainer(task, t, start, args.seed) for t in networks[task]
-        ]
+        by_seed = [[trainer(task, t, start, seed) for t in networks[task]] for seed in args.seeds]
+        trained = [statistics.fmean(metrics) for metrics in zip(*by_seed, strict=True)]
         for name, verdicts in judged.items():
             found = [verdicts[task][repr(t)] for t in networks[task]]
             for what, order in (("", [v["metric"] for v in found]), (", loss", [-v["loss"] for v in found])):
@@ -212,17 +236,24 @@ def main() -> None:
                 rows.append(row | agreement(order, trained, price, price))
         rows.append({"task": task, "ranked by": "cost"} | agreement(price, trained, price, price))
         del rows[-1]["lead over cost within thirds"]
+        if len(by_seed) > 1:
+            rows.append(
+                {"task": task, "ranked by": "trainings of one seed, another's"} | repetition(by_seed, price)
+            )
         if args.repeats and not args.trained:
-            more += repeated(trainer, task, networks[task], start, args.repeats, args.seed)
+            more += repeated(trainer, task, networks[task], start, args.repeats, args.seeds)
         figures[task] = [
             {
                 "network": t.text("-"),
                 "model": t.prune(IN_FEATURES[task]).text("-"),
                 "MFLOPs": p / 1e6,
                 f"trained {METRICS[task]}": metric,
+                "by seed": list(metrics),
                 **{f"supernet {name}": verdicts[task][repr(t)] for name, verdicts in judged.items()},
             }
-            for t, p, metric in zip(networks[task], price, trained, strict=True)
+            for t, p, metric, metrics in zip(
+                networks[task], price, trained, zip(*by_seed, strict=True), strict=True
+            )
         ]
     options = {key: str(value) for key, value in vars(args).items()}
     tables = {"Orders of networks, Kendall's tau ± standard error": (rows, list(rows[0]))}

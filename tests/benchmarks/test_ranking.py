@@ -49,6 +49,14 @@ def test_within_thirds_of_cost_an_order_by_cost_alone_is_worth_nothing_between_t
     assert perfect["lead over cost within thirds"] == "2.00 ± 0.00"
 
 
+def test_how_far_a_trained_order_repeats_itself_is_said_of_each_pair_of_seeds(ranking):
+    costs = [0.0, 1.0, 14.0, 15.0, 28.0, 29.0]
+    first, second = [1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5]
+    row = ranking.repetition([first, second, first], costs)
+    assert [part.split()[0] for part in row["tau"].split(", ")] == [f"{9 / 15:.2f}", "1.00", f"{9 / 15:.2f}"]
+    assert [part.split()[0] for part in row["tau within thirds"].split(", ")] == ["-1.00", "1.00", "-1.00"]
+
+
 def test_networks_differ_and_are_spread_over_the_costs(ranking):
     costs, paths = block_costs("N", (96, 96)), ("path1",)
     drawn = ranking.draw_networks(costs, "det", paths, 7, 30)
@@ -150,6 +158,7 @@ def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
         "cost",
     }
     assert "| ranked by |" in capsys.readouterr().out
+    assert all(len(network["by seed"]) == 1 for network in content["networks"]["seg"])
     # What it has trained can be ranked without training.
     monkeypatch.setattr(sys.modules["networks"].Trainer, "_train", lambda *_: pytest.fail("trains"))
     for more in (["--trained"], ["--repeats", "0"]):
@@ -157,3 +166,21 @@ def test_the_ranking_runs_to_its_tables(ranking, tmp_path, monkeypatch, capsys):
         ranking.main()
         again = json.loads(output.read_text())
         assert len(again["networks"]["seg"]) == 4 and "The same networks trained in other ways" not in again
+    # Two seeds' are ranked by their mean, and by each other.
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", [*argv, "--repeats", "0", "--seeds", "0", "1", "--start", "2"])
+    ranking.main()
+    again = json.loads(output.read_text())
+    for network in again["networks"]["seg"]:
+        assert len(network["by seed"]) == 2
+        assert network["trained mIoU"] == pytest.approx(sum(network["by seed"]) / 2)
+    rows = again["Orders of networks, Kendall's tau ± standard error"]
+    assert "trainings of one seed, another's" in [row["ranked by"] for row in rows]
+    kept = json.loads((tmp_path / "quick" / "results" / "trained_seg_digits.json").read_text())
+    assert sum(" 2 2 steps 16 images seed 1" in key for key in kept) == 4
+    monkeypatch.setattr(sys, "argv", [*argv, "--start", "8000"])
+    with pytest.raises(ValueError, match=r"--start 8000, allowed is one of --supernets: 2, 2\+2"):
+        ranking.main()
+    monkeypatch.setattr(sys, "argv", [*argv, "--trained", "--seeds", "0", "7"])
+    with pytest.raises(ValueError, match="has 0 networks of seg .* seeds 0, 7"):
+        ranking.main()

@@ -133,6 +133,13 @@ def test_the_configurations_are_ones_that_the_steps_take(here, task):
     prepare(cfg, 1)
 
 
+def test_a_small_backbone_has_small_heads(here):
+    assert call("--dry-run", "--output", "small") == 0
+    assert call("--dry-run", "--output", "a", "--family", "A", "--size", 128, budget="100M flops") == 0
+    heads = [load_cfg(f"{folder}/5_train.yaml").MODEL.FBNETV5.HEAD for folder in ("small", "a")]
+    assert [head.get("width", 1.0) for head in heads] == [0.125, 1.0]
+
+
 def test_a_gpus_scale_is_the_papers_family(here, monkeypatch):
     monkeypatch.setattr("d2go_fbnetv5.pipeline.check_device", lambda *args: None)
     assert (

@@ -1,5 +1,7 @@
 """What the check of a file lets pass, and what not."""
 
+import copy
+
 import pytest
 import torch
 from exported import SIZES, images, tiny
@@ -47,6 +49,38 @@ def test_detections_match_in_any_order_but_not_moved_missing_or_relabelled():
     ):
         with pytest.raises(CheckFailedError, match="counterpart"):
             check(model, detector_run(model, change), shown)
+
+
+def test_which_of_equal_boxes_is_kept_may_differ_and_nothing_else():
+    """In an even image scores are equal but for rounding, and suppression takes one or the other."""
+    model = tiny(LiteRCNN, max_detections=500, test_proposals=(1000, 100), anchor_sizes=(64, 96))
+    shown = [torch.full((1, 3, 96, 640), 127.0)]
+
+    def file(noise, change=lambda found: found):
+        rounded = copy.deepcopy(model)
+        select, generator = rounded.roi_head._select, torch.Generator().manual_seed(0)
+        rounded.roi_head._select = lambda scores, boxes: select(
+            scores * (1 + noise * torch.rand(scores.shape, generator=generator)), boxes
+        )
+
+        def run(image):
+            found = change(rounded([{"image": image[0]}])[0])
+            return found["boxes"], found["scores"], found["labels"]
+
+        return run
+
+    exact = model([{"image": shown[0][0]}])[0]
+    other = file(1e-5)(shown[0])
+    assert not all(len(a) == len(b) and torch.equal(a, b) for a, b in zip(exact.values(), other, strict=True))
+    report = check(model, file(1e-5), shown)
+    assert report.worst < 1e-3 and report.overlap > 0.99
+    for changed in (
+        file(0.1),
+        file(1e-5, lambda found: found | {"boxes": found["boxes"] + 3}),
+        file(1e-5, lambda found: {key: value[len(value) // 2 :] for key, value in found.items()}),
+    ):
+        with pytest.raises(CheckFailedError, match="counterpart"):
+            check(model, changed, shown)
 
 
 def probing(model, change=lambda *found: found):

@@ -257,7 +257,7 @@ def _rounding_decides(
     alone: Sequence[Tensor],
     least: Sequence[float],
 ) -> bool:
-    """Whether all detections that only the model or only the file has are such as rounding chooses among.
+    """Return whether all detections that only the model or only the file has are such as rounding chooses among.
 
     Of overlapping boxes of a class the one of the highest score is kept. In an even part of an image all places look
     alike, so that scores are equal but for rounding: the file may keep another box, and what that one lets stay.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from d2go_fbnetv5.export.formats.base import Run
@@ -150,9 +151,7 @@ def _probed_agreement(
     if probe is None:
         return 0.0
     detector, shares = cast(LiteRCNN, model.singles()["det"]), []
-    head = detector.roi_head
-    threshold, head.score_threshold = head.score_threshold, 0.0
-    try:
+    with _changed(detector.roi_head, score_threshold=0.0):
         for _, image, found in _outputs(probe(), images):
             boxes, scores, labels = outputs_by_task(model, found)["det"]
             expected = detector([{"image": image[0]}])[0]
@@ -164,8 +163,6 @@ def _probed_agreement(
                     overlap >= OVERLAP and difference <= VALUES
                     for _, _, overlap, difference in _counterparts(a, b)
                 ]
-    finally:
-        head.score_threshold = threshold
     return sum(shares) / len(shares) if shares else 0.0
 
 
@@ -227,21 +224,17 @@ def _compare_detections(
         ).bool()
         for found in rows
     ]
-    if any(map(torch.any, alone)) and _rounding_decides(model, image, theirs, ours, alone, least):
-        rows = [
-            [row for row, apart in zip(found, flags.tolist(), strict=True) if not apart]
-            for found, flags in zip(rows, alone, strict=True)
-        ]
+    by_rounding = any(map(torch.any, alone)) and _rounding_decides(model, image, theirs, ours, alone, least)
     matched = total = 0
-    for found_rows, (_, _, whose), over in zip(rows, both, least, strict=True):
-        for box, score, overlap, difference in found_rows:
-            if score <= over:
+    for found_rows, flags, (_, _, whose), over in zip(rows, alone, both, least, strict=True):
+        for (box, score, overlap, difference), apart in zip(found_rows, flags.tolist(), strict=True):
+            if score <= over or (apart and by_rounding):
                 continue
             total += 1
             matched += overlap > 0.5
             report.overlap = min(report.overlap, overlap)
             report.differs(difference, where)
-            if not (overlap >= OVERLAP and difference <= SCORES):
+            if apart:
                 report.failures.append(
                     f"{where}: {whose} box {[round(v, 1) for v in box]} of score {score:.3f} has a counterpart of IoU "
                     f"{overlap:.4f} whose score differs by {difference:.3g}; allowed are {OVERLAP} and {SCORES}"
@@ -288,15 +281,25 @@ def _rounding_decides(
 def _candidates(model: LiteRCNN, image: Tensor) -> tuple[Tensor, ...]:
     """Boxes, scores and labels before any is dropped for another that it overlaps, in either stage."""
     every = torch.iinfo(torch.int64).max
-    rpn, head = model.rpn, model.roi_head
-    kept = rpn.nms_thresh, rpn._post_nms_top_n, head.nms_threshold, head.max_detections
-    rpn.nms_thresh, rpn._post_nms_top_n = 1.0, {"training": every, "testing": every}
-    head.nms_threshold, head.max_detections = 1.0, every
-    try:
+    with (
+        _changed(model.rpn, nms_thresh=1.0, _post_nms_top_n={"training": every, "testing": every}),
+        _changed(model.roi_head, nms_threshold=1.0, max_detections=every),
+    ):
         found = model([{"image": image[0]}])[0]
-    finally:
-        rpn.nms_thresh, rpn._post_nms_top_n, head.nms_threshold, head.max_detections = kept
     return found["boxes"], found["scores"], found["labels"]
+
+
+@contextmanager
+def _changed(module: nn.Module, **values: Any) -> Iterator[None]:
+    """Give a module other settings for a while."""
+    kept = {name: getattr(module, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(module, name, value)
 
 
 def _counterparts(
